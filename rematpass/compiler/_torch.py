@@ -1,0 +1,211 @@
+"""The only file that imports torch's private modules; the differences between torch versions end here.
+
+Everything else in ``compiler/`` and ``lab/`` imports from this one. The supported range is checked on import.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import fx
+
+from rematpass.errors import TorchVersionError
+
+OLDEST, BEYOND = (2, 11), (2, 14)
+
+
+def check_version(version: str) -> None:
+    """Refuse a torch whose private hooks have not been tried.
+
+    Raises:
+        TorchVersionError: ``version`` is outside the supported range.
+    """
+    found = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+    if not OLDEST <= found < BEYOND:
+        oldest, beyond = (".".join(map(str, v)) for v in (OLDEST, BEYOND))
+        raise TorchVersionError(
+            f"rematpass works with torch >= {oldest} and < {beyond}, and this is torch {version}; "
+            f"install one of those, for example: pip install torch==2.13.0"
+        )
+
+
+check_version(torch.__version__)
+
+from torch._dynamo.backends.common import aot_autograd  # noqa: E402
+from torch._dynamo.backends.debugging import boxed_nop  # noqa: E402
+from torch._functorch import config as functorch_config  # noqa: E402
+from torch._functorch import partitioners as _partitioners  # noqa: E402
+from torch._functorch.compile_utils import fx_graph_cse  # noqa: E402
+from torch._functorch.partitioners import (  # noqa: E402
+    cleanup_recompute_tags,
+    force_save_bw_mutation_src,
+    force_save_collectives,
+    force_save_effectful_ops,
+    has_recomputable_ops,
+    is_sym_node,
+    min_cut_rematerialization_partition,
+    thread_graphsafe_rng_from_hops,
+)
+from torch._guards import CompileContext  # noqa: E402
+from torch._inductor import config as inductor_config  # noqa: E402
+from torch._inductor import inductor_prims  # noqa: E402, F401  (registers prims.inductor_*)
+from torch._inductor import list_mode_options  # noqa: E402
+from torch._inductor.compile_fx import compile_fx  # noqa: E402
+from torch._inductor.custom_graph_pass import CustomPartitionerFn  # noqa: E402
+from torch._logging import trace_structured  # noqa: E402
+from torch.fx.experimental.symbolic_shapes import free_symbols  # noqa: E402
+from torch.utils._ordered_set import OrderedSet  # noqa: E402
+
+__all__ = [
+    "CustomPartitionerFn",
+    "OrderedSet",
+    "aot_autograd",
+    "boxed_nop",
+    "check_version",
+    "compile_id",
+    "compile_fx",
+    "default_partition",
+    "device_name",
+    "extract_fwd_bwd_modules",
+    "fake_mode_of",
+    "frame_id",
+    "functorch_config",
+    "hint",
+    "inductor_config",
+    "inductor_option_names",
+    "is_impure",
+    "is_opaque_node",
+    "is_recompile",
+    "is_sym_node",
+    "list_mode_options",
+    "prepare_joint",
+    "storage_key",
+    "symbols_with_hints",
+    "thread_rng_states",
+    "trace_structured",
+]
+
+default_partition = min_cut_rematerialization_partition
+
+
+def prepare_joint(module: fx.GraphModule) -> None:
+    """What torch's own partitioner does before it decides: dead code, common subexpressions, and users' marks."""
+    module.graph.eliminate_dead_code()
+    if functorch_config.cse:
+        module.graph = fx_graph_cse(module.graph)
+    if has_recomputable_ops(module):
+        cleanup_recompute_tags(module, is_default_partition=False)
+    if not functorch_config.unsafe_allow_optimization_of_collectives:
+        force_save_collectives(module)
+    force_save_effectful_ops(module)
+    force_save_bw_mutation_src(module)
+    module.recompile()
+
+
+def extract_fwd_bwd_modules(
+    module: fx.GraphModule,
+    saved: Sequence[fx.Node],
+    *,
+    num_fwd_outputs: int,
+    static_inputs: Sequence[fx.Node],
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Split a joint module at ``saved``, symbolic sizes and opaque objects told apart from tensors."""
+    sizes = [n for n in saved if is_sym_node(n)]
+    opaque = [n for n in saved if is_opaque_node(n)]
+    tensors = [n for n in saved if not is_sym_node(n) and not is_opaque_node(n)]
+    extract = _partitioners._extract_fwd_bwd_modules
+    more: dict[str, Any] = {"saved_opaque_nodes": opaque} if opaque else {}
+    return extract(  # type: ignore[no-any-return]
+        module,
+        tensors,
+        saved_sym_nodes=sizes,
+        num_fwd_outputs=num_fwd_outputs,
+        static_lifetime_input_nodes=OrderedSet(static_inputs),
+        **more,
+    )
+
+
+def thread_rng_states(fwd: fx.GraphModule, bwd: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Hand the random states of higher-order ops' subgraphs through the two graphs' inputs."""
+    return (
+        thread_graphsafe_rng_from_hops(fwd, is_backward=False),
+        thread_graphsafe_rng_from_hops(bwd, is_backward=True),
+    )
+
+
+def is_opaque_node(node: fx.Node) -> bool:
+    """Whether the node holds a script object rather than a tensor or a size (unknown to torch 2.11)."""
+    known = getattr(_partitioners, "is_opaque_node", None)
+    return bool(known and known(node))
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether the call has an effect besides its results; drawing random numbers does not count."""
+    if "impure_random" in inspect.signature(fx.Node.is_impure).parameters:
+        return node.is_impure(impure_random=False)
+    return node.is_impure()
+
+
+def storage_key(tensor: torch.Tensor) -> int | None:
+    """What two tensors of one storage have in common; None for a tensor without storage (sparse, say)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def inductor_option_names() -> list[str]:
+    """The names that Inductor's ``options=`` accepts."""
+    return list(inductor_config.get_config_copy())
+
+
+def fake_mode_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """The fake mode that a joint graph's example values live in, to make one more of them."""
+    mode = getattr(tensor, "fake_mode", None)
+    return mode if mode is not None else nullcontext()
+
+
+def device_name(device: torch.device) -> str:
+    """How the device calls itself ("NVIDIA H200"), or its type where it has no name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def compile_id() -> str:
+    """Dynamo's name for the compilation under way, "frame/recompile", or "" outside of one."""
+    return str(CompileContext.current_compile_id() or "")
+
+
+def frame_id() -> int | None:
+    """Which of the program's frames is being compiled; None outside of Dynamo."""
+    return getattr(CompileContext.current_compile_id(), "frame_id", None)
+
+
+def is_recompile() -> bool:
+    """Whether the frame has been compiled before, for other shapes, say."""
+    return bool(getattr(CompileContext.current_compile_id(), "frame_compile_id", 0))
+
+
+def hint(size: Any, fallback: int = 1) -> int:
+    """The number behind a size: itself, a symbol's value at compile time, or ``fallback`` for an unbacked symbol."""
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    if size.node.has_hint():
+        return int(size.node.hint)
+    return fallback
+
+
+def symbols_with_hints(value: Any) -> dict[str, int]:
+    """The free symbols of a size or tensor, each with the number assumed for it."""
+    known = getattr(_shape_env(value), "backed_var_to_val", {})
+    return {str(s): int(known.get(s, 1)) for s in free_symbols(value)}
+
+
+def _shape_env(value: Any) -> Any:
+    if isinstance(value, torch.SymInt):
+        return value.node.shape_env
+    return getattr(getattr(value, "fake_mode", None), "shape_env", None)
+

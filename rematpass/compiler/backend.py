@@ -1,0 +1,124 @@
+"""The backends that ``torch.compile`` finds by name, and ``enable`` for programs that cannot name one.
+
+``remat`` compiles with Inductor. ``remat_aot_eager`` runs the same partition as it is, op by op, without
+decompositions or code generation: its results equal eager mode's bit for bit, and its memory is the schedule's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import fx
+
+from rematpass.compiler import _torch
+from rematpass.compiler.partitioner import RematPartitioner, log
+from rematpass.config import OPTIONS, Config, nearest, split_options
+from rematpass.errors import ConfigError
+
+Compiled = Callable[..., Any]
+
+
+def remat(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Compiled:
+    """The backend "remat": Inductor under a memory budget.
+
+    ``options`` are rematpass' own (``rematpass.Config``) and Inductor's; ``mode`` is Inductor's.
+
+    Raises:
+        ConfigError: an option that neither knows, or a value that is not accepted.
+    """
+    ours, theirs = split_options(options)
+    config = Config.read(ours)
+    patches = {**(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
+    _warn_of_the_other_budget()
+    patches["custom_partitioner_fn"] = RematPartitioner(config, device=_device(example_inputs))
+    return _torch.compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
+
+
+def remat_aot_eager(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Compiled:
+    """The backend "remat_aot_eager": the same plans, run op by op in their order.
+
+    Raises:
+        ConfigError: an option that rematpass does not know, a value that is not accepted, or a ``mode``.
+    """
+    if mode is not None:
+        raise ConfigError(f"mode={mode!r} is for Inductor, which remat_aot_eager does not use; leave it out")
+    partitioner = RematPartitioner(Config.read(options), fuse=False, device=_device(example_inputs))
+    backend = _torch.aot_autograd(
+        fw_compiler=_torch.boxed_nop, partition_fn=partitioner, keep_inference_input_mutations=True
+    )
+    return backend(gm, list(example_inputs))  # type: ignore[no-any-return]
+
+
+class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
+    """Make every ``torch.compile`` with Inductor in this process plan like the backend "remat".
+
+    Called, it holds until ``disable()``; as a context manager, until the block ends. The keywords are the options of
+    the backend; without any, the environment decides::
+
+        rematpass.enable(memory_budget="8GiB")
+
+        with rematpass.enable(memory_budget=0.3):
+            model(batch).backward()     # compiled in here: under the budget
+
+    Raises:
+        ConfigError: an option that rematpass does not know, or a value that is not accepted.
+    """
+
+    def __init__(self, **options: object) -> None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        self._before = _torch.inductor_config.custom_partitioner_fn
+        _torch.inductor_config.custom_partitioner_fn = RematPartitioner(Config.read(options), device=device)
+
+    def disable(self) -> None:
+        """Go back to the partitioner that was set before."""
+        _torch.inductor_config.custom_partitioner_fn = self._before
+
+    def __enter__(self) -> enable:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.disable()
+
+
+def _checked(options: Mapping[str, object]) -> dict[str, object]:
+    """Inductor's options as they are, refused where Inductor has none of that name."""
+    known = _torch.inductor_option_names()
+    for name in options:
+        if name == "custom_partitioner_fn":
+            raise ConfigError("custom_partitioner_fn is what the backend remat sets itself; leave it out")
+        if name.replace("-", "_") not in known:
+            meant = nearest(name, [*OPTIONS, *known])
+            hint = f"; did you mean {meant}?" if meant else ""
+            raise ConfigError(f"neither rematpass nor Inductor has an option {name!r}{hint}")
+    return dict(options)
+
+
+def _warn_of_the_other_budget() -> None:
+    other = _torch.functorch_config.activation_memory_budget
+    if other != 1:
+        log.warning(
+            "torch's activation_memory_budget=%s has no effect with this backend; set memory_budget or "
+            "REMAT_MEMORY_BUDGET (whose fractions are of another scale: floor + f x (ceiling - floor))",
+            other,
+        )
+
+
+def _device(example_inputs: Sequence[Any]) -> torch.device:
+    """The first device among the inputs that is not the CPU."""
+    devices = [t.device for t in example_inputs if isinstance(t, torch.Tensor)]
+    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))

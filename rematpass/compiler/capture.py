@@ -1,0 +1,345 @@
+"""AOTAutograd's joint graph, read into a torch-free ``JointGraph``, with the way back to its fx nodes.
+
+A node becomes an op when it makes a storage (or a size, or an effect). A node whose results all live in its arguments'
+storages is a view and becomes nothing: ``emit`` replays it wherever it is read. Which is which comes from the op's
+schema first and from the fake storages second, because some passes leave views whose fake storage is their own.
+
+An input that forward overwrites gets a ``clone`` in front of its other readers, so that its old version is an ordinary
+value: saved as that clone, or never read in backward. (torch's own partitioner lets backward read the input itself,
+after the update.) A clone that nothing saves disappears again in ``emit``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from rematpass.compiler import _torch, ops
+from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
+from rematpass.errors import CaptureError
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The graph model and the fx nodes behind it.
+
+    ``op_node[op]``: the call; ``value_node[value]``: the node that stands for the whole storage (a ``getitem`` where
+    an op has several outputs; None when no node names it); ``stands_for``: that the other way round, with every node
+    that would do; ``node_values``: for every node, the values its results live in; ``fwd_outputs`` and ``bwd_outputs``: the joint graph's output list, cut in two; ``old_versions``: each
+    clone of an input that forward overwrites, and that input.
+    """
+
+    module: fx.GraphModule
+    graph: JointGraph
+    op_node: tuple[fx.Node, ...]
+    value_node: tuple[fx.Node | None, ...]
+    stands_for: dict[fx.Node, int]
+    node_values: dict[fx.Node, tuple[int, ...]]
+    fwd_outputs: tuple[Any, ...]
+    bwd_outputs: tuple[Any, ...]
+    old_versions: dict[fx.Node, fx.Node]
+    static_inputs: tuple[fx.Node, ...]
+
+
+def capture(module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indices: Sequence[int] = ()) -> Captured:
+    """Read ``module``, a joint graph of ATen ops; clones of the inputs that forward overwrites are added to it.
+
+    Raises:
+        CaptureError: the graph holds something that has no place in the model; the message names the node.
+    """
+    output = module.graph.find_nodes(op="output")[0]
+    outputs = pytree.arg_tree_leaves(*output.args)
+    fwd, bwd = tuple(outputs[:num_fwd_outputs]), tuple(outputs[num_fwd_outputs:])
+    descriptions = pytree.arg_tree_leaves(output.meta.get("desc", [None] * len(outputs)))
+    primals = [n for n in module.graph.find_nodes(op="placeholder") if not _is_tangent(n)]
+    static = tuple(n for i, n in enumerate(primals) if i in set(static_input_indices))
+    overwritten = _overwritten_by_forward(module.graph, primals, descriptions[:num_fwd_outputs])
+    old_versions = {_clone_old_version(module.graph, n): n for n in sorted(overwritten)}
+    reader = _Reader(frozenset(static), overwritten, frozenset(old_versions))
+    for node in module.graph.nodes:
+        reader.read(node)
+    graph = JointGraph(
+        ops=tuple(reader.ops),
+        values=tuple(reader.values_with_marks()),
+        fwd_outputs=reader.values_of(fwd),
+        bwd_outputs=reader.values_of(bwd),
+        device=_device(primals),
+        hints=tuple(sorted(reader.hints.items())),
+    )
+    node_values = {node: _ids(tree) for node, tree in reader.results.items()}
+    return Captured(
+        module=module,
+        graph=graph,
+        op_node=tuple(reader.op_node),
+        value_node=tuple(reader.value_node),
+        stands_for=reader.stands_for,
+        node_values=node_values,
+        fwd_outputs=fwd,
+        bwd_outputs=bwd,
+        old_versions=old_versions,
+        static_inputs=static,
+    )
+
+
+@dataclass
+class _Reader:
+    """Reads the nodes in order, and what it has read so far.
+
+    ``results[node]`` has the structure of the node's result, with the id of the value that each tensor lives in (None
+    where there is none) for a leaf. So ``getitem`` is one index into it.
+    """
+
+    static: frozenset[fx.Node]
+    overwritten: frozenset[fx.Node]
+    old_versions: frozenset[fx.Node]
+    ops: list[Op] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    op_node: list[fx.Node] = field(default_factory=list)
+    value_node: list[fx.Node | None] = field(default_factory=list)
+    stands_for: dict[fx.Node, int] = field(default_factory=dict)
+    results: dict[fx.Node, Any] = field(default_factory=dict)
+    unnamed: dict[fx.Node, set[int]] = field(default_factory=dict)  # fresh values of calls with several results
+    must_save: set[int] = field(default_factory=set)
+    hints: dict[str, int] = field(default_factory=dict)
+
+    def read(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.results[node] = self._input(node)
+        elif node.op == "get_attr":
+            self.results[node] = None
+        elif node.op == "call_function":
+            self.results[node] = self._call(node)
+        elif node.op != "output":
+            raise CaptureError(f"a joint graph holds no {node.op} nodes, but this one has {node.format_node()}")
+        if ops.user_mark(node) == "save":
+            self.must_save.update(_ids(self.results.get(node)))
+
+    def values_of(self, nodes: Iterable[Any]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(v for n in nodes if isinstance(n, fx.Node) for v in _ids(self.results[n])))
+
+    def values_with_marks(self) -> list[Value]:
+        marked = {v for v in self.must_save if self.values[v].origin is Origin.OP and not self.values[v].cannot_save}
+        return [dataclasses.replace(v, must_save=True) if v.id in marked else v for v in self.values]
+
+    def _input(self, node: fx.Node) -> int:
+        origin = Origin.INPUT
+        if _is_tangent(node):
+            origin = Origin.TANGENT
+        elif node in self.static or ops.is_size(node.meta.get("val")):
+            origin = Origin.STATIC
+        return self._value(node.name, node, node.meta.get("val"), origin=origin, mutated=node in self.overwritten)
+
+    def _call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            return self._project(node, self.results[node.args[0]][node.args[1]])
+        if "val" not in node.meta and node.users:
+            raise CaptureError(f"{node.format_node()} has no fake result, so its bytes are not known")
+        leaves, spec = pytree.tree_flatten(node.meta.get("val"))
+        owners = [self._owner(node, leaf, index) for index, leaf in enumerate(leaves)]
+        fresh = [i for i, leaf in enumerate(leaves) if owners[i] is None and _has_value(leaf)]
+        traits = ops.traits(node)
+        if fresh or traits.kind in (Kind.MUTATION, Kind.EFFECT) or not any(o is not None for o in owners):
+            first = len(self.values)
+            alone = len(leaves) == 1 and not isinstance(node.meta.get("val"), (tuple, list, dict))
+            for i in fresh:
+                owners[i] = self._value(node.name if alone else f"{node.name}.{i}", node if alone else None, leaves[i])
+                if not alone:
+                    self.unnamed.setdefault(node, set()).add(owners[i])
+            self._op(node, traits, tuple(range(first, len(self.values))))
+        return pytree.tree_unflatten(owners, spec)
+
+    def _project(self, node: fx.Node, result: Any) -> Any:
+        """A ``getitem`` that picks one fresh value of an op with several outputs stands for that value."""
+        call = node
+        while call.target is operator.getitem and isinstance(call.args[0], fx.Node):
+            call = call.args[0]
+        if isinstance(result, int) and result in self.unnamed.get(call, ()):
+            self.stands_for[node] = result
+            if self.value_node[result] is None:
+                self.value_node[result] = node
+        return result
+
+    def _owner(self, node: fx.Node, leaf: Any, index: int) -> int | None:
+        """The value of an argument whose storage this result lives in; None when it is fresh."""
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        by_schema = _aliased_argument(node, index)
+        if by_schema is not None:
+            return next(iter(_ids(self.results[by_schema])), None)
+        key = _torch.storage_key(leaf)
+        for argument in node.all_input_nodes:
+            argument_leaves = pytree.tree_leaves(argument.meta.get("val"))
+            for value, other in zip(pytree.tree_leaves(self.results[argument]), argument_leaves, strict=False):
+                if value is not None and isinstance(other, torch.Tensor) and _torch.storage_key(other) == key is not None:
+                    return int(value)
+        return None
+
+    def _value(self, name: str, node: fx.Node | None, leaf: Any, **fields: Any) -> int:
+        tensor = isinstance(leaf, torch.Tensor)
+        nbytes = leaf.untyped_storage().nbytes() if tensor and _torch.storage_key(leaf) is not None else 0
+        if tensor or isinstance(leaf, torch.SymInt):
+            self.hints |= _torch.symbols_with_hints(leaf)
+        self.values.append(
+            Value(
+                id=len(self.values),
+                nbytes=_torch.hint(nbytes),
+                nbytes_expr=str(nbytes),
+                name=name,
+                dtype=str(leaf.dtype).removeprefix("torch.") if tensor else type(leaf).__name__,
+                shape=tuple(str(n) for n in leaf.shape) if tensor else (),
+                cannot_save="" if tensor or ops.is_size(leaf) else f"{type(leaf).__name__} is not a tensor",
+                **fields,
+            )
+        )
+        self.value_node.append(node)
+        if node is not None:
+            self.stands_for[node] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def _op(self, node: fx.Node, traits: ops.Traits, written: tuple[int, ...]) -> None:
+        never = traits.never_recompute
+        if node in self.old_versions:
+            never = "its argument is overwritten after it has run"
+        marked = ops.user_mark(node) == "recompute" or any(ops.user_mark(u) == "recompute" for u in _projections(node))
+        must = marked and (not never or traits.honours_marks)
+        must = must and not any(ops.user_mark(n) == "save" for n in (node, *_projections(node)))
+        changed = tuple(dict.fromkeys(v for n in _mutated_arguments(node) for v in _ids(self.results[n])))
+        reads = self.values_of(n for n in node.all_input_nodes if node.target is not torch.ops.aten.copy_.default or n is not node.args[0])
+        self.op_node.append(node)
+        self.ops.append(
+            Op(
+                id=len(self.ops),
+                kind=traits.kind,
+                reads=reads,
+                writes=written,
+                mutates=changed,
+                name=node.name,
+                flops=traits.flops,
+                nbytes_read=sum(_spanned(n.meta.get("val")) for n in node.all_input_nodes),
+                dtype=next((self.values[v].dtype for v in (*written, *reads)), ""),
+                never_recompute="" if must else never,
+                must_recompute=must,
+                pinned=_pinned(node, traits.kind),
+                source=_source(node),
+                module=_module(node),
+            )
+        )
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return "tangents" in str(node.target)
+
+
+def _ids(tree: Any) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(v for v in pytree.tree_leaves(tree) if v is not None))
+
+
+def _has_value(leaf: Any) -> bool:
+    return leaf is not None
+
+
+def _projections(node: fx.Node) -> list[fx.Node]:
+    return [u for u in node.users if u.target is operator.getitem]
+
+
+def _spanned(value: Any) -> int:
+    """Bytes of the elements that a tensor spans, a view counted at its own size."""
+    leaves = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+    return sum(_torch.hint(t.numel()) * t.element_size() for t in leaves)
+
+
+def _aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
+    """The argument that result ``index`` is a view of, by the op's schema."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.returns:
+        return None
+    returns = target._schema.returns
+    alias = returns[min(index, len(returns) - 1)].alias_info  # a list of views is one return
+    if alias is None:
+        return None
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.before_set & alias.before_set:
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            return given if isinstance(given, fx.Node) else None
+    return None
+
+
+def _mutated_arguments(node: fx.Node) -> list[fx.Node]:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return []
+    written = []
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            written += [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
+    return written
+
+
+def _pinned(node: fx.Node, kind: Kind) -> Side:
+    """Effects and mutations stay on their side; backward's are told by torch's tag (or by reading a tangent)."""
+    if kind not in (Kind.EFFECT, Kind.MUTATION):
+        return Side.EITHER
+    return Side.BACKWARD if "backward" in node.meta.get("partitioner_tag", "") else Side.FORWARD
+
+
+def _overwritten_by_forward(
+    graph: fx.Graph, primals: Sequence[fx.Node], descriptions: Sequence[Any]
+) -> frozenset[fx.Node]:
+    """The inputs whose bytes forward changes, in the graph (``copy_``) or right after it (an output says so)."""
+    found = set()
+    for node in graph.nodes:
+        if node.op == "call_function" and _pinned(node, Kind.MUTATION) is Side.FORWARD:
+            found.update(n for n in _mutated_arguments(node) if n.op == "placeholder")
+    after = {d.mutated_input for d in descriptions if hasattr(d, "mutated_input")}
+    found.update(n for n in primals if n.meta.get("desc") in after and n.meta.get("desc") is not None)
+    return frozenset(found)
+
+
+def _clone_old_version(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A clone of the input for all its readers but those that overwrite it and the graph's outputs."""
+    last = graph.find_nodes(op="placeholder")[-1]
+    with graph.inserting_after(last):
+        clone = graph.call_function(torch.ops.aten.clone.default, (node,))
+    value = node.meta.get("val")
+    with _torch.fake_mode_of(value):
+        clone.meta = {k: v for k, v in node.meta.items() if k != "desc"} | {"val": value.clone()}
+    for user in list(node.users):
+        if user is not clone and user.op != "output":
+            written = set(_mutated_arguments(user))
+            user.args, user.kwargs = fx.map_arg(
+                (user.args, user.kwargs), lambda n: clone if n is node and node not in written else n
+            )
+    return clone
+
+
+def _device(primals: Sequence[fx.Node]) -> str:
+    """The device of the step: the first one that is not the CPU, by the name of its model."""
+    for node in primals:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            return _torch.device_name(value.device)
+    return "cpu"
+
+
+def _source(node: fx.Node) -> str:
+    """file:line of the innermost frame of the user's code."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return ":".join(frames[-1]) if frames else ""
+
+
+def _module(node: fx.Node) -> str:
+    """Path of the innermost module, as Dynamo writes it: ``L['self'].layers.3.mlp`` becomes ``layers.3.mlp``."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = list(stack.values())[-1][0]
+    return re.sub(r"^L\['\w+'\]\.?|^L__\w+?___?", "", path)

@@ -1,0 +1,167 @@
+"""A Plan, carried out: a new joint graph in the plan's order, cut into forward and backward modules.
+
+The schedule is obeyed, never reconsidered. Each ``Run`` becomes one node (and the ``getitem`` nodes of its results);
+copies are nodes of their own, put in after common-subexpression elimination, so that nothing merges them again. Views
+are replayed where they are read, on the copy that lives there. Then torch's own extraction cuts the graph at the saved
+values: what backward computes are exactly the nodes that the plan runs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from rematpass.compiler import _torch
+from rematpass.compiler.capture import Captured
+from rematpass.core.graph import Origin, Side
+from rematpass.core.schedule import Drop, Plan, Run, Step
+from rematpass.errors import CaptureError
+
+POSITION = "remat_position"  # node.meta: the node's place in the schedule of its side
+
+
+def emit(captured: Captured, plan: Plan) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The forward and the backward module that ``plan`` describes."""
+    writer = _Writer(captured, plan)
+    writer.inputs()
+    writer.walk(plan.fwd, Side.FORWARD)
+    fwd_outputs = [writer.result(n) for n in captured.fwd_outputs]
+    saved = [writer.saved(v) for v in plan.saved]
+    writer.enter_backward()
+    writer.walk(plan.bwd, Side.BACKWARD)
+    bwd_outputs = [writer.result(n) for n in captured.bwd_outputs]
+    module = writer.finish(fwd_outputs + bwd_outputs)
+    static = [writer.new_inputs[n] for n in captured.static_inputs]
+    fwd, bwd = _torch.extract_fwd_bwd_modules(
+        module, saved, num_fwd_outputs=len(fwd_outputs), static_inputs=static
+    )
+    _drop_stray_random_ops(bwd)
+    return _torch.thread_rng_states(fwd, bwd)
+
+
+class _Writer:
+    """Writes the new graph; ``living`` holds, for each value, the nodes of its living copies, the newest last."""
+
+    def __init__(self, captured: Captured, plan: Plan) -> None:
+        self.captured, self.plan = captured, plan
+        self.graph = fx.Graph()
+        self.new_inputs: dict[fx.Node, fx.Node] = {}
+        self.constants: dict[fx.Node, fx.Node] = {}
+        self.living: dict[int, list[tuple[int, fx.Node]]] = {}
+        self.views: dict[tuple[fx.Node, tuple[fx.Node, ...]], fx.Node] = {}
+        self.ran_in_forward = {s.op for s in plan.fwd if isinstance(s, Run)}
+        self.is_op = set(captured.op_node)
+
+    def inputs(self) -> None:
+        """Copies of the placeholders and of the subgraphs and constants that calls refer to."""
+        for node in self.captured.module.graph.nodes:
+            if node.op == "placeholder":
+                self.new_inputs[node] = self.graph.node_copy(node)
+                self.living[self.captured.stands_for[node]] = [(0, self.new_inputs[node])]
+        for node in self.captured.module.graph.find_nodes(op="get_attr"):
+            self.constants[node] = self.graph.node_copy(node)
+
+    def walk(self, steps: Sequence[Step], side: Side) -> None:
+        for position, step in enumerate(steps):
+            if isinstance(step, Drop):
+                self.living[step.value] = [c for c in self.living[step.value] if c[0] != step.copy]
+            else:
+                self.run(step, side, position)
+
+    def run(self, step: Run, side: Side, position: int) -> None:
+        node = self.captured.op_node[step.op]
+        if node in self.captured.old_versions and self._clone_is_needless(step):
+            new = self.new_inputs[self.captured.old_versions[node]]
+        else:
+            new = self._copy(node, step.copy, side, position)
+        for v in self.captured.graph.ops[step.op].writes:
+            named = self.captured.value_node[v]
+            if named is None:
+                continue
+            result = new if named is node else self._projection(named, new, step.copy, side, position)
+            self.living.setdefault(v, []).append((step.copy, result))
+
+    def _clone_is_needless(self, step: Run) -> bool:
+        """The old version of an overwritten input is read from the input itself, unless backward needs it."""
+        (value,) = self.captured.graph.ops[step.op].writes
+        return value not in self.plan.saved
+
+    def _copy(self, node: fx.Node, copy: int, side: Side, position: int) -> fx.Node:
+        new = self.graph.node_copy(node, self.argument)
+        new.meta = {**node.meta, POSITION: position}
+        if copy:
+            new.name = self.graph._graph_namespace.create_name(f"{node.name}_again", None)
+        if side is Side.BACKWARD:
+            new.meta["partitioner_tag"] = "is_backward"
+            new.meta.pop("recompute", None)
+        return new
+
+    def _projection(self, named: fx.Node, new: fx.Node, copy: int, side: Side, position: int) -> fx.Node:
+        """The ``getitem`` chain from the call to the node that names the value, on this run's result."""
+        path = [named]
+        while path[-1].args[0] not in self.is_op:
+            path.append(path[-1].args[0])  # type: ignore[arg-type]
+        for node in reversed(path):
+            new = self._copy_getitem(node, new, copy, side, position)
+        return new
+
+    def _copy_getitem(self, node: fx.Node, parent: fx.Node, copy: int, side: Side, position: int) -> fx.Node:
+        key = (node, (parent,))
+        if key not in self.views:
+            new = self.graph.node_copy(node, lambda _: parent)
+            new.meta = {**node.meta, POSITION: position}
+            if copy:
+                new.name = self.graph._graph_namespace.create_name(f"{node.name}_again", None)
+            if side is Side.BACKWARD:
+                new.meta["partitioner_tag"] = "is_backward"
+            self.views[key] = new
+        return self.views[key]
+
+    def argument(self, node: fx.Node) -> fx.Node:
+        """The new node that stands for ``node`` at this point of the schedule."""
+        if node in self.constants:
+            return self.constants[node]
+        if node in self.captured.stands_for:
+            return self.living[self.captured.stands_for[node]][-1][1]
+        if node in self.is_op:
+            raise CaptureError(f"all results of {node.name} are handed on at once, which a schedule cannot express")
+        return self._view(node)
+
+    def _view(self, node: fx.Node) -> fx.Node:
+        """Replay a view on the living copies of what it views; once for the same copies."""
+        arguments = tuple(self.argument(n) for n in node.all_input_nodes)
+        key = (node, arguments)
+        if key not in self.views:
+            mapping = dict(zip(node.all_input_nodes, arguments, strict=True))
+            self.views[key] = self.graph.node_copy(node, mapping.__getitem__)
+            self.views[key].meta = dict(node.meta)
+        return self.views[key]
+
+    def result(self, output: Any) -> Any:
+        return self.argument(output) if isinstance(output, fx.Node) else output
+
+    def saved(self, value: int) -> fx.Node:
+        return self.living[value][-1][1]
+
+    def enter_backward(self) -> None:
+        """Nothing but the saved values and the tangents is there; views are replayed anew."""
+        tangents = [n for n in self.new_inputs if self.captured.graph.values[self.captured.stands_for[n]].origin is Origin.TANGENT]
+        there = set(self.plan.saved) | {self.captured.stands_for[n] for n in tangents}
+        self.living = {v: copies for v, copies in self.living.items() if v in there}
+        self.views.clear()
+
+    def finish(self, outputs: list[Any]) -> fx.GraphModule:
+        old = self.captured.module.graph.find_nodes(op="output")[0]
+        self.graph.output(outputs).meta = dict(old.meta)
+        self.graph.lint()
+        return fx.GraphModule(self.captured.module, self.graph)
+
+
+def _drop_stray_random_ops(bwd: fx.GraphModule) -> None:
+    """Extraction keeps random ops that depend on no input, though nothing in backward reads them: they would draw."""
+    for node in reversed(list(bwd.graph.nodes)):
+        if node.op == "call_function" and not node.users and not _torch.is_impure(node):
+            bwd.graph.erase_node(node)
+    bwd.recompile()

@@ -1,0 +1,189 @@
+"""What an fx node is to the planner: its kind, its FLOPs, and whether it may run again.
+
+The names of torch's ops end here; the core knows kinds. A kind is read off an op's tags where it has them
+(``torch.Tag.pointwise``, ``reduction``, ``nondeterministic_seeded``) and off the lists below where it has not.
+
+An op may run again when running it again gives the same bits and nothing else happens. Random ops do not, unless they
+draw from a seed that is handed to them (Inductor's ``inductor_random``) or draw nothing (attention with a dropout of
+0). Custom ops, higher-order ops and users' kernels are not known to be pure; a user's own mark says that they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointPolicy
+from torch.utils.flop_counter import flop_registry
+
+from rematpass.compiler import _torch
+from rematpass.core.graph import Kind
+
+_KINDS: dict[Kind, frozenset[str]] = {
+    Kind.MATMUL: frozenset("mm addmm bmm baddbmm matmul linear mv addmv dot vdot addbmm _scaled_mm _int_mm".split()),
+    Kind.REDUCTION: frozenset(
+        "_softmax _log_softmax _softmax_backward_data _log_softmax_backward_data native_layer_norm "
+        "native_layer_norm_backward native_group_norm native_group_norm_backward _fused_rms_norm "
+        "_fused_rms_norm_backward native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
+        "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_with_update_functional "
+        "native_batch_norm_backward batch_norm_backward cumsum cumprod logcumsumexp max min median mode aminmax "
+        "argmax argmin all any logsumexp nll_loss_forward nll_loss2d_forward prepare_softmax_online count_nonzero "
+        "linalg_vector_norm adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d".split()
+    ),
+    Kind.INDEXING: frozenset(
+        "index gather embedding index_select _unsafe_index _unsafe_masked_index nll_loss_backward "
+        "nll_loss2d_backward max_pool2d_with_indices _low_memory_max_pool_with_offsets "
+        "_low_memory_max_pool_offsets_to_indices upsample_nearest2d upsample_bilinear2d grid_sampler_2d "
+        "inductor_lookup_seed".split()
+    ),
+    Kind.SCATTER: frozenset(
+        "index_put scatter scatter_add scatter_reduce index_add index_copy embedding_dense_backward "
+        "_unsafe_index_put _unsafe_masked_index_put_accumulate masked_scatter "
+        "max_pool2d_with_indices_backward sort topk".split()
+    ),
+    Kind.COPY: frozenset(
+        "clone cat constant_pad_nd stack flip roll slice_scatter select_scatter diagonal_scatter as_strided_scatter "
+        "copy repeat _to_copy convert_element_type tril triu".split()
+    ),
+    Kind.CREATE: frozenset(
+        "full zeros ones empty arange iota scalar_tensor eye full_like zeros_like ones_like empty_like "
+        "new_zeros new_ones new_full new_empty new_empty_strided empty_strided empty_permuted linspace".split()
+    ),
+    Kind.POINTWISE: frozenset(
+        "inductor_random inductor_randint native_dropout_backward _softmax_backward slice_backward "
+        "select_backward fma".split()
+    ),
+}
+_KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
+_BUILTIN_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "quantized_decomposed"})
+_COLLECTIVE_NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor"})
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the planner has to know of a call besides what it reads and writes."""
+
+    kind: Kind
+    never_recompute: str = ""
+    honours_marks: bool = False  # a user's "recompute this" says that running it again is safe
+    flops: int = 0
+
+
+def traits(node: fx.Node) -> Traits:
+    """The traits of a ``call_function`` node."""
+    kind, flops = kind_of(node), _flops(node)
+    if node.meta.get("unbacked_bindings"):
+        return Traits(kind, "the size of its result depends on data")
+    if kind is Kind.RANDOM:
+        return Traits(kind, "it draws random numbers")
+    if kind is Kind.COLLECTIVE:
+        return Traits(kind, "it communicates between ranks", honours_marks=True)
+    if kind is Kind.EFFECT:
+        return Traits(kind, "it has an effect besides its result")
+    if kind is Kind.MUTATION:
+        return Traits(kind, "it overwrites its argument")
+    if kind is Kind.OPAQUE:
+        return Traits(kind, "a custom or higher-order op, not known to be pure", honours_marks=True, flops=flops)
+    return Traits(kind, flops=flops)
+
+
+def kind_of(node: fx.Node) -> Kind:
+    """The kind of a ``call_function`` node."""
+    target = node.target
+    if is_size(node.meta.get("val")):
+        return Kind.SYMBOLIC
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return _kind_of_higher_order(target.name())
+    if not isinstance(target, torch._ops.OpOverload):
+        return Kind.EFFECT if _torch.is_impure(node) else Kind.OPAQUE
+    if target.namespace in _COLLECTIVE_NAMESPACES:
+        return Kind.COLLECTIVE
+    if target._schema.is_mutable:
+        return Kind.MUTATION
+    if _torch.is_impure(node):
+        return Kind.EFFECT
+    if draws_random_numbers(node):
+        return Kind.RANDOM
+    return _kind_by_name(target)
+
+
+def _kind_by_name(target: torch._ops.OpOverload) -> Kind:
+    name = target._schema.name.split("::")[1]
+    if "convolution" in name:
+        return Kind.CONVOLUTION
+    if "attention" in name:
+        return Kind.ATTENTION
+    if name in _KIND_OF and target.namespace in _BUILTIN_NAMESPACES:
+        return _KIND_OF[name]
+    if torch.Tag.pointwise in target.tags:
+        return Kind.POINTWISE
+    if torch.Tag.reduction in target.tags:
+        return Kind.REDUCTION
+    if target.namespace in _BUILTIN_NAMESPACES:
+        return Kind.KERNEL
+    return Kind.OPAQUE
+
+
+def _kind_of_higher_order(name: str) -> Kind:
+    if name.startswith("flex_attention"):
+        return Kind.ATTENTION
+    return Kind.EFFECT if name == "with_effects" else Kind.OPAQUE
+
+
+def draws_random_numbers(node: fx.Node) -> bool:
+    """Whether another run of the call would give other values.
+
+    Attention ops carry the random tag for the sake of their dropout; without one they draw nothing.
+    """
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    arguments = {a.name: (node.args[i] if i < len(node.args) else None) for i, a in enumerate(target._schema.arguments)}
+    arguments |= node.kwargs
+    for argument in target._schema.arguments:
+        if argument.name in ("dropout_p", "dropout"):
+            given = arguments.get(argument.name)
+            return (argument.default_value if given is None else given) != 0.0
+    return True
+
+
+def user_mark(node: fx.Node) -> str:
+    """What the user wants of the node's values: "save", "recompute", or "" when they do not say.
+
+    ``torch.utils.checkpoint`` marks its region's ops as preferably recomputed, and torch's own partitioner obeys
+    that as an order; so does this one.
+    """
+    policy = node.meta.get("recompute")
+    if policy in (CheckpointPolicy.MUST_SAVE, getattr(CheckpointPolicy, "MUST_CPU_OFFLOAD", CheckpointPolicy.MUST_SAVE)):
+        return "save"
+    if policy in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE):
+        return "recompute"
+    return ""
+
+
+def is_size(value: Any) -> bool:
+    """Whether a node's result is a number (a symbolic size or a truth value over sizes) and not a tensor."""
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
+
+
+def _flops(node: fx.Node) -> int:
+    """FLOPs by torch's own formulas; attention and matrix products they do not know are counted from shapes."""
+    target = node.target
+    count = flop_registry.get(getattr(target, "overloadpacket", target))
+    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), (node.args, node.kwargs))
+    if count is not None:
+        return _torch.hint(count(*args, **kwargs, out_val=node.meta.get("val")))
+    if isinstance(target, torch._ops.OpOverload) and "flash_attention_for_cpu" in target._schema.name:
+        return _flops_of_cpu_attention(target._schema.name, args)
+    return 0
+
+
+def _flops_of_cpu_attention(name: str, args: Any) -> int:
+    """Two products over (batch, heads, queries, keys, width) in forward; five in backward, one of them a replay."""
+    backward = name.endswith("backward")
+    query, key = args[1:3] if backward else args[:2]
+    batch, heads, queries, width = (_torch.hint(n) for n in query.shape)
+    return (5 if backward else 2) * 2 * batch * heads * queries * _torch.hint(key.shape[-2]) * width

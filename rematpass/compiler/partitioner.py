@@ -1,0 +1,256 @@
+"""What Inductor calls with the joint graph: capture, plan, verify, emit; and what happens when that fails.
+
+Training never dies from a planner's bug, and never goes on silently over budget. When planning fails, a byte budget
+falls back to ``recompute_all``, checked by the simulator; anything else, or a second failure, to torch's own
+partitioner. Either says so once, with the reason. ``REMAT_STRICT=1`` raises instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+import rematpass
+from rematpass.compiler import _torch
+from rematpass.compiler.auto_budget import auto_budget, free_bytes
+from rematpass.compiler.capture import Captured, capture
+from rematpass.compiler.emit import emit
+from rematpass.config import Budget, BudgetKind, Config
+from rematpass.core import frontier, hardware
+from rematpass.core.cost import estimate
+from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.graph import JointGraph, Origin, Side
+from rematpass.core.schedule import Plan
+from rematpass.core.solve.problem import Problem
+from rematpass.errors import BudgetInfeasible, ConfigError, ContradictoryMarks, RematError
+from rematpass.report.summary import Summary, infeasible, summarize
+from rematpass.units import format_bytes
+
+log = logging.getLogger("rematpass")
+
+# A plan fits a budget in bytes when its planned peak and 1% more do.
+_MARGIN = 100, 101
+
+_RAISED = (ConfigError, ContradictoryMarks, BudgetInfeasible)  # the user's to mend, never a reason to fall back
+
+
+@dataclass(frozen=True)
+class Record:
+    """A planned graph: what was decided, and everything needed to explain it."""
+
+    summary: Summary
+    graph: JointGraph
+    plan: Plan
+    ladder: Ladder
+
+
+_records: list[Record] = []
+
+
+def records() -> list[Record]:
+    """All graphs planned in this process, the oldest first. (Graphs found in a compile cache are not planned.)"""
+    return list(_records)
+
+
+def plans(clear: bool = False) -> list[Summary]:
+    """The summaries of all graphs planned in this process, the oldest first; ``clear`` forgets them afterwards."""
+    summaries = [record.summary for record in _records]
+    if clear:
+        _records.clear()
+    return summaries
+
+
+class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
+    """The partition function, for Inductor's ``custom_partitioner_fn`` and for AOTAutograd's ``partition_fn``.
+
+    ``fuse``: whether a fusing compiler runs the result; ``device``: whose free bytes ``auto`` asks for.
+    """
+
+    def __init__(self, config: Config, *, fuse: bool = True, device: torch.device | None = None) -> None:
+        self.config, self.fuse = config, fuse
+        self.device = device or torch.device("cpu")
+        if config.hardware:
+            hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
+        self._free: int | None = None
+
+    def uuid(self) -> bytes:
+        """Everything that can change a plan; a part of the keys of Inductor's and AOTAutograd's caches."""
+        free = ""
+        if self.config.memory_budget.kind is BudgetKind.AUTO:
+            self._free = free_bytes(self.device)
+            free = str(self._free)
+        name = _torch.device_name(self.device)
+        text = "\n".join([_sources_hash(), self.config.key(), free, str(self.fuse), name, torch.__version__])
+        return hashlib.sha256(text.encode()).digest()
+
+    def __call__(
+        self,
+        gm: fx.GraphModule,
+        joint_inputs: Sequence[object],
+        *,
+        num_fwd_outputs: int,
+        static_lifetime_input_indices: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Forward and backward module of the joint module ``gm``.
+
+        Raises:
+            BudgetInfeasible: no plan stays under a budget in bytes (on a first compile, or in strict mode).
+            ContradictoryMarks: the user's marks leave no plan at all.
+        """
+        kwargs.update(num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=static_lifetime_input_indices)
+        try:
+            _torch.prepare_joint(gm)
+            captured = capture(
+                gm, num_fwd_outputs=num_fwd_outputs, static_input_indices=static_lifetime_input_indices or ()
+            )
+            captured = dataclasses.replace(captured, graph=dataclasses.replace(captured.graph, name=_graph_name()))
+        except Exception as error:
+            return self._give_up(gm, joint_inputs, kwargs, error)
+        if Side.BACKWARD not in captured.graph.sides:
+            return _torch.default_partition(gm, joint_inputs, **kwargs)  # type: ignore[no-any-return]
+        try:
+            return self._plan(captured, self.config.solver)
+        except _RAISED:
+            raise
+        except Exception as error:
+            return self._fall_back(captured, joint_inputs, kwargs, error)
+
+    def _plan(self, captured: Captured, solver: str, fallback: str = "") -> tuple[fx.GraphModule, fx.GraphModule]:
+        start = time.perf_counter()
+        graph, budget = captured.graph, self._budget(captured.graph)
+        preset = hardware.preset(self.config.hardware) if self.config.hardware else hardware.for_device(graph.device)
+        problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute)
+        ladder = frontier.build(problem, solver)
+        rung, limit = self._choose(graph, ladder, budget)
+        modules = emit(captured, rung.plan)
+        summary = summarize(
+            graph,
+            ladder,
+            rung,
+            budget=budget,
+            limit=limit,
+            planning_seconds=time.perf_counter() - start,
+            plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
+            fallback=fallback,
+        )
+        _records.append(Record(summary, graph, rung.plan, ladder))
+        _tell(summary, always=bool(self.config.memory_budget.given))
+        return modules
+
+    def _budget(self, graph: JointGraph) -> Budget:
+        """The budget, with ``auto`` turned into bytes."""
+        budget = self.config.memory_budget
+        if budget.kind is not BudgetKind.AUTO:
+            return budget
+        free = free_bytes(self.device) if self._free is None else self._free
+        parameters = sum(v.nbytes for v in graph.values if v.origin is Origin.STATIC and "float" in v.dtype)
+        nbytes = auto_budget(free, parameters, self.config.auto_reserve)
+        return dataclasses.replace(budget, kind=BudgetKind.BYTES, nbytes=nbytes)
+
+    def _choose(self, graph: JointGraph, ladder: Ladder, budget: Budget) -> tuple[Rung, int | None]:
+        """The fastest rung within the budget, and the budget in bytes (None: no limit).
+
+        Raises:
+            BudgetInfeasible: there is none, and this is the first compile of its code, or strict mode.
+        """
+        if budget.is_unlimited:
+            return ladder.rungs[0], None
+        if budget.kind is BudgetKind.FRACTION:
+            limit = ladder.limit(budget.fraction)
+            return ladder.fastest_under(limit) or ladder.rungs[-1], limit
+        _warn_if_shared(_torch.frame_id(), budget)
+        rung = ladder.fastest_under(budget.nbytes * _MARGIN[0] // _MARGIN[1])
+        if rung is not None:
+            return rung, budget.nbytes
+        message = infeasible(graph, ladder, budget.nbytes, self.config.max_recompute)
+        if self.config.strict or not _torch.is_recompile():
+            raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
+        excess = format_bytes(ladder.floor - budget.nbytes * _MARGIN[0] // _MARGIN[1])
+        log.warning("over budget by %s after a recompile with other shapes; training goes on at the floor. %s", excess, message)
+        return ladder.rungs[-1], budget.nbytes
+
+    def _fall_back(
+        self, captured: Captured, joint_inputs: Sequence[object], kwargs: dict[str, Any], error: Exception
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """``recompute_all`` under a byte budget, torch's own partitioner otherwise; raises in strict mode."""
+        if self.config.strict:
+            raise error
+        if self.config.memory_budget.kind is not BudgetKind.FRACTION and self.config.solver != "recompute_all":
+            reason = f"{type(error).__name__}: {error}"
+            try:
+                modules = self._plan(captured, "recompute_all", fallback=reason)
+            except Exception as second:
+                log.debug("recompute_all failed as well", exc_info=second)
+            else:
+                log.warning("planning failed (%s); everything that can be is recomputed instead", reason)
+                return modules
+        return self._give_up(captured.module, joint_inputs, kwargs, error)
+
+    def _give_up(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], kwargs: dict[str, Any], error: Exception
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        if self.config.strict or isinstance(error, _RAISED):
+            raise error
+        held = "" if self.config.memory_budget.is_unlimited else " The memory budget is NOT held for this graph."
+        log.warning(
+            "planning failed (%s: %s); torch's own partitioner takes over.%s REMAT_STRICT=1 raises instead",
+            type(error).__name__, error, held, exc_info=not isinstance(error, RematError),
+        )  # fmt: skip
+        return _torch.default_partition(gm, joint_inputs, **kwargs)  # type: ignore[no-any-return]
+
+
+def _graph_name() -> str:
+    return f"graph {_torch.compile_id() or len(_records)}"
+
+
+def _tell(summary: Summary, *, always: bool) -> None:
+    """One line: where the log is on, or when the user has asked for a budget."""
+    level = logging.INFO if log.isEnabledFor(logging.INFO) or not always else logging.WARNING
+    log.log(level, "%s", summary.line())
+    _torch.trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": "rematpass_plan", "encoding": "json"},
+        payload_fn=lambda: json.dumps(dataclasses.asdict(summary)),
+    )
+
+
+_frames_under_bytes: set[object] = set()
+
+
+def _warn_if_shared(frame: object, budget: Budget) -> None:
+    """A byte budget holds for each graph; say so once when a second graph is planned under one."""
+    if _frames_under_bytes and frame not in _frames_under_bytes:
+        _warn_shared_once(str(budget))
+    _frames_under_bytes.add(frame)
+
+
+@functools.cache
+def _warn_shared_once(budget: str) -> None:
+    log.warning(
+        "more than one graph is trained under the memory budget of %s: it holds for each of them by itself, "
+        "not for their sum. Compile the model as one graph, or lower the budget",
+        budget,
+    )
+
+
+@functools.cache
+def _sources_hash() -> str:
+    """A hash of every source file that has a say in a plan."""
+    root = Path(rematpass.__file__).parent
+    files = [*root.glob("*.py"), *(root / "core").rglob("*.py"), *(root / "compiler").rglob("*.py")]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,106 @@
+"""The ladder: every plan worth having between the floor and the ceiling; a budget only selects.
+
+The planner computes the same ladder whatever the budget, each rung verified and simulated, and throws out a plan that
+another one beats in both seconds and peak. So the rungs fall in peak as they rise in seconds, and less budget can
+never mean more memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rematpass.core.schedule import Plan
+from rematpass.core.simulate import Timeline, simulate
+from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
+from rematpass.core.solve.mincut import breakpoints
+from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.problem import Problem, Solver
+from rematpass.core.verify import verify
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A plan that has passed the judge, with its timeline."""
+
+    plan: Plan
+    timeline: Timeline
+
+    @property
+    def peak(self) -> int:
+        return self.timeline.peak
+
+    @property
+    def seconds(self) -> float:
+        return self.timeline.step_seconds
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Rungs from the fastest (the ceiling) to the one with the lowest peak (the floor)."""
+
+    rungs: tuple[Rung, ...]
+
+    @property
+    def ceiling(self) -> int:
+        return self.rungs[0].peak
+
+    @property
+    def floor(self) -> int:
+        return self.rungs[-1].peak
+
+    def limit(self, fraction: float) -> int:
+        """The bytes that a fraction stands for: floor + fraction x (ceiling - floor)."""
+        return self.floor + int(fraction * (self.ceiling - self.floor))
+
+    def fastest_under(self, nbytes: int) -> Rung | None:
+        """The fastest plan whose peak is at most ``nbytes``; None when there is none."""
+        return next((rung for rung in self.rungs if rung.peak <= nbytes), None)
+
+
+def mincut(problem: Problem) -> tuple[Plan, ...]:
+    """The vertices of the parametric cut under one price for all bytes, recomputed just in time."""
+    vertices = breakpoints(problem.network, problem.costs)
+    return tuple(just_in_time(problem.graph, vertex.cut.saved, "mincut") for vertex in vertices)
+
+
+def everything(problem: Problem) -> tuple[Plan, ...]:
+    """The plans of all solvers: what the ladder is made of by default."""
+    return tuple(plan for solver in (mincut, chen_sqrt, save_all, recompute_all) for plan in solver(problem))
+
+
+SOLVERS: dict[str, Solver] = {
+    "ladder": everything,
+    "mincut": mincut,
+    "save_all": save_all,
+    "recompute_all": recompute_all,
+    "chen_sqrt": chen_sqrt,
+}
+
+
+def build(problem: Problem, solver: str = "ladder") -> Ladder:
+    """Solve, verify, simulate, and keep what nothing else beats.
+
+    Plans that recompute more than ``problem.max_recompute`` forwards are left out, unless there are no others.
+
+    Raises:
+        ContradictoryMarks: no plan exists.
+        PlanError: a solver made a plan that the judge rejects.
+    """
+    rungs = []
+    for plan in dict.fromkeys(SOLVERS[solver](problem)):
+        verify(problem.graph, plan)
+        rungs.append(Rung(plan, simulate(problem.graph, plan, problem.costs, fuse=problem.fuse)))
+    # A hair above the limit, so that recomputing exactly one forward is not lost to the rounding of a sum.
+    allowed = problem.max_recompute * problem.forward_seconds * (1 + 1e-9)
+    within = [rung for rung in rungs if rung.timeline.recompute_seconds <= allowed]
+    return Ladder(pareto(within or [min(rungs, key=lambda r: r.timeline.recompute_seconds)]))
+
+
+def pareto(rungs: Iterable[Rung]) -> tuple[Rung, ...]:
+    """Those that no other beats in both seconds and peak, from the fastest on."""
+    best: list[Rung] = []
+    for rung in sorted(rungs, key=lambda r: (r.seconds, r.peak)):
+        if not best or rung.peak < best[-1].peak:
+            best.append(rung)
+    return tuple(best)

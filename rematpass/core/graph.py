@@ -1,0 +1,226 @@
+"""The joint graph as the planner sees it: ops, values, and nothing of torch.
+
+A *value* is a storage together with all its views. A view costs nothing and is replayed wherever it is read, so
+views are not ops here: an op reads the storages behind its arguments, through however many views. An op with several
+outputs writes several values.
+
+        x ──▶ [op 0: mm] ──▶ value 3 ──▶ [op 1: gelu] ──▶ value 4
+        w ──▶        (a transposed view of value 3 is still value 3)
+
+Ids are positions: ``graph.ops[op.id] is op`` and ``graph.values[value.id] is value``. Ops stand in an order in which
+they can run. Everything is frozen and goes to JSON and back, so a plan can be made, tested and explained from a file,
+on a machine without torch.
+
+Source: the split into forward, backward and what is neither follows torch's ``classify_nodes``
+(``torch/_functorch/partitioners.py``); graphs of ops *and* values follow Checkmate (Jain et al., MLSys 2020).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+from rematpass.errors import GraphError
+
+FORMAT = 1
+
+
+class Kind(str, Enum):
+    """What an op is to the cost model. The core knows kinds, never the names of ops."""
+
+    POINTWISE = "pointwise"
+    REDUCTION = "reduction"
+    MATMUL = "matmul"
+    CONVOLUTION = "convolution"
+    ATTENTION = "attention"
+    INDEXING = "indexing"  # reads at computed places: gather, embedding
+    SCATTER = "scatter"  # writes at computed places
+    KERNEL = "kernel"  # any other op of torch's own: a kernel of its own, pure
+    COPY = "copy"  # moves bytes without arithmetic: clone, cat, pad
+    CREATE = "create"  # reads nothing: full, iota
+    SYMBOLIC = "symbolic"  # arithmetic on sizes; no bytes
+    RANDOM = "random"
+    COLLECTIVE = "collective"
+    EFFECT = "effect"
+    MUTATION = "mutation"
+    OPAQUE = "opaque"  # a custom op, a user's kernel, a higher-order op
+
+
+class Origin(str, Enum):
+    """Where a value comes from."""
+
+    OP = "op"
+    STATIC = "static"  # a parameter or buffer: it exists before and after the step
+    INPUT = "input"  # any other argument of forward
+    TANGENT = "tangent"  # an argument of backward
+
+
+class Side(str, Enum):
+    """Where an op has to run. EITHER: neither forward's outputs nor the tangents need it on their side."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    EITHER = "either"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A storage. ``nbytes`` is exact for the sizes seen at compile time, ``nbytes_expr`` the formula behind it."""
+
+    id: int
+    nbytes: int
+    origin: Origin = Origin.OP
+    nbytes_expr: str = ""
+    name: str = ""
+    dtype: str = ""
+    shape: tuple[str, ...] = ()
+    must_save: bool = False
+    cannot_save: str = ""  # why, in words; empty when it can be saved
+    mutated: bool = False  # an input whose bytes forward overwrites: backward never reads it
+
+
+@dataclass(frozen=True)
+class Op:
+    """One call. ``reads`` and ``writes`` are value ids; ``mutates`` are values whose bytes it overwrites."""
+
+    id: int
+    kind: Kind
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
+    mutates: tuple[int, ...] = ()
+    name: str = ""
+    flops: int = 0
+    nbytes_read: int = 0  # bytes its arguments span, views counted at their own size
+    dtype: str = ""  # of the arithmetic
+    never_recompute: str = ""  # why, in words; empty when it may run again
+    must_recompute: bool = False  # a user's mark: its values are not saved
+    pinned: Side = Side.EITHER  # effects and mutations stay on their side
+    source: str = ""  # file:line of the user's code
+    module: str = ""  # path of the nn.Module that called it
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """Forward and backward in one graph. Outputs are value ids, without duplicates.
+
+    Raises:
+        GraphError: an id is not its position, an op reads what nothing before it writes, a value has two producers.
+    """
+
+    ops: tuple[Op, ...]
+    values: tuple[Value, ...]
+    fwd_outputs: tuple[int, ...]
+    bwd_outputs: tuple[int, ...]
+    name: str = ""
+    device: str = "cpu"
+    hints: tuple[tuple[str, int], ...] = ()  # symbol -> the size assumed for it
+
+    def __post_init__(self) -> None:
+        for items, what in ((self.ops, "op"), (self.values, "value")):
+            for position, item in enumerate(items):
+                if item.id != position:
+                    raise GraphError(f"{what} {item.id} stands at position {position}; ids are positions")
+        known = {v.id for v in self.values if v.origin is not Origin.OP}
+        for op in self.ops:
+            if unknown := [v for v in op.reads + op.mutates if v not in known]:
+                raise GraphError(f"op {op.id} ({op.name}) reads value {unknown[0]}, which nothing before it writes")
+            for v in op.writes:
+                if v in known or v >= len(self.values):
+                    raise GraphError(f"op {op.id} ({op.name}) writes value {v}, which has a producer already or no entry")
+                known.add(v)
+        if missing := [v for v in self.fwd_outputs + self.bwd_outputs if v not in known]:
+            raise GraphError(f"output value {missing[0]} is written by nothing")
+
+    @cached_property
+    def producer(self) -> tuple[int | None, ...]:
+        """For each value, the op that writes it; None for inputs and tangents."""
+        producer: list[int | None] = [None] * len(self.values)
+        for op in self.ops:
+            for v in op.writes:
+                producer[v] = op.id
+        return tuple(producer)
+
+    @cached_property
+    def readers(self) -> tuple[tuple[int, ...], ...]:
+        """For each value, the ops that read or overwrite it, in order, each once."""
+        readers: list[list[int]] = [[] for _ in self.values]
+        for op in self.ops:
+            for v in dict.fromkeys(op.reads + op.mutates):
+                readers[v].append(op.id)
+        return tuple(map(tuple, readers))
+
+    @cached_property
+    def sides(self) -> tuple[Side, ...]:
+        """For each op, where it has to run.
+
+        BACKWARD is what depends on a tangent; FORWARD is what forward's outputs depend on; a pinned op takes what it
+        depends on (forward) or what depends on it (backward) to its side.
+        """
+        sides = [op.pinned for op in self.ops]
+        from_backward = {v.id for v in self.values if v.origin is Origin.TANGENT}
+        for op in self.ops:
+            if sides[op.id] is Side.BACKWARD or not from_backward.isdisjoint(op.reads):
+                sides[op.id] = Side.BACKWARD
+                from_backward.update(op.writes)
+        wanted = set(self.fwd_outputs)
+        for op in reversed(self.ops):
+            if sides[op.id] is Side.FORWARD or (sides[op.id] is Side.EITHER and not wanted.isdisjoint(op.writes)):
+                sides[op.id] = Side.FORWARD
+                wanted.update(op.reads + op.mutates)
+        return tuple(sides)
+
+    @cached_property
+    def backward_reads(self) -> frozenset[int]:
+        """Values that backward reads or returns and that depend on no tangent: each is saved or recomputed."""
+        in_backward = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]
+        made = {v for op in in_backward for v in op.writes}
+        wanted = {v for op in in_backward for v in op.reads} | set(self.bwd_outputs)
+        return frozenset(v for v in wanted - made if self.values[v].origin is not Origin.TANGENT)
+
+    def ancestors(self, values: Iterable[int], stop: frozenset[int] | set[int] = frozenset()) -> list[int]:
+        """Ops that have to run to make ``values`` out of ``stop`` and the inputs, in their order."""
+        found: set[int] = set()
+        todo = [v for v in values if v not in stop]
+        while todo:
+            op = self.producer[todo.pop()]
+            if op is not None and op not in found:
+                found.add(op)
+                todo.extend(v for v in self.ops[op].reads if v not in stop)
+        return sorted(found)
+
+    def to_json(self) -> str:
+        """A JSON document that ``from_json`` reads back into an equal graph."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> JointGraph:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            GraphError: the text is not JSON, of another format, or not a valid graph.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise GraphError(f"this joint graph is of another format than {FORMAT}; capture it again")
+            ops = tuple(_op(d) for d in data.pop("ops"))
+            values = tuple(_value(d) for d in data.pop("values"))
+            hints = tuple((str(s), int(n)) for s, n in data.pop("hints"))
+            outputs = {k: tuple(data.pop(k)) for k in ("fwd_outputs", "bwd_outputs")}
+            return cls(ops=ops, values=values, hints=hints, **outputs, **data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise GraphError(f"not a joint graph: {error}") from error
+
+
+def _op(fields: dict[str, Any]) -> Op:
+    tuples = {k: tuple(fields[k]) for k in ("reads", "writes", "mutates")}
+    return Op(**{**fields, **tuples, "kind": Kind(fields["kind"]), "pinned": Side(fields["pinned"])})
+
+
+def _value(fields: dict[str, Any]) -> Value:
+    return Value(**{**fields, "shape": tuple(fields["shape"]), "origin": Origin(fields["origin"])})

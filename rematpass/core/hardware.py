@@ -1,0 +1,85 @@
+"""What a device can do in a second: the few numbers a roofline needs.
+
+Peak figures are the vendors' data sheets' (dense, without sparsity), scaled by what large kernels reach in practice:
+0.7 of arithmetic, 0.8 of bandwidth. ``rematpass calibrate``'s measurements replace them where a machine is at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rematpass.errors import ConfigError
+
+_ARITHMETIC, _BANDWIDTH = 0.7, 0.8
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Sustained rates of one device.
+
+    ``flops``: FLOP/s of matrix work, by dtype; ``vector_flops``: FLOP/s of everything else; ``bandwidth``: bytes/s of
+    main memory; ``launch_seconds``: what one more kernel costs, however small.
+    """
+
+    name: str
+    flops: tuple[tuple[str, float], ...]
+    vector_flops: float
+    bandwidth: float
+    launch_seconds: float
+
+    def matrix_rate(self, dtype: str) -> float:
+        """FLOP/s for matrix work in ``dtype``; a dtype not listed runs like the slowest listed one."""
+        rates = dict(self.flops)
+        return rates.get(dtype, min(rates.values()))
+
+
+def _gpu(name: str, *, half: float, single: float, fp8: float | None, bandwidth: float) -> Hardware:
+    """Data-sheet figures in TFLOP/s and GB/s. Float32 is computed in full, as torch does by default (no TF32)."""
+    rates = {"bfloat16": half, "float16": half, "float32": single, "float64": single / 2}
+    if fp8 is not None:
+        rates |= {"float8_e4m3fn": fp8, "float8_e5m2": fp8}
+    return Hardware(
+        name=name,
+        flops=tuple((dtype, rate * 1e12 * _ARITHMETIC) for dtype, rate in rates.items()),
+        vector_flops=single * 1e12 * _ARITHMETIC,
+        bandwidth=bandwidth * 1e9 * _BANDWIDTH,
+        launch_seconds=2e-6,
+    )
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        _gpu("h200", half=989, single=67, fp8=1979, bandwidth=4800),
+        _gpu("h100", half=989, single=67, fp8=1979, bandwidth=3350),
+        _gpu("a100", half=312, single=19.5, fp8=None, bandwidth=2039),
+        _gpu("l4", half=121, single=30, fp8=242, bandwidth=300),
+        _gpu("rtx4090", half=165, single=83, fp8=330, bandwidth=1008),
+        Hardware(
+            name="cpu",
+            flops=(("float32", 1.0e11), ("bfloat16", 1.0e11), ("float64", 5.0e10)),
+            vector_flops=1.0e10,
+            bandwidth=1.2e10,
+            launch_seconds=2e-6,
+        ),
+    )
+}
+
+
+def preset(name: str) -> Hardware:
+    """The preset called ``name``.
+
+    Raises:
+        ConfigError: there is none of that name; the message lists those there are.
+    """
+    try:
+        return PRESETS[name.lower()]
+    except KeyError:
+        raise ConfigError(f"unknown hardware {name!r}; valid names are {', '.join(sorted(PRESETS))}") from None
+
+
+def for_device(description: str) -> Hardware:
+    """The preset for a device as torch describes it ("cpu", "NVIDIA H200"); an unknown GPU is taken for an A100."""
+    squeezed = description.lower().replace(" ", "")
+    named = [p for name, p in PRESETS.items() if name in squeezed]
+    return named[0] if named else PRESETS["a100"]

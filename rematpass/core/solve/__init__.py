@@ -1,0 +1,1 @@
+"""The solvers: from a joint graph and its costs to plans."""

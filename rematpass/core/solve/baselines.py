@@ -1,0 +1,68 @@
+"""The strategies everybody knows, as solvers: what the planner is compared with, and what it falls back on."""
+
+from __future__ import annotations
+
+import math
+
+from rematpass.core.graph import Origin, Side
+from rematpass.core.schedule import Plan
+from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.mincut import Cut
+from rematpass.core.solve.problem import Problem
+
+
+def save_all(problem: Problem) -> tuple[Plan, ...]:
+    """Run nothing again that can be saved: what eager mode does."""
+    cut = problem.network.solve([1.0] * len(problem.graph.ops), [0.0] * len(problem.graph.values))
+    return (just_in_time(problem.graph, cut.saved, "save_all"),)
+
+
+def recompute_all(problem: Problem) -> tuple[Plan, ...]:
+    """Save the fewest bytes that backward can start from."""
+    return (just_in_time(problem.graph, _fewest_bytes(problem).saved, "recompute_all"),)
+
+
+def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
+    """Save at about sqrt(n) boundaries of forward, recompute each segment as backward enters it.
+
+    n counts forward's ops that are worth a boundary (all but the free ones). Each boundary may move within its
+    segment to where the fewest bytes cross.
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, section 4.
+    """
+    graph, costs = problem.graph, problem.costs
+    forward = [op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD and costs.run[op.id] > 0]
+    segments = max(1, round(math.sqrt(len(forward))))
+    width = math.ceil(len(forward) / segments)
+    crossing = _crossing(problem)
+    weight = {op: sum(graph.values[v].nbytes for v in crossing[op]) for op in forward}
+    saved = set(_fewest_bytes(problem).saved)
+    for first in range(0, len(forward) - width, width):
+        boundary = min(forward[first : first + width], key=lambda op: (weight[op], -op))
+        saved.update(crossing[boundary])
+    return (just_in_time(graph, saved, "chen_sqrt"),)
+
+
+def _fewest_bytes(problem: Problem) -> Cut:
+    values = problem.graph.values
+    keep = [0.0 if v.origin is Origin.STATIC else float(v.nbytes) for v in values]
+    return problem.network.solve([1e-6] * len(problem.graph.ops), keep)
+
+
+def _crossing(problem: Problem) -> dict[int, list[int]]:
+    """For each op of forward, the savable values that are made no later and read by forward after it."""
+    graph = problem.graph
+    last = {
+        v.id: max((r for r in graph.readers[v.id] if graph.sides[r] is Side.FORWARD), default=-1) for v in graph.values
+    }
+    alive: set[int] = set()
+    crossing: dict[int, list[int]] = {}
+    for op in graph.ops:
+        if graph.sides[op.id] is not Side.FORWARD:
+            continue
+        alive.update(
+            v for v in op.writes if last[v] > op.id and not graph.values[v].cannot_save and not op.must_recompute
+        )
+        alive = {v for v in alive if last[v] > op.id}
+        crossing[op.id] = sorted(alive)
+    return crossing

@@ -1,0 +1,71 @@
+"""From a set of saved values to a schedule: recompute each value just before backward first reads it.
+
+Backward's own ops keep their order. Before each of them runs, what it reads and what is not there is made again from
+what is, in forward's order; every copy is dropped after its last use.
+
+Source: torch's ``reordering_to_mimic_autograd_engine`` (``torch/_functorch/partitioners.py``) orders recomputation in
+the same way, but knows one copy of each value only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rematpass.core.graph import JointGraph, Kind, Origin, Side
+from rematpass.core.liveness import plan_of
+from rematpass.core.schedule import Plan, Run
+from rematpass.errors import PlanError
+
+
+def just_in_time(graph: JointGraph, saved: Iterable[int], solver: str) -> Plan:
+    """The schedule that saves ``saved`` (value ids) and makes everything else again when backward asks for it.
+
+    Inputs that backward turns out to need are kept without being asked for: nothing can recompute them.
+
+    Raises:
+        PlanError: backward needs a value that is not saved and must not be computed again.
+    """
+    saved = set(saved)
+    forward = forward_runs(graph, saved)
+    in_forward = {run.op for run in forward}
+    inputs = {v.id for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT) and not v.mutated}
+    there = saved | inputs | {v.id for v in graph.values if v.origin is Origin.TANGENT}
+    times: dict[int, int] = {}
+    backward: list[Run] = []
+
+    def run(op: int) -> None:
+        copy = times.get(op, 1 if op in in_forward else 0)
+        if copy and graph.ops[op].never_recompute:
+            raise PlanError(
+                f"{solver}: backward needs op {op} ({graph.ops[op].name}) again, which must not run twice: "
+                f"{graph.ops[op].never_recompute}"
+            )
+        times[op] = copy + 1
+        backward.append(Run(op, copy))
+        there.update(graph.ops[op].writes)
+
+    def provide(values: Iterable[int]) -> None:
+        missing = [v for v in values if v not in there]
+        for op in graph.ancestors(missing, there) if missing else ():
+            run(op)
+
+    own = [op for op in graph.ops if graph.sides[op.id] is Side.BACKWARD]
+    for op in own:
+        if op.kind is not Kind.MUTATION:
+            provide(op.reads)
+            run(op.id)
+    provide(graph.bwd_outputs)
+    for op in own:
+        if op.kind is Kind.MUTATION:  # last, so that everything else has read the bytes it overwrites
+            provide(op.reads)
+            run(op.id)
+    overwritten_here = {v for op in own for v in op.mutates}
+    return plan_of(graph, solver, saved | inputs | overwritten_here, forward, backward)
+
+
+def forward_runs(graph: JointGraph, saved: Iterable[int]) -> list[Run]:
+    """Forward's own ops, and those of neither side that ``saved`` values come from, in their order."""
+    ops = {op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD}
+    made = {v for op in ops for v in graph.ops[op].writes}
+    ops.update(graph.ancestors([v for v in saved if v not in made], made))
+    return [Run(op) for op in sorted(ops)]

@@ -1,0 +1,224 @@
+"""One cut: which values to save and which to recompute, optimal for additive costs and at most one recomputation.
+
+The network has a node per op and a node per value (a storage, with its views). What lies on the sink's side happens
+in backward: an op there runs in backward, a value there is available in backward::
+
+                 run[op]            keep[value]             infinite
+        source ─────────▶ op ─────────────────▶ value ─────────────────▶ every op' that reads it
+           │                                      │
+           │  keep[input]                         │ infinite, if backward reads or returns it
+           └─────────────▶ input value            └──────────────────────▶ sink
+
+- ``source -> op`` is cut when the op runs again (``_run_arcs``): its seconds; infinite where that is forbidden or
+  where the user wants its value saved; 0 for ops of neither side, which run once wherever they are wanted.
+- ``op -> value`` is cut when a value is available although its op does not run again (``_keep_arcs``): it is saved.
+  Infinite for what cannot be saved and for what the user wants recomputed.
+- ``value -> op'`` (``_read_arcs``) makes what a recomputed op reads available too. An op that writes several values
+  runs again once for all of them.
+- ``source -> input`` is cut when an input is kept for backward: free for a parameter or buffer, its bytes for any
+  other; infinite for an input that forward overwrites.
+
+A user's "recompute this" forbids saving the value instead of forcing the op to run, so that what backward never asks
+for is not run for nothing. Infinite is 1 + the sum of the finite capacities; a cut that reaches it is reported as the
+path that makes it impossible (``ContradictoryMarks``).
+
+Source: the min-cut formulation is Horace He's (torch ``_functorch/partitioners.py``); finite recompute seconds and
+value nodes make chains of recomputation part of the optimum. The breakpoints of the parametric cut are found by
+chords: Eisner and Severance 1976 (doi 10.1145/321978.321982). Max-flow is OR-tools' push-relabel.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.graph.python import max_flow
+
+from rematpass.core.cost import Costs
+from rematpass.core.graph import JointGraph, Op, Origin, Side
+from rematpass.errors import ContradictoryMarks, PlanError
+
+_INFINITE = -1  # a mark in arrays of costs, not a capacity
+
+# Capacities are integers. The finite ones add up to at most this, so that the infinite one, taken once for every arc,
+# stays inside 64 bits for graphs of a million arcs; rounding then moves the optimum by less than 1e-9 of it.
+_FINITE_TOTAL = 1 << 40
+
+
+@dataclass(frozen=True)
+class Cut:
+    """``saved``: ids of the values to keep, inputs included; ``cost``: the capacity of the cut, in the unit given."""
+
+    saved: frozenset[int]
+    cost: float
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """A vertex of the trade-off: the cut, its seconds (recompute and keep) and the bytes it saves."""
+
+    cut: Cut
+    seconds: float
+    nbytes: int
+    price: float  # seconds per byte at which it was found
+
+
+class Network:
+    """The network of one graph; solved again and again under different costs."""
+
+    def __init__(self, graph: JointGraph) -> None:
+        self.graph = graph
+        self._movable = [op for op in graph.ops if graph.sides[op.id] is not Side.BACKWARD]
+        made_late = {v for op in graph.ops if graph.sides[op.id] is Side.BACKWARD for v in op.writes}
+        self._values = [v for v in graph.values if v.id not in made_late and v.origin is not Origin.TANGENT]
+        self._source, self._sink = 0, 1
+        self._op_node = {op.id: 2 + i for i, op in enumerate(self._movable)}
+        first = 2 + len(self._movable)
+        self._value_node = {v.id: first + i for i, v in enumerate(self._values)}
+
+    def solve(self, run: Sequence[float], keep: Sequence[float]) -> Cut:
+        """The cheapest cut. ``run[op]``: cost of running again; ``keep[value]``: cost of saving.
+
+        Raises:
+            ContradictoryMarks: a value that backward needs can neither be saved nor recomputed.
+        """
+        costs = np.concatenate([self._run_costs(run), self._keep_costs(keep)])
+        finite = costs[costs >= 0].sum()
+        scale = _FINITE_TOTAL / finite if finite > 0 else 1.0
+        capacities = np.rint(costs * scale).astype(np.int64)
+        infinite = 1 + int(capacities[costs >= 0].sum())
+        capacities[costs < 0] = infinite
+        arcs, reads = self._priced_arcs, self._read_arcs
+        flow = max_flow.SimpleMaxFlow()
+        flow.add_arcs_with_capacity(arcs[0], arcs[1], capacities)
+        flow.add_arcs_with_capacity(reads[0], reads[1], np.full(len(reads[0]), infinite, np.int64))
+        status = flow.solve(self._source, self._sink)
+        if status != flow.OPTIMAL:
+            raise PlanError(f"max-flow over {len(arcs[0]) + len(reads[0])} arcs ended with {status}, not optimal")
+        if flow.optimal_flow() >= infinite:
+            raise self._contradiction(costs < 0)
+        late = set(flow.get_sink_side_min_cut())
+        saved = frozenset(
+            v.id
+            for v in self._values
+            if self._value_node[v.id] in late and self._op_node.get(self._producer(v.id), self._source) not in late
+        )
+        return Cut(saved, flow.optimal_flow() / scale)
+
+    def _producer(self, value: int) -> int:
+        op = self.graph.producer[value]
+        return -1 if op is None else op
+
+    @cached_property
+    def _priced_arcs(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """source -> op for every op, then producer (or source) -> value for every value."""
+        tails = [self._source] * len(self._movable)
+        tails += [self._op_node.get(self._producer(v.id), self._source) for v in self._values]
+        heads = [self._op_node[op.id] for op in self._movable] + [self._value_node[v.id] for v in self._values]
+        return np.array(tails, np.int32), np.array(heads, np.int32)
+
+    @cached_property
+    def _read_arcs(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """value -> each op that reads it, and value -> sink where backward needs it."""
+        arcs = [(self._value_node[v], self._op_node[op.id]) for op in self._movable for v in op.reads]
+        arcs += [(self._value_node[v], self._sink) for v in sorted(self.graph.backward_reads)]
+        return np.array([a for a, _ in arcs], np.int32), np.array([b for _, b in arcs], np.int32)
+
+    def _run_costs(self, run: Sequence[float]) -> NDArray[np.float64]:
+        return np.array([self._run_cost(op, run[op.id]) for op in self._movable], np.float64)
+
+    def _run_cost(self, op: Op, cost: float) -> float:
+        if self.graph.sides[op.id] is Side.EITHER:
+            return 0.0
+        if op.never_recompute or any(self.graph.values[v].must_save for v in op.writes):
+            return _INFINITE
+        return cost
+
+    def _keep_costs(self, keep: Sequence[float]) -> NDArray[np.float64]:
+        return np.array([self._keep_cost(v.id, keep[v.id]) for v in self._values], np.float64)
+
+    def _keep_cost(self, value: int, cost: float) -> float:
+        v, op = self.graph.values[value], self._producer(value)
+        if v.cannot_save or (v.mutated and op < 0) or (op >= 0 and self.graph.ops[op].must_recompute):
+            return _INFINITE
+        return 0.0 if v.origin is Origin.STATIC else cost
+
+    def _contradiction(self, forbidden: NDArray[np.bool_]) -> ContradictoryMarks:
+        """The error for a cut of infinite capacity: a shortest path of arcs that must not be cut."""
+        follow: dict[int, list[int]] = {}
+        priced = zip(*(a.tolist() for a in self._priced_arcs), forbidden.tolist(), strict=True)
+        for tail, head, infinite in priced:
+            if infinite:
+                follow.setdefault(tail, []).append(head)
+        for tail, head in zip(*(a.tolist() for a in self._read_arcs), strict=True):
+            follow.setdefault(tail, []).append(head)
+        came_from = {self._source: self._source}
+        queue = deque([self._source])
+        while queue and self._sink not in came_from:
+            node = queue.popleft()
+            for head in follow.get(node, ()):
+                if head not in came_from:
+                    came_from[head] = node
+                    queue.append(head)
+        path = [self._sink]
+        while path[-1] != self._source:
+            path.append(came_from[path[-1]])
+        steps = " -> ".join(filter(None, map(self._describe, reversed(path))))
+        return ContradictoryMarks(
+            f"backward needs a value that can neither be saved nor recomputed: {steps}. "
+            "Take one of the marks back, or keep the op out of the checkpointed region."
+        )
+
+    def _describe(self, node: int) -> str:
+        graph = self.graph
+        if node == self._source:
+            return ""
+        if node == self._sink:
+            return "backward"
+        if node < 2 + len(self._movable):
+            op = self._movable[node - 2]
+            marked = any(graph.values[v].must_save for v in op.writes)
+            reason = op.never_recompute or ("marked to be saved" if marked else "")
+            return f"op {op.name or op.id}" + (f" (never recomputed: {reason})" if reason else "")
+        value = self._values[node - 2 - len(self._movable)]
+        op_id = self._producer(value.id)
+        reason = value.cannot_save or ("forward overwrites it" if value.mutated else "")
+        if op_id >= 0 and graph.ops[op_id].must_recompute:
+            reason = "marked to be recomputed"
+        return f"value {value.name or value.id}" + (f" (never saved: {reason})" if reason else "")
+
+
+def breakpoints(network: Network, costs: Costs, most: int = 24) -> tuple[Vertex, ...]:
+    """The vertices of seconds against saved bytes, from the fastest to the one that saves least.
+
+    At most ``most`` of them, those that bend the curve most first: each is one cut, each chord between neighbours is
+    tried once. The first is the optimum at price 0, which breaks ties towards fewer bytes.
+    """
+    graph = network.graph
+    nbytes = [0 if v.origin is Origin.STATIC else v.nbytes for v in graph.values]
+
+    def at(price: float) -> Vertex:
+        cut = network.solve(costs.run, [k + price * b for k, b in zip(costs.keep, nbytes, strict=True)])
+        saved = sum(nbytes[v] for v in cut.saved)
+        return Vertex(cut, cut.cost - price * saved, saved, price)
+
+    total = costs.step + sum(costs.keep)
+    nothing = total * 1e-9 / max(1, sum(nbytes))
+    found = [at(nothing), at(total)]
+    chords = [(found[0], found[1])]
+    while chords and len(found) < most:
+        chords.sort(key=lambda c: (c[0].nbytes - c[1].nbytes) * (c[1].seconds - c[0].seconds))
+        left, right = chords.pop()
+        if left.nbytes <= right.nbytes or right.seconds <= left.seconds:
+            continue
+        price = (right.seconds - left.seconds) / (left.nbytes - right.nbytes)
+        middle = at(price)
+        below = left.seconds + price * left.nbytes - (middle.seconds + price * middle.nbytes)
+        if below > 1e-7 * total and right.nbytes < middle.nbytes < left.nbytes:
+            found.append(middle)
+            chords += [(left, middle), (middle, right)]
+    return tuple(sorted(found, key=lambda vertex: -vertex.nbytes))

@@ -1,0 +1,36 @@
+"""What every solver is given, and the one signature they share: ``Problem -> tuple[Plan, ...]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from rematpass.core.cost import Costs
+from rematpass.core.graph import JointGraph, Side
+from rematpass.core.schedule import Plan
+from rematpass.core.solve.mincut import Network
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A graph with its costs. ``fuse``: whether a fusing compiler runs the plan (``simulate``);
+    ``max_recompute``: how much backward may recompute, in forwards."""
+
+    graph: JointGraph
+    costs: Costs
+    fuse: bool = True
+    max_recompute: float = 1.0
+
+    @cached_property
+    def network(self) -> Network:
+        return Network(self.graph)
+
+    @cached_property
+    def forward_seconds(self) -> float:
+        """Seconds of one forward."""
+        sides = self.graph.sides
+        return sum(s for op, s in zip(self.graph.ops, self.costs.run, strict=True) if sides[op.id] is Side.FORWARD)
+
+
+Solver = Callable[[Problem], tuple[Plan, ...]]

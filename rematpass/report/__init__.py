@@ -1,0 +1,1 @@
+"""What tells: text, JSON, HTML and pictures of a plan. Nothing here imports torch."""

@@ -1,0 +1,108 @@
+"""One planned graph in one line, and the text of a budget that cannot be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rematpass.config import Budget
+from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.graph import JointGraph, Origin, Side
+from rematpass.core.simulate import Tenant
+from rematpass.units import format_bytes, format_percent, format_seconds
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was decided for one graph. Bytes are integers, seconds the cost model's.
+
+    ``budget_nbytes``: the peak that the budget allows, None without one; ``fallback``: why the planner's own plan was
+    not used, empty when it was.
+    """
+
+    graph: str
+    solver: str
+    budget: str
+    budget_nbytes: int | None
+    planned_peak: int
+    floor: int
+    ceiling: int
+    saved_values: int
+    saved_nbytes: int
+    recomputed_ops: int
+    recompute_seconds: float
+    step_seconds: float
+    recomputed_flops: int
+    forward_flops: int
+    planning_seconds: float
+    plan_hash: str
+    fallback: str = ""
+
+    def line(self) -> str:
+        """The log line."""
+        share = self.recompute_seconds / (self.step_seconds - self.recompute_seconds or 1.0)
+        return (
+            f"{self.graph}: budget {self.budget}, planned peak {format_bytes(self.planned_peak)} "
+            f"(floor {format_bytes(self.floor)}, ceiling {format_bytes(self.ceiling)}), "
+            f"saves {self.saved_values} values of {format_bytes(self.saved_nbytes)}, "
+            f"recomputes {self.recomputed_ops} ops (+{format_percent(share)} of step seconds), "
+            f"plan {self.plan_hash} by {self.solver} in {format_seconds(self.planning_seconds)}"
+            + (f"; fallback: {self.fallback}" if self.fallback else "")
+        )
+
+
+def summarize(
+    graph: JointGraph,
+    ladder: Ladder,
+    rung: Rung,
+    *,
+    budget: Budget,
+    limit: int | None,
+    planning_seconds: float,
+    plan_hash: str,
+    fallback: str = "",
+) -> Summary:
+    """The summary of ``rung``, chosen from ``ladder`` for ``graph``."""
+    made = [v for v in rung.plan.saved if graph.values[v].origin is not Origin.STATIC]
+    again = list(rung.plan.recomputed())
+    return Summary(
+        graph=graph.name,
+        solver=rung.plan.solver,
+        budget=str(budget),
+        budget_nbytes=limit,
+        planned_peak=rung.peak,
+        floor=ladder.floor,
+        ceiling=ladder.ceiling,
+        saved_values=len(made),
+        saved_nbytes=sum(graph.values[v].nbytes for v in made),
+        recomputed_ops=len(again),
+        recompute_seconds=rung.timeline.recompute_seconds,
+        step_seconds=rung.seconds,
+        recomputed_flops=sum(graph.ops[run.op].flops for run in again),
+        forward_flops=sum(op.flops for op in graph.ops if graph.sides[op.id] is Side.FORWARD),
+        planning_seconds=planning_seconds,
+        plan_hash=plan_hash,
+        fallback=fallback,
+    )
+
+
+def infeasible(graph: JointGraph, ladder: Ladder, limit: int, max_recompute: float) -> str:
+    """Why no plan stays under ``limit`` bytes: the floor, who takes it, and what to try."""
+    largest = ladder.rungs[-1].timeline.at_peak()[:5]
+    return (
+        f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(ladder.floor)} "
+        f"with at most {max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
+        + "\n".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}" for t in largest)
+        + f"\nTry memory_budget={format_bytes(ladder.floor, round_up=True).replace(' ', '')} or more, "
+        "a smaller batch, or REMAT_MAX_RECOMPUTE=2."
+    )
+
+
+def describe(graph: JointGraph, tenant: Tenant) -> str:
+    """A value in words: its name, shape and type, and where the user's code makes it."""
+    value, producer = graph.values[tenant.value], graph.producer[tenant.value]
+    where = ""
+    if producer is not None:
+        op = graph.ops[producer]
+        where = "".join(f", {what} {text}" for what, text in (("module", op.module), ("at", op.source)) if text)
+    again = f", recomputed copy {tenant.copy}" if tenant.copy else ""
+    return f"{value.name} {value.dtype}[{', '.join(value.shape)}]{again}{where}"
