@@ -3,6 +3,7 @@
 Everything else in ``compiler/`` and ``lab/`` imports from this one. The supported range is checked on import.
 """
 
+# ruff: noqa: E402  (the version is checked before anything private is imported)
 from __future__ import annotations
 
 import inspect
@@ -35,12 +36,12 @@ def check_version(version: str) -> None:
 
 check_version(torch.__version__)
 
-from torch._dynamo.backends.common import aot_autograd  # noqa: E402
-from torch._dynamo.backends.debugging import boxed_nop  # noqa: E402
-from torch._functorch import config as functorch_config  # noqa: E402
-from torch._functorch import partitioners as _partitioners  # noqa: E402
-from torch._functorch.compile_utils import fx_graph_cse  # noqa: E402
-from torch._functorch.partitioners import (  # noqa: E402
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop
+from torch._functorch import config as functorch_config
+from torch._functorch import partitioners as _partitioners
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._functorch.partitioners import (
     cleanup_recompute_tags,
     force_save_bw_mutation_src,
     force_save_collectives,
@@ -50,24 +51,30 @@ from torch._functorch.partitioners import (  # noqa: E402
     min_cut_rematerialization_partition,
     thread_graphsafe_rng_from_hops,
 )
-from torch._guards import CompileContext  # noqa: E402
-from torch._inductor import config as inductor_config  # noqa: E402
-from torch._inductor import inductor_prims  # noqa: E402, F401  (registers prims.inductor_*)
-from torch._inductor import list_mode_options  # noqa: E402
-from torch._inductor.compile_fx import compile_fx  # noqa: E402
-from torch._inductor.custom_graph_pass import CustomPartitionerFn  # noqa: E402
-from torch._logging import trace_structured  # noqa: E402
-from torch.fx.experimental.symbolic_shapes import free_symbols  # noqa: E402
-from torch.utils._ordered_set import OrderedSet  # noqa: E402
+from torch._guards import CompileContext
+from torch._inductor import config as inductor_config
+from torch._inductor import (
+    inductor_prims,  # noqa: F401  (registers prims.inductor_*)
+    list_mode_options,
+)
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._logging import trace_structured
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx.experimental.symbolic_shapes import free_symbols
+from torch.utils import _pytree as pytree
+from torch.utils._ordered_set import OrderedSet
 
 __all__ = [
     "CustomPartitionerFn",
+    "HigherOrderOperator",
+    "OpOverload",
     "OrderedSet",
     "aot_autograd",
     "boxed_nop",
     "check_version",
-    "compile_id",
     "compile_fx",
+    "compile_id",
     "default_partition",
     "device_name",
     "extract_fwd_bwd_modules",
@@ -83,6 +90,7 @@ __all__ = [
     "is_sym_node",
     "list_mode_options",
     "prepare_joint",
+    "pytree",
     "storage_key",
     "symbols_with_hints",
     "thread_rng_states",
@@ -208,4 +216,3 @@ def _shape_env(value: Any) -> Any:
     if isinstance(value, torch.SymInt):
         return value.node.shape_env
     return getattr(getattr(value, "fake_mode", None), "shape_env", None)
-

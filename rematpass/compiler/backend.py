@@ -91,7 +91,9 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
     def __enter__(self) -> enable:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.disable()
 
 

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from rematpass.compiler import _torch, ops
+from rematpass.compiler import _torch
+from rematpass.compiler._torch import OpOverload, pytree
+from rematpass.compiler.ops import Traits, is_size, traits_of, user_mark
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 from rematpass.errors import CaptureError
 
@@ -33,8 +34,9 @@ class Captured:
 
     ``op_node[op]``: the call; ``value_node[value]``: the node that stands for the whole storage (a ``getitem`` where
     an op has several outputs; None when no node names it); ``stands_for``: that the other way round, with every node
-    that would do; ``node_values``: for every node, the values its results live in; ``fwd_outputs`` and ``bwd_outputs``: the joint graph's output list, cut in two; ``old_versions``: each
-    clone of an input that forward overwrites, and that input.
+    that would do; ``node_values``: for every node, the values its results live in; ``fwd_outputs`` and
+    ``bwd_outputs``: the joint graph's output list, cut in two; ``old_versions``: each clone of an input that forward
+    overwrites, and that input.
     """
 
     module: fx.GraphModule
@@ -119,7 +121,7 @@ class _Reader:
             self.results[node] = self._call(node)
         elif node.op != "output":
             raise CaptureError(f"a joint graph holds no {node.op} nodes, but this one has {node.format_node()}")
-        if ops.user_mark(node) == "save":
+        if user_mark(node) == "save":
             self.must_save.update(_ids(self.results.get(node)))
 
     def values_of(self, nodes: Iterable[Any]) -> tuple[int, ...]:
@@ -133,7 +135,7 @@ class _Reader:
         origin = Origin.INPUT
         if _is_tangent(node):
             origin = Origin.TANGENT
-        elif node in self.static or ops.is_size(node.meta.get("val")):
+        elif node in self.static or is_size(node.meta.get("val")):
             origin = Origin.STATIC
         return self._value(node.name, node, node.meta.get("val"), origin=origin, mutated=node in self.overwritten)
 
@@ -144,15 +146,16 @@ class _Reader:
             raise CaptureError(f"{node.format_node()} has no fake result, so its bytes are not known")
         leaves, spec = pytree.tree_flatten(node.meta.get("val"))
         owners = [self._owner(node, leaf, index) for index, leaf in enumerate(leaves)]
-        fresh = [i for i, leaf in enumerate(leaves) if owners[i] is None and _has_value(leaf)]
-        traits = ops.traits(node)
+        fresh = [i for i, leaf in enumerate(leaves) if owners[i] is None and leaf is not None]
+        traits = traits_of(node)
         if fresh or traits.kind in (Kind.MUTATION, Kind.EFFECT) or not any(o is not None for o in owners):
             first = len(self.values)
             alone = len(leaves) == 1 and not isinstance(node.meta.get("val"), (tuple, list, dict))
             for i in fresh:
-                owners[i] = self._value(node.name if alone else f"{node.name}.{i}", node if alone else None, leaves[i])
-                if not alone:
-                    self.unnamed.setdefault(node, set()).add(owners[i])
+                name = node.name if alone else f"{node.name}.{i}"
+                owners[i] = self._value(name, node if alone else None, leaves[i])
+            if not alone:
+                self.unnamed[node] = set(range(first, len(self.values)))
             self._op(node, traits, tuple(range(first, len(self.values))))
         return pytree.tree_unflatten(owners, spec)
 
@@ -178,7 +181,11 @@ class _Reader:
         for argument in node.all_input_nodes:
             argument_leaves = pytree.tree_leaves(argument.meta.get("val"))
             for value, other in zip(pytree.tree_leaves(self.results[argument]), argument_leaves, strict=False):
-                if value is not None and isinstance(other, torch.Tensor) and _torch.storage_key(other) == key is not None:
+                if (
+                    value is not None
+                    and isinstance(other, torch.Tensor)
+                    and _torch.storage_key(other) == key is not None
+                ):
                     return int(value)
         return None
 
@@ -195,7 +202,7 @@ class _Reader:
                 name=name,
                 dtype=str(leaf.dtype).removeprefix("torch.") if tensor else type(leaf).__name__,
                 shape=tuple(str(n) for n in leaf.shape) if tensor else (),
-                cannot_save="" if tensor or ops.is_size(leaf) else f"{type(leaf).__name__} is not a tensor",
+                cannot_save="" if tensor or is_size(leaf) else f"{type(leaf).__name__} is not a tensor",
                 **fields,
             )
         )
@@ -204,15 +211,16 @@ class _Reader:
             self.stands_for[node] = len(self.values) - 1
         return len(self.values) - 1
 
-    def _op(self, node: fx.Node, traits: ops.Traits, written: tuple[int, ...]) -> None:
+    def _op(self, node: fx.Node, traits: Traits, written: tuple[int, ...]) -> None:
         never = traits.never_recompute
         if node in self.old_versions:
             never = "its argument is overwritten after it has run"
-        marked = ops.user_mark(node) == "recompute" or any(ops.user_mark(u) == "recompute" for u in _projections(node))
+        marked = user_mark(node) == "recompute" or any(user_mark(u) == "recompute" for u in _projections(node))
         must = marked and (not never or traits.honours_marks)
-        must = must and not any(ops.user_mark(n) == "save" for n in (node, *_projections(node)))
+        must = must and not any(user_mark(n) == "save" for n in (node, *_projections(node)))
         changed = tuple(dict.fromkeys(v for n in _mutated_arguments(node) for v in _ids(self.results[n])))
-        reads = self.values_of(n for n in node.all_input_nodes if node.target is not torch.ops.aten.copy_.default or n is not node.args[0])
+        overwrites_all = node.target is torch.ops.aten.copy_.default  # it does not read what it writes
+        reads = self.values_of(n for n in node.all_input_nodes if not (overwrites_all and n is node.args[0]))
         self.op_node.append(node)
         self.ops.append(
             Op(
@@ -242,10 +250,6 @@ def _ids(tree: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(v for v in pytree.tree_leaves(tree) if v is not None))
 
 
-def _has_value(leaf: Any) -> bool:
-    return leaf is not None
-
-
 def _projections(node: fx.Node) -> list[fx.Node]:
     return [u for u in node.users if u.target is operator.getitem]
 
@@ -259,7 +263,7 @@ def _spanned(value: Any) -> int:
 def _aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
     """The argument that result ``index`` is a view of, by the op's schema."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.returns:
+    if not isinstance(target, OpOverload) or not target._schema.returns:
         return None
     returns = target._schema.returns
     alias = returns[min(index, len(returns) - 1)].alias_info  # a list of views is one return
@@ -274,7 +278,7 @@ def _aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
 
 def _mutated_arguments(node: fx.Node) -> list[fx.Node]:
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or not target._schema.is_mutable:
         return []
     written = []
     for position, argument in enumerate(target._schema.arguments):
@@ -295,7 +299,7 @@ def _overwritten_by_forward(
     graph: fx.Graph, primals: Sequence[fx.Node], descriptions: Sequence[Any]
 ) -> frozenset[fx.Node]:
     """The inputs whose bytes forward changes, in the graph (``copy_``) or right after it (an output says so)."""
-    found = set()
+    found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "call_function" and _pinned(node, Kind.MUTATION) is Side.FORWARD:
             found.update(n for n in _mutated_arguments(node) if n.op == "placeholder")
@@ -312,12 +316,11 @@ def _clone_old_version(graph: fx.Graph, node: fx.Node) -> fx.Node:
     value = node.meta.get("val")
     with _torch.fake_mode_of(value):
         clone.meta = {k: v for k, v in node.meta.items() if k != "desc"} | {"val": value.clone()}
-    for user in list(node.users):
-        if user is not clone and user.op != "output":
-            written = set(_mutated_arguments(user))
-            user.args, user.kwargs = fx.map_arg(
-                (user.args, user.kwargs), lambda n: clone if n is node and node not in written else n
-            )
+
+    def reads_only(user: fx.Node) -> bool:
+        return user is not clone and user.op != "output" and node not in _mutated_arguments(user)
+
+    node.replace_all_uses_with(clone, delete_user_cb=reads_only)
     return clone
 
 

@@ -34,9 +34,7 @@ def emit(captured: Captured, plan: Plan) -> tuple[fx.GraphModule, fx.GraphModule
     bwd_outputs = [writer.result(n) for n in captured.bwd_outputs]
     module = writer.finish(fwd_outputs + bwd_outputs)
     static = [writer.new_inputs[n] for n in captured.static_inputs]
-    fwd, bwd = _torch.extract_fwd_bwd_modules(
-        module, saved, num_fwd_outputs=len(fwd_outputs), static_inputs=static
-    )
+    fwd, bwd = _torch.extract_fwd_bwd_modules(module, saved, num_fwd_outputs=len(fwd_outputs), static_inputs=static)
     _drop_stray_random_ops(bwd)
     return _torch.thread_rng_states(fwd, bwd)
 
@@ -147,7 +145,11 @@ class _Writer:
 
     def enter_backward(self) -> None:
         """Nothing but the saved values and the tangents is there; views are replayed anew."""
-        tangents = [n for n in self.new_inputs if self.captured.graph.values[self.captured.stands_for[n]].origin is Origin.TANGENT]
+        tangents = [
+            n
+            for n in self.new_inputs
+            if self.captured.graph.values[self.captured.stands_for[n]].origin is Origin.TANGENT
+        ]
         there = set(self.plan.saved) | {self.captured.stands_for[n] for n in tangents}
         self.living = {v: copies for v, copies in self.living.items() if v in there}
         self.views.clear()

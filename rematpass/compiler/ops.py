@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import flop_registry
 
 from rematpass.compiler import _torch
+from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
 from rematpass.core.graph import Kind
 
 _KINDS: dict[Kind, frozenset[str]] = {
@@ -72,7 +72,7 @@ class Traits:
     flops: int = 0
 
 
-def traits(node: fx.Node) -> Traits:
+def traits_of(node: fx.Node) -> Traits:
     """The traits of a ``call_function`` node."""
     kind, flops = kind_of(node), _flops(node)
     if node.meta.get("unbacked_bindings"):
@@ -95,9 +95,9 @@ def kind_of(node: fx.Node) -> Kind:
     target = node.target
     if is_size(node.meta.get("val")):
         return Kind.SYMBOLIC
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return _kind_of_higher_order(target.name())
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return Kind.EFFECT if _torch.is_impure(node) else Kind.OPAQUE
     if target.namespace in _COLLECTIVE_NAMESPACES:
         return Kind.COLLECTIVE
@@ -110,7 +110,7 @@ def kind_of(node: fx.Node) -> Kind:
     return _kind_by_name(target)
 
 
-def _kind_by_name(target: torch._ops.OpOverload) -> Kind:
+def _kind_by_name(target: OpOverload) -> Kind:
     name = target._schema.name.split("::")[1]
     if "convolution" in name:
         return Kind.CONVOLUTION
@@ -139,7 +139,7 @@ def draws_random_numbers(node: fx.Node) -> bool:
     Attention ops carry the random tag for the sake of their dropout; without one they draw nothing.
     """
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+    if not isinstance(target, OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     arguments = {a.name: (node.args[i] if i < len(node.args) else None) for i, a in enumerate(target._schema.arguments)}
     arguments |= node.kwargs
@@ -157,7 +157,10 @@ def user_mark(node: fx.Node) -> str:
     that as an order; so does this one.
     """
     policy = node.meta.get("recompute")
-    if policy in (CheckpointPolicy.MUST_SAVE, getattr(CheckpointPolicy, "MUST_CPU_OFFLOAD", CheckpointPolicy.MUST_SAVE)):
+    if policy in (
+        CheckpointPolicy.MUST_SAVE,
+        getattr(CheckpointPolicy, "MUST_CPU_OFFLOAD", CheckpointPolicy.MUST_SAVE),
+    ):
         return "save"
     if policy in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE):
         return "recompute"
@@ -176,7 +179,7 @@ def _flops(node: fx.Node) -> int:
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), (node.args, node.kwargs))
     if count is not None:
         return _torch.hint(count(*args, **kwargs, out_val=node.meta.get("val")))
-    if isinstance(target, torch._ops.OpOverload) and "flash_attention_for_cpu" in target._schema.name:
+    if isinstance(target, OpOverload) and "flash_attention_for_cpu" in target._schema.name:
         return _flops_of_cpu_attention(target._schema.name, args)
     return 0
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import fx
 
-import rematpass
 from rematpass.compiler import _torch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
@@ -178,7 +177,9 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         if self.config.strict or not _torch.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
         excess = format_bytes(ladder.floor - budget.nbytes * _MARGIN[0] // _MARGIN[1])
-        log.warning("over budget by %s after a recompile with other shapes; training goes on at the floor. %s", excess, message)
+        log.warning(
+            "over budget by %s after a recompile with other shapes; training goes on at the floor. %s", excess, message
+        )
         return ladder.rungs[-1], budget.nbytes
 
     def _fall_back(
@@ -248,7 +249,7 @@ def _warn_shared_once(budget: str) -> None:
 @functools.cache
 def _sources_hash() -> str:
     """A hash of every source file that has a say in a plan."""
-    root = Path(rematpass.__file__).parent
+    root = Path(__file__).parents[1]
     files = [*root.glob("*.py"), *(root / "core").rglob("*.py"), *(root / "compiler").rglob("*.py")]
     digest = hashlib.sha256()
     for file in sorted(files):

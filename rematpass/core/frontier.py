@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline, simulate
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
-from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
 from rematpass.core.verify import verify
 

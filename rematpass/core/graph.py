@@ -121,17 +121,22 @@ class JointGraph:
     hints: tuple[tuple[str, int], ...] = ()  # symbol -> the size assumed for it
 
     def __post_init__(self) -> None:
-        for items, what in ((self.ops, "op"), (self.values, "value")):
-            for position, item in enumerate(items):
-                if item.id != position:
-                    raise GraphError(f"{what} {item.id} stands at position {position}; ids are positions")
+        ids: tuple[tuple[str, list[int]], ...] = (
+            ("op", [o.id for o in self.ops]),
+            ("value", [v.id for v in self.values]),
+        )
+        for what, found in ids:
+            if moved := [position for position, id in enumerate(found) if id != position]:
+                raise GraphError(f"{what} {found[moved[0]]} stands at position {moved[0]}; ids are positions")
         known = {v.id for v in self.values if v.origin is not Origin.OP}
         for op in self.ops:
             if unknown := [v for v in op.reads + op.mutates if v not in known]:
                 raise GraphError(f"op {op.id} ({op.name}) reads value {unknown[0]}, which nothing before it writes")
             for v in op.writes:
                 if v in known or v >= len(self.values):
-                    raise GraphError(f"op {op.id} ({op.name}) writes value {v}, which has a producer already or no entry")
+                    raise GraphError(
+                        f"op {op.id} ({op.name}) writes value {v}, which has a producer already or no entry"
+                    )
                 known.add(v)
         if missing := [v for v in self.fwd_outputs + self.bwd_outputs if v not in known]:
             raise GraphError(f"output value {missing[0]} is written by nothing")
@@ -211,8 +216,8 @@ class JointGraph:
             ops = tuple(_op(d) for d in data.pop("ops"))
             values = tuple(_value(d) for d in data.pop("values"))
             hints = tuple((str(s), int(n)) for s, n in data.pop("hints"))
-            outputs = {k: tuple(data.pop(k)) for k in ("fwd_outputs", "bwd_outputs")}
-            return cls(ops=ops, values=values, hints=hints, **outputs, **data)
+            fwd, bwd = tuple(data.pop("fwd_outputs")), tuple(data.pop("bwd_outputs"))
+            return cls(ops=ops, values=values, fwd_outputs=fwd, bwd_outputs=bwd, hints=hints, **data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GraphError(f"not a joint graph: {error}") from error
 

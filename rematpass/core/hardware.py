@@ -58,7 +58,7 @@ PRESETS = {
         Hardware(
             name="cpu",
             flops=(("float32", 1.0e11), ("bfloat16", 1.0e11), ("float64", 5.0e10)),
-            vector_flops=1.0e10,
+            vector_flops=6.0e10,
             bandwidth=1.2e10,
             launch_seconds=2e-6,
         ),

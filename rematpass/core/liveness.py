@@ -62,7 +62,9 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
             try:
                 read = tuple(living[v][-1] for v in dict.fromkeys(op.reads + op.mutates))
             except (KeyError, IndexError):
-                raise PlanError(f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs") from None
+                raise PlanError(
+                    f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs"
+                ) from None
             for c in read:
                 copies[c].reads.append(position)
             runs.append(step)

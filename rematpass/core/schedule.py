@@ -88,4 +88,6 @@ class Plan:
 
 
 def _step(what: str, id: int, copy: int) -> Step:
-    return {"run": Run, "drop": Drop}[what](id, copy)
+    if what not in ("run", "drop"):
+        raise ValueError(f"{what!r} is neither a run nor a drop")
+    return Run(id, copy) if what == "run" else Drop(id, copy)

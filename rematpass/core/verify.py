@@ -125,9 +125,9 @@ class _Judge:
         held = sum(self.weight(v) for v in set(self.graph.fwd_outputs) - set(self.plan.saved))
         self.alive = {(v, 0) for v in self.plan.saved}
         self.bytes = held + sum(self.weight(v) for v, _ in self.alive)
-        for v in self.graph.values:
-            if v.origin is Origin.TANGENT:
-                self.add(v.id, 0)
+        for tangent in self.graph.values:
+            if tangent.origin is Origin.TANGENT:
+                self.add(tangent.id, 0)
 
     def backward(self) -> None:
         outputs = {v for v in self.graph.fwd_outputs if v in self.plan.saved}

@@ -1,0 +1,112 @@
+"""Train in less memory: a rematerialization backend for ``torch.compile``.
+
+    REMAT_MEMORY_BUDGET=8GiB python train.py        # where train.py has torch.compile(model, backend="remat")
+
+The backend takes the joint graph of forward and backward, decides for every value that backward needs whether to save
+it or to recompute it, and hands both graphs on to Inductor. One direction, one type handed on at each step:
+
+    joint GraphModule --capture--> JointGraph --cost--> seconds --solve--> Plan --verify--> Plan --emit--> (fwd, bwd)
+                                                                Plan --simulate--> Timeline --report--> text, JSON, HTML
+
+The map, in that order. A module imports only from those above it in its own directory, from the first three files, and
+from the directories that its directory may use: ``report`` uses ``core``; ``compiler`` both; ``lab`` all three.
+
+    errors.py            every exception, one class per cause
+    units.py             "8GiB" <-> bytes, seconds, percent
+    config.py            the settings; the one reader of the environment
+    core/                decides; no torch
+      graph.py           JointGraph: ops and values
+      schedule.py        Plan: Run and Drop, step by step
+      hardware.py        presets: FLOP/s and bytes/s
+      cost.py            op -> seconds
+      liveness.py        when each copy of a value lives
+      simulate.py        JointGraph + Plan -> Timeline: live bytes at every step, the peak, seconds of recompute
+      verify.py          the judge: replays a schedule, rejects a wrong one
+      solve/             what is saved and what is recomputed
+        just_in_time.py  a set of saved values -> a Plan
+        mincut.py        the parametric cut
+        problem.py       what every solver is given, and their one signature
+        baselines.py     save_all, recompute_all, chen_sqrt
+      frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
+    compiler/            touches torch
+      _torch.py          torch's private modules, and how they differ between versions
+      ops.py             what kind an op is, what it reads and overwrites
+      capture.py         joint GraphModule -> JointGraph
+      emit.py            Plan -> forward and backward GraphModule
+      auto_budget.py     the budget "auto": what is free on the device
+      partitioner.py     capture, plan, emit: what Inductor calls
+      backend.py         the backends, and enable()
+    report/              tells; no torch
+      summary.py         one planned graph in one line; why a budget cannot be reached
+    lab/                 measures
+      models.py          small real models
+      allocations.py     every allocation and release, in order
+      measure.py         peak bytes, exactly, and seconds of a step
+      compare.py         plans and budgets side by side
+    cli.py               the commands; loads torch inside them
+    __main__.py          python -m rematpass
+
+The public names below load what they need when they are first used: importing ``rematpass`` does not load torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rematpass.compiler.backend import enable, remat
+    from rematpass.compiler.partitioner import plans
+    from rematpass.config import Config
+    from rematpass.core.graph import JointGraph
+    from rematpass.core.schedule import Plan
+    from rematpass.errors import BudgetInfeasible, ConfigError, RematError
+
+    __version__: str
+
+__all__ = [
+    "BudgetInfeasible",
+    "Config",
+    "ConfigError",
+    "JointGraph",
+    "Plan",
+    "RematError",
+    "__version__",
+    "enable",
+    "plans",
+    "remat",
+]
+
+_HOMES = {
+    "remat": "rematpass.compiler.backend",
+    "enable": "rematpass.compiler.backend",
+    "plans": "rematpass.compiler.partitioner",
+    "Config": "rematpass.config",
+    "JointGraph": "rematpass.core.graph",
+    "Plan": "rematpass.core.schedule",
+    "RematError": "rematpass.errors",
+    "ConfigError": "rematpass.errors",
+    "BudgetInfeasible": "rematpass.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _version()
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("rematpass")
+    except PackageNotFoundError:
+        return "0+uninstalled"  # run from a checkout that was never installed
