@@ -27,6 +27,9 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
         mincut.py        the parametric cut
         problem.py       what every solver is given, and their one signature
         baselines.py     save_all, recompute_all, chen_sqrt
+        moments.py       the timeline that bounds and prices stand on
+        boundaries.py    where to cut forward into segments
+        segments.py      the planner under a peak
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions

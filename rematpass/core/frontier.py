@@ -16,6 +16,7 @@ from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
+from rematpass.core.solve.segments import segments
 from rematpass.core.verify import verify
 
 
@@ -66,7 +67,7 @@ def mincut(problem: Problem) -> tuple[Plan, ...]:
 
 def everything(problem: Problem) -> tuple[Plan, ...]:
     """The plans of all solvers: what the ladder is made of by default."""
-    return tuple(plan for solver in (mincut, chen_sqrt, save_all, recompute_all) for plan in solver(problem))
+    return tuple(plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem))
 
 
 SOLVERS: dict[str, Solver] = {

@@ -51,9 +51,11 @@ _FINITE_TOTAL = 1 << 40
 
 @dataclass(frozen=True)
 class Cut:
-    """``saved``: ids of the values to keep, inputs included; ``cost``: the capacity of the cut, in the unit given."""
+    """``saved``: ids of the values to keep, inputs included; ``again``: ids of the ops that run in backward besides its
+    own; ``cost``: the capacity of the cut, in the unit given."""
 
     saved: frozenset[int]
+    again: frozenset[int]
     cost: float
 
 
@@ -107,7 +109,8 @@ class Network:
             for v in self._values
             if self._value_node[v.id] in late and self._op_node.get(self._producer(v.id), self._source) not in late
         )
-        return Cut(saved, flow.optimal_flow() / scale)
+        again = frozenset(op for op, node in self._op_node.items() if node in late)
+        return Cut(saved, again, flow.optimal_flow() / scale)
 
     def _producer(self, value: int) -> int:
         op = self.graph.producer[value]
@@ -192,21 +195,24 @@ class Network:
         return f"value {value.name or value.id}" + (f" (never saved: {reason})" if reason else "")
 
 
-def breakpoints(network: Network, costs: Costs, most: int = 24) -> tuple[Vertex, ...]:
+def breakpoints(
+    network: Network, costs: Costs, most: int = 24, free: frozenset[int] = frozenset()
+) -> tuple[Vertex, ...]:
     """The vertices of seconds against saved bytes, from the fastest to the one that saves least.
 
     At most ``most`` of them, those that bend the curve most first: each is one cut, each chord between neighbours is
-    tried once. The first is the optimum at price 0, which breaks ties towards fewer bytes.
+    tried once. The first is the optimum at price 0, which breaks ties towards fewer bytes. Values in ``free`` are
+    saved in any case, so they cost nothing.
     """
-    graph = network.graph
-    nbytes = [0 if v.origin is Origin.STATIC else v.nbytes for v in graph.values]
+    nbytes = [0 if v.origin is Origin.STATIC or v.id in free else v.nbytes for v in network.graph.values]
+    keep = [0.0 if v in free else seconds for v, seconds in enumerate(costs.keep)]
 
     def at(price: float) -> Vertex:
-        cut = network.solve(costs.run, [k + price * b for k, b in zip(costs.keep, nbytes, strict=True)])
+        cut = network.solve(costs.run, [k + price * b for k, b in zip(keep, nbytes, strict=True)])
         saved = sum(nbytes[v] for v in cut.saved)
         return Vertex(cut, cut.cost - price * saved, saved, price)
 
-    total = costs.step + sum(costs.keep)
+    total = costs.step + sum(keep)
     nothing = total * 1e-9 / max(1, sum(nbytes))
     found = [at(nothing), at(total)]
     chords = [(found[0], found[1])]

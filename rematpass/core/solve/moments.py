@@ -1,0 +1,144 @@
+"""The timeline that bounds and prices stand on, fixed before anything is decided.
+
+A moment is an op of forward or an own op of backward, in their order; a recomputation belongs to the op that it is
+made for. A *position* is a moment of forward, and also the boundary right after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rematpass.core.cost import FREE, FUSIBLE, materialized
+from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
+from rematpass.core.simulate import Timeline
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of ``graph``. ``fuse``: whether ops that fuse pass their readers on to what they read."""
+
+    graph: JointGraph
+    fuse: bool
+
+    @cached_property
+    def of_op(self) -> dict[int, int]:
+        """The moment of each op of forward and of backward."""
+        forward = [op.id for op in self.graph.ops if self.graph.sides[op.id] is Side.FORWARD]
+        backward = sorted(self._own, key=lambda op: (op.kind is Kind.MUTATION, op.id))
+        return {id: moment for moment, id in enumerate(forward + [op.id for op in backward])}
+
+    @cached_property
+    def _own(self) -> list[Op]:
+        return [op for op in self.graph.ops if self.graph.sides[op.id] is Side.BACKWARD]
+
+    @cached_property
+    def count(self) -> int:
+        return len(self.of_op)
+
+    @cached_property
+    def first_backward(self) -> int:
+        return self.count - len(self._own)
+
+    @cached_property
+    def in_memory(self) -> frozenset[int]:
+        """Values that take bytes when they are recomputed."""
+        return materialized(self.graph) if self.fuse else frozenset(range(len(self.graph.values)))
+
+    @cached_property
+    def made(self) -> Ints:
+        """For each value, the position at which forward makes it; -1 for inputs and for what backward makes."""
+        made = np.full(len(self.graph.values), -1, np.int64)
+        for op in self.graph.ops:
+            if self.graph.sides[op.id] is not Side.BACKWARD:
+                made[list(op.writes)] = self._position(op)
+        return made
+
+    def _position(self, op: Op) -> int:
+        """Forward's ops stand at their moment; an op of neither side right after what it reads."""
+        if op.id in self.of_op:
+            return self.of_op[op.id]
+        producers = [self.graph.producer[v] for v in op.reads]
+        return max((self._position(self.graph.ops[p]) for p in producers if p is not None), default=0)
+
+    @cached_property
+    def last_forward(self) -> Ints:
+        """For each value, the last moment of forward that makes or reads it."""
+        last = self.made.copy()
+        for op in self.graph.ops:
+            if self.graph.sides[op.id] is Side.FORWARD:
+                last[list(op.reads)] = self.of_op[op.id]
+        return last
+
+    @cached_property
+    def needed(self) -> tuple[Ints, Ints]:
+        """For each value, the first and the last moment of backward that reads it; ``count`` and -1 where none does.
+
+        A value that fuses away passes its readers on to what it is made of.
+        """
+        first = np.full(len(self.graph.values), self.count, np.int64)
+        last = np.full(len(self.graph.values), -1, np.int64)
+        last[list(self.graph.bwd_outputs)] = self.count - 1
+        for op in reversed(self.graph.ops):
+            if self.graph.sides[op.id] is Side.BACKWARD:
+                start = end = self.of_op[op.id]
+            elif op.kind in FUSIBLE | FREE and not any(v in self.in_memory for v in op.writes):
+                start = min((int(first[v]) for v in op.writes), default=self.count)
+                end = max((int(last[v]) for v in op.writes), default=-1)
+            else:
+                continue
+            for v in op.reads:
+                first[v], last[v] = min(first[v], start), max(last[v], end)
+        return first, last
+
+    @cached_property
+    def entry(self) -> Ints:
+        """For each position, the moment from which backward reads nothing that forward makes after it."""
+        latest = np.full(self.first_backward + 1, self.first_backward, np.int64)
+        for op in self._own:
+            position = max((int(self.made[v]) for v in op.reads), default=-1)
+            if position > 0:
+                latest[position - 1] = max(latest[position - 1], self.of_op[op.id] + 1)
+        return np.maximum.accumulate(latest[::-1])[::-1][: self.first_backward]
+
+    def live(self, timeline: Timeline) -> NDArray[np.float64]:
+        """Bytes at each moment: the most while its op, or a recomputation for it, runs."""
+        live = np.zeros(self.count)
+        moment = self.count - 1
+        for run, nbytes in zip(reversed(timeline.runs), reversed(timeline.live), strict=True):
+            if run.copy == 0:
+                moment = self.of_op.get(run.op, moment)
+            live[moment] = max(live[moment], nbytes)
+        return live
+
+    def own_bytes(self, timeline: Timeline) -> NDArray[np.float64]:
+        """Bytes at each moment that belong to backward itself and to forward's outputs: gradients and temporaries.
+
+        ``timeline``: of a plan that recomputes next to nothing, so that what is alive is backward's own.
+        """
+        own = np.zeros(len(timeline.runs) + 1)
+        outputs = set(self.graph.fwd_outputs)
+        for t in timeline.tenants:
+            producer = self.graph.producer[t.value]
+            theirs = producer is None or self.graph.sides[producer] is Side.BACKWARD or t.value in outputs
+            if theirs:
+                own[t.born] += t.nbytes
+                own[t.end + 1] -= t.nbytes
+        live = np.zeros(self.count)
+        moment = self.count - 1
+        for run, nbytes in zip(reversed(timeline.runs), np.cumsum(own)[:-1][::-1], strict=True):
+            if run.copy == 0:
+                moment = self.of_op.get(run.op, moment)
+            live[moment] = max(live[moment], nbytes)
+        return live
+
+    @cached_property
+    def nbytes(self) -> NDArray[np.float64]:
+        """Bytes of each value; 0 for what stands outside the step."""
+        outside = (Origin.STATIC, Origin.INPUT)
+        return np.array([0 if v.origin in outside else v.nbytes for v in self.graph.values], np.float64)
