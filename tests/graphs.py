@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hypothesis import strategies as st
+
+from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
@@ -55,3 +58,99 @@ def chain(n: int, nbytes: int | Sequence[int] = 7, kind: Kind = Kind.MATMUL) -> 
 def pinned_forward(b: Builder, reads: Sequence[int], mutates: Sequence[int]) -> None:
     """Append what forward does to an input: a mutation that stays there."""
     b.op(reads, kind=Kind.MUTATION, mutates=tuple(mutates), pinned=Side.FORWARD, never_recompute="it overwrites")
+
+
+def pinned_backward(b: Builder, reads: Sequence[int], mutates: Sequence[int]) -> None:
+    """Append what backward does to an input: a mutation that stays there."""
+    b.op(reads, kind=Kind.MUTATION, mutates=tuple(mutates), pinned=Side.BACKWARD, never_recompute="it overwrites")
+
+
+def effect(b: Builder, reads: Sequence[int], side: Side) -> None:
+    """Append an op that is run for what it does, not for what it writes."""
+    b.op(reads, kind=Kind.EFFECT, pinned=side, never_recompute="it prints")
+
+
+def overwritten_input(b: Builder, nbytes: int, origin: Origin = Origin.INPUT) -> tuple[int, int]:
+    """An input that forward overwrites, and the clone of its old version that all others read, as capture makes it.
+
+    The caller appends the mutation, at the end of forward.
+    """
+    x = b.input(nbytes, origin, mutated=True)
+    old = b.op([x], nbytes, kind=Kind.COPY, never_recompute="its argument is overwritten after it has run")
+    return x, old
+
+
+COMPUTES = (Kind.MATMUL, Kind.POINTWISE, Kind.POINTWISE, Kind.REDUCTION, Kind.KERNEL)
+
+# What may be said of an op and of the values it writes; most ops carry no mark.
+MARKS: tuple[dict[str, Any], ...] = (
+    *[{}] * 8,
+    {"never_recompute": "it draws random numbers", "kind": Kind.RANDOM},
+    {"must_recompute": True},
+    {"must_save": True},
+    {"cannot_save": "SymBool is not a tensor"},
+)
+
+
+@st.composite
+def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: bool = True) -> JointGraph:
+    """Any joint graph that capture could make, with at most ``max_ops`` + 3 ops that a cut can move.
+
+    Ops with one or two outputs, ops that neither side needs on its side, parameters and inputs, an input that forward
+    overwrites, effects and mutations on both sides, several outputs, tangents and gradients, gradients that depend on
+    no tangent, tangents that nothing reads. With ``marks``, ops and values that the user or their nature binds.
+    """
+    b = Builder()
+    size = st.sampled_from(PRIMES[:8])
+    rarely = st.sampled_from((False, False, False, True))
+
+    def some(values: Sequence[int], at_least: int, at_most: int) -> list[int]:
+        return draw(st.lists(st.sampled_from(values), min_size=at_least, max_size=at_most, unique=True))
+
+    inputs = [
+        b.input(draw(size), draw(st.sampled_from((Origin.INPUT, Origin.STATIC))))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    early = list(inputs)
+    overwritten = None
+    if draw(rarely):
+        overwritten, old = overwritten_input(b, draw(size), draw(st.sampled_from((Origin.INPUT, Origin.STATIC))))
+        early.append(old)
+    if marks and draw(rarely):
+        early.append(b.input(0, cannot_save="Generator is not a tensor"))
+    made: list[int] = []
+    for _ in range(draw(st.integers(1, max_ops))):
+        fields = {"kind": draw(st.sampled_from(COMPUTES)), **(draw(st.sampled_from(MARKS)) if marks else {})}
+        sizes = [draw(size), draw(size)] if draw(rarely) else [draw(size)]
+        b.op(some(early, 0, 3), *sizes, **fields)
+        made += b.ops[-1].writes
+        early += b.ops[-1].writes
+    if draw(rarely):
+        effect(b, some(early, 1, 1), Side.FORWARD)
+    if overwritten is not None:
+        pinned_forward(b, some(made, 1, 1), [overwritten])
+    outputs = some(made + inputs, 1, 2)
+
+    late = [b.input(b.values[v].nbytes, Origin.TANGENT) for v in outputs]
+    for _ in range(draw(st.integers(1, 4))):
+        reads = some(late, 1, 2) + some(early, 0, 3)
+        b.op(reads, *[draw(size)] * draw(st.sampled_from((1, 1, 1, 2))), kind=draw(st.sampled_from(COMPUTES)))
+        late += b.ops[-1].writes
+    if draw(rarely):
+        effect(b, some(early + late, 1, 1), Side.BACKWARD)
+    if draw(rarely):
+        targets = some(inputs, 1, 2)
+        for target in targets:
+            pinned_backward(b, some([v for v in early + late if v not in targets], 1, 2), [target])
+    tangent_free = some(early, 1, 2) if draw(rarely) else []
+    return b.build(outputs, [*some(late, 1, 3), *tangent_free])
+
+
+@st.composite
+def integer_costs(draw: st.DrawFn, graph: JointGraph, most: int = 19) -> Costs:
+    """Whole seconds for every op and value of ``graph``, zero among them, so that sums are exact."""
+    seconds = st.integers(0, most)
+    return Costs(
+        run=tuple(draw(st.lists(seconds, min_size=len(graph.ops), max_size=len(graph.ops)))),
+        keep=tuple(draw(st.lists(seconds, min_size=len(graph.values), max_size=len(graph.values)))),
+    )

@@ -96,7 +96,8 @@ class _Reader:
     """Reads the nodes in order, and what it has read so far.
 
     ``results[node]`` has the structure of the node's result, with the id of the value that each tensor lives in (None
-    where there is none) for a leaf. So ``getitem`` is one index into it.
+    where there is none) for a leaf. So ``getitem`` is one index into it. ``replay[view]``: all the values that replaying
+    a view reads: what it views, and the sizes that it takes.
     """
 
     static: frozenset[fx.Node]
@@ -108,6 +109,7 @@ class _Reader:
     value_node: list[fx.Node | None] = field(default_factory=list)
     stands_for: dict[fx.Node, int] = field(default_factory=dict)
     results: dict[fx.Node, Any] = field(default_factory=dict)
+    replay: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
     unnamed: dict[fx.Node, set[int]] = field(default_factory=dict)  # fresh values of calls with several results
     must_save: set[int] = field(default_factory=set)
     hints: dict[str, int] = field(default_factory=dict)
@@ -125,7 +127,9 @@ class _Reader:
             self.must_save.update(_ids(self.results.get(node)))
 
     def values_of(self, nodes: Iterable[Any]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(v for n in nodes if isinstance(n, fx.Node) for v in _ids(self.results[n])))
+        """The values that have to be there for ``nodes`` to be read."""
+        wanted = [v for n in nodes if isinstance(n, fx.Node) for v in (*_ids(self.results[n]), *self.replay.get(n, ()))]
+        return tuple(dict.fromkeys(wanted))
 
     def values_with_marks(self) -> list[Value]:
         marked = {v for v in self.must_save if self.values[v].origin is Origin.OP and not self.values[v].cannot_save}
@@ -141,6 +145,7 @@ class _Reader:
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            self.replay[node] = self.replay.get(node.args[0], ())
             return self._project(node, self.results[node.args[0]][node.args[1]])
         if "val" not in node.meta and node.users:
             raise CaptureError(f"{node.format_node()} has no fake result, so its bytes are not known")
@@ -157,6 +162,8 @@ class _Reader:
             if not alone:
                 self.unnamed[node] = set(range(first, len(self.values)))
             self._op(node, traits, tuple(range(first, len(self.values))))
+        else:
+            self.replay[node] = self.values_of(node.all_input_nodes)
         return pytree.tree_unflatten(owners, spec)
 
     def _project(self, node: fx.Node, result: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Timeline, simulate
+from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
@@ -80,7 +80,7 @@ SOLVERS: dict[str, Solver] = {
 
 
 def build(problem: Problem, solver: str = "ladder") -> Ladder:
-    """Solve, verify, simulate, and keep what nothing else beats.
+    """Solve, simulate, keep what nothing else beats, and verify that.
 
     Plans that recompute more than ``problem.max_recompute`` forwards are left out, unless there are no others.
 
@@ -88,14 +88,14 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
         ContradictoryMarks: no plan exists.
         PlanError: a solver made a plan that the judge rejects.
     """
-    rungs = []
-    for plan in dict.fromkeys(SOLVERS[solver](problem)):
-        verify(problem.graph, plan)
-        rungs.append(Rung(plan, simulate(problem.graph, plan, problem.costs, fuse=problem.fuse)))
+    rungs = [Rung(plan, problem.timeline(plan)) for plan in dict.fromkeys(SOLVERS[solver](problem))]
     # A hair above the limit, so that recomputing exactly one forward is not lost to the rounding of a sum.
     allowed = problem.max_recompute * problem.forward_seconds * (1 + 1e-9)
     within = [rung for rung in rungs if rung.timeline.recompute_seconds <= allowed]
-    return Ladder(pareto(within or [min(rungs, key=lambda r: r.timeline.recompute_seconds)]))
+    ladder = Ladder(pareto(within or [min(rungs, key=lambda r: r.timeline.recompute_seconds)]))
+    for rung in ladder.rungs:
+        verify(problem.graph, rung.plan)
+    return ladder
 
 
 def pareto(rungs: Iterable[Rung]) -> tuple[Rung, ...]:

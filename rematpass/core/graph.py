@@ -155,9 +155,14 @@ class JointGraph:
         """For each value, the ops that read or overwrite it, in order, each once."""
         readers: list[list[int]] = [[] for _ in self.values]
         for op in self.ops:
-            for v in dict.fromkeys(op.reads + op.mutates):
+            for v in self.touched[op.id]:
                 readers[v].append(op.id)
         return tuple(map(tuple, readers))
+
+    @cached_property
+    def touched(self) -> tuple[tuple[int, ...], ...]:
+        """For each op, the values that it reads or overwrites, each once."""
+        return tuple(tuple(dict.fromkeys(op.reads + op.mutates)) for op in self.ops)
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:

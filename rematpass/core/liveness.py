@@ -42,34 +42,35 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
         PlanError: a run reads a value of which no copy lives.
     """
     copies: list[Copy] = []
-    living: dict[int, list[int]] = {}  # value -> its living copies, the newest last
-
-    def start(value: int, copy: int, born: int) -> int:
-        copies.append(Copy(value, copy, born))
-        living.setdefault(value, []).append(len(copies) - 1)
-        return len(copies) - 1
-
+    living: list[list[int]] = [[] for _ in graph.values]  # for each value its living copies, the newest last
     runs: list[Run] = []
     reads: list[tuple[int, ...]] = []
     writes: list[tuple[int, ...]] = []
 
+    def start(value: int, copy: int, born: int) -> int:
+        copies.append(Copy(value, copy, born, [], False))
+        living[value].append(len(copies) - 1)
+        return len(copies) - 1
+
     def replay(steps: Sequence[Step]) -> None:
         for step in steps:
             if isinstance(step, Drop):
-                living[step.value] = [c for c in living.get(step.value, []) if copies[c].copy != step.copy]
+                there = living[step.value]
+                living[step.value] = [c for c in there if copies[c].copy != step.copy] if len(there) > 1 else []
                 continue
-            op, position = graph.ops[step.op], len(runs)
+            position = len(runs)
             try:
-                read = tuple(living[v][-1] for v in dict.fromkeys(op.reads + op.mutates))
-            except (KeyError, IndexError):
+                read = tuple([living[v][-1] for v in graph.touched[step.op]])
+            except IndexError:
+                name = graph.ops[step.op].name
                 raise PlanError(
-                    f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs"
+                    f"{plan.solver}: step {position} runs op {step.op} ({name}) without its inputs"
                 ) from None
             for c in read:
                 copies[c].reads.append(position)
             runs.append(step)
             reads.append(read)
-            writes.append(tuple(start(v, step.copy, position) for v in op.writes))
+            writes.append(tuple([start(v, step.copy, position) for v in graph.ops[step.op].writes]))
 
     for value in graph.values:
         if value.origin in (Origin.STATIC, Origin.INPUT):
@@ -79,13 +80,13 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
     for v in graph.fwd_outputs:
         copies[living[v][-1]].outlives = True
     saved = set(plan.saved)
-    living = {v: c for v, c in living.items() if v in saved}
+    living = [there if v in saved else [] for v, there in enumerate(living)]
     for value in graph.values:
         if value.origin is Origin.TANGENT:
             start(value.id, 0, first_backward - 1)
     replay(plan.bwd)
     for v in graph.bwd_outputs:
-        if living.get(v):
+        if living[v]:
             copies[living[v][-1]].outlives = True
     return Trace(tuple(runs), first_backward, tuple(copies), tuple(reads), tuple(writes))
 

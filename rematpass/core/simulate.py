@@ -21,9 +21,11 @@ from rematpass.core.graph import JointGraph, Kind, Origin
 from rematpass.core.liveness import Trace, trace
 from rematpass.core.schedule import Plan, Run
 
-# More readers than these and a fusing compiler writes the value to memory instead of computing it in each of them
-# (torch._inductor.config.realize_reads_threshold).
-_MOST_READERS_OF_A_VIRTUAL_COPY = 4
+# A copy with more readers than this is written to memory instead of being computed in each of them, and so is one whose
+# computation reads more buffers than this, by whether the device is a CPU (torch._inductor.config:
+# realize_reads_threshold, realize_acc_reads_threshold; sums that grow term by term end here).
+_MOST_READERS = 4
+_MOST_READS = {True: 12, False: 8}
 
 
 @dataclass(frozen=True)
@@ -100,22 +102,24 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
 def _virtual(graph: JointGraph, plan: Plan, lives: Trace) -> list[bool]:
     """For each copy, whether a fusing compiler never gives it memory."""
     saved = set(plan.saved)
+    fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
+    inlines = [fuses[op.id] and op.kind is not Kind.REDUCTION for op in graph.ops]
+    most_reads = _MOST_READS[graph.device == "cpu"]
     virtual: list[bool] = []
-    for c in lives.copies:
-        if c.born < 0 or graph.producer[c.value] is None:
-            virtual.append(False)
-            continue
-        op = graph.ops[lives.runs[c.born].op]
-        in_forward = c.born < lives.first_backward
-        inlines = op.kind in FREE or (op.kind in FUSIBLE and op.kind is not Kind.REDUCTION)
-        readers_inline = all(graph.ops[lives.runs[r].op].kind in FUSIBLE | FREE for r in c.reads)
-        virtual.append(
-            inlines
-            and readers_inline
+    sources: list[frozenset[int]] = []  # for each copy, the copies in memory that computing it reads
+    for index, c in enumerate(lives.copies):
+        made_here = c.born >= 0 and graph.producer[c.value] is not None
+        may = (
+            made_here
+            and inlines[lives.runs[c.born].op]
             and not c.outlives
-            and not (in_forward and c.value in saved)
-            and len(c.reads) <= _MOST_READERS_OF_A_VIRTUAL_COPY
+            and len(c.reads) <= _MOST_READERS
+            and not (c.born < lives.first_backward and c.value in saved)
+            and all(fuses[lives.runs[r].op] for r in c.reads)
         )
+        reads = frozenset().union(*(sources[r] for r in lives.reads[c.born])) if may else frozenset()
+        virtual.append(may and len(reads) <= most_reads)
+        sources.append(reads if virtual[-1] else frozenset((index,)))
     return virtual
 
 

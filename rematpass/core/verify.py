@@ -37,6 +37,7 @@ class _Judge:
     def __init__(self, graph: JointGraph, plan: Plan) -> None:
         self.graph, self.plan = graph, plan
         self.alive: set[tuple[int, int]] = set()  # (value, copy)
+        self.copies = [0] * len(graph.values)  # how many of each are alive
         self.overwritten: set[int] = set()
         self.count: dict[int, int] = {}
         self.bytes = self.peak = 0
@@ -53,16 +54,18 @@ class _Judge:
         if (value, copy) in self.alive:
             self.refuse(f"copy {copy} of value {value} is alive already")
         self.alive.add((value, copy))
+        self.copies[value] += 1
         self.bytes += self.weight(value)
 
     def remove(self, value: int, copy: int) -> None:
         if (value, copy) not in self.alive:
             self.refuse(f"copy {copy} of value {value} is dropped, but it is not alive")
         self.alive.remove((value, copy))
+        self.copies[value] -= 1
         self.bytes -= self.weight(value)
 
     def has(self, value: int) -> bool:
-        return any(v == value for v, _ in self.alive)
+        return self.copies[value] > 0
 
     def walk(self, steps: Sequence[Step], side: Side) -> None:
         for position, step in enumerate(steps):
@@ -121,9 +124,11 @@ class _Judge:
                 self.refuse(f"value {v} is saved, but it cannot be: {value.cannot_save}")
             if producer is not None and self.graph.ops[producer].must_recompute:
                 self.refuse(f"value {v} is saved, but the user wants it recomputed")
-        self.bytes = sum(self.weight(v) for v, _ in self.alive)
         held = sum(self.weight(v) for v in set(self.graph.fwd_outputs) - set(self.plan.saved))
         self.alive = {(v, 0) for v in self.plan.saved}
+        self.copies = [0] * len(self.graph.values)
+        for v in self.plan.saved:
+            self.copies[v] = 1
         self.bytes = held + sum(self.weight(v) for v, _ in self.alive)
         for tangent in self.graph.values:
             if tangent.origin is Origin.TANGENT:

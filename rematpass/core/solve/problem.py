@@ -9,6 +9,7 @@ from functools import cached_property
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Side
 from rematpass.core.schedule import Plan
+from rematpass.core.simulate import Timeline, simulate
 from rematpass.core.solve.mincut import Network
 
 
@@ -25,6 +26,16 @@ class Problem:
     @cached_property
     def network(self) -> Network:
         return Network(self.graph)
+
+    @cached_property
+    def _timelines(self) -> dict[Plan, Timeline]:
+        return {}
+
+    def timeline(self, plan: Plan) -> Timeline:
+        """The simulator's answer for ``plan``; asked for once."""
+        if plan not in self._timelines:
+            self._timelines[plan] = simulate(self.graph, plan, self.costs, fuse=self.fuse)
+        return self._timelines[plan]
 
     @cached_property
     def forward_seconds(self) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Timeline, simulate
+from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import save_all
 from rematpass.core.solve.boundaries import Boundaries, forced
 from rematpass.core.solve.just_in_time import just_in_time
@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 def segments(problem: Problem) -> tuple[Plan, ...]:
     """Plans for a range of limits from the lowest peak to the ceiling."""
     moments = Moments(problem.graph, problem.fuse)
-    everything = simulate(problem.graph, save_all(problem)[0], problem.costs, fuse=problem.fuse)
+    everything = problem.timeline(save_all(problem)[0])
     boundaries = Boundaries(moments, everything, forced(moments))
     lowest = boundaries.lowest(everything.peak)
     limits = np.geomspace(lowest, everything.peak, _LIMITS + 1)[:-1]
@@ -88,7 +88,7 @@ class _Layout:
     def _simulate(self, chosen: list[int]) -> tuple[Plan, Timeline]:
         inside = (self.levels[segment][level].saved for segment, level in enumerate(chosen))
         plan = just_in_time(self.problem.graph, self.crossing.union(*inside), "segments")
-        return plan, simulate(self.problem.graph, plan, self.problem.costs, fuse=self.problem.fuse)
+        return plan, self.problem.timeline(plan)
 
     def _levels(self) -> list[list[_Level]]:
         """For each segment its levels, fewest bytes first, each of more bytes and fewer seconds than the one before."""
