@@ -21,11 +21,11 @@ from rematpass.core.graph import JointGraph, Kind, Origin
 from rematpass.core.liveness import Trace, trace
 from rematpass.core.schedule import Plan, Run
 
-# A copy with more readers than this is written to memory instead of being computed in each of them, and so is one whose
-# computation reads more buffers than this, by whether the device is a CPU (torch._inductor.config:
-# realize_reads_threshold, realize_acc_reads_threshold; sums that grow term by term end here).
-_MOST_READERS = 4
-_MOST_READS = {True: 12, False: 8}
+# A copy whose computation reads more buffers than this is written to memory, where one reader or several would repeat
+# it, by whether the device is a CPU (torch._inductor.config: realize_acc_reads_threshold, realize_reads_threshold). Sums
+# that grow term by term end here.
+_MOST_READS_FOR_ONE = {True: 12, False: 8}
+_MOST_READS_FOR_SEVERAL = 4
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,6 @@ def _virtual(graph: JointGraph, plan: Plan, lives: Trace) -> list[bool]:
     saved = set(plan.saved)
     fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
     inlines = [fuses[op.id] and op.kind is not Kind.REDUCTION for op in graph.ops]
-    most_reads = _MOST_READS[graph.device == "cpu"]
     virtual: list[bool] = []
     sources: list[frozenset[int]] = []  # for each copy, the copies in memory that computing it reads
     for index, c in enumerate(lives.copies):
@@ -113,12 +112,12 @@ def _virtual(graph: JointGraph, plan: Plan, lives: Trace) -> list[bool]:
             made_here
             and inlines[lives.runs[c.born].op]
             and not c.outlives
-            and len(c.reads) <= _MOST_READERS
             and not (c.born < lives.first_backward and c.value in saved)
             and all(fuses[lives.runs[r].op] for r in c.reads)
         )
         reads = frozenset().union(*(sources[r] for r in lives.reads[c.born])) if may else frozenset()
-        virtual.append(may and len(reads) <= most_reads)
+        most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
+        virtual.append(may and len(reads) <= most)
         sources.append(reads if virtual[-1] else frozenset((index,)))
     return virtual
 

@@ -6,10 +6,10 @@ saved, what backward needs of the segment and has not used up yet, and backward'
 
         saved(a)  +  max over moments j of the segment:  need(b, j) - need(a, j) + own(j)   <=   limit
 
-``need(p, j)``: bytes of what forward makes up to position ``p`` and backward reads at moment ``j`` or later. The least
-``saved`` with which each boundary can be reached is a shortest path over the candidates (``_path``); the lowest limit
-with a path, a bisection (``lowest``). Since what is saved shrinks while gradients grow, the segments it finds are not of
-equal length: that is what it gains over the square root.
+``need(p, j)``: bytes of what forward makes up to position ``p`` and backward reads at moment ``j`` or later. The
+least ``saved`` with which each boundary can be reached is a shortest path over the candidates (``_path``); the lowest
+limit with a path, a bisection (``lowest``). Since what is saved shrinks while gradients grow, the segments it finds are
+not of equal length: that is what it gains over the square root.
 
 Source: dynamic programming over segments of a chain, Chen et al. 2016 (section 4.3, arXiv 1604.06174) and Rotor
 (Beaumont et al. 2019, arXiv 1911.13214); here over any graph, under one limit for the whole timeline.
@@ -60,8 +60,10 @@ class Boundaries:
 
     @cached_property
     def candidates(self) -> list[int]:
-        """Positions where no more bytes cross than at their neighbours, narrow ones first when there are too many;
-        the last position of forward always."""
+        """Positions where no more bytes cross than at their neighbours; the last position of forward always.
+
+        When there are too many, the narrowest of each stretch of forward, stretches being equal in what backward needs.
+        """
         graph = self.moments.graph
         bytes_at = [sum(graph.values[v].nbytes for v in values) for values in self.crossing]
         blocked = [any(self._cannot_save(v) for v in values) for values in self.crossing]
@@ -72,8 +74,22 @@ class Boundaries:
             if not blocked[p] and bytes_at[p] <= bytes_at[p - 1 if p else p] and bytes_at[p] <= bytes_at[p + 1]
         ]
         low = [p for p in low if self.crossing[p] != self.crossing[p + 1]]  # of equal ones, the last
-        narrow = sorted(sorted(low, key=lambda p: (bytes_at[p], p))[:_MOST_CANDIDATES])
-        return [*narrow, end]
+        narrowest: dict[int, int] = {}
+        for p in low:
+            stretch = int(self._needed_before[p] * _MOST_CANDIDATES)
+            if stretch not in narrowest or bytes_at[p] < bytes_at[narrowest[stretch]]:
+                narrowest[stretch] = p
+        return [*(low if len(low) <= _MOST_CANDIDATES else sorted(narrowest.values())), end]
+
+    @cached_property
+    def _needed_before(self) -> Floats:
+        """For each position, the share of what backward needs that is made up to it: from 0 to 1."""
+        m = self.moments
+        needed = np.zeros(m.first_backward)
+        for v in m.in_memory:
+            if m.made[v] >= 0 and m.needed[1][v] >= 0:
+                needed[m.made[v]] += m.nbytes[v]
+        return np.cumsum(needed) / max(1.0, needed.sum() * (1 + 1e-9))
 
     def _cannot_save(self, value: int) -> bool:
         producer = self.moments.graph.producer[value]

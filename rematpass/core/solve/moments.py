@@ -98,13 +98,19 @@ class Moments:
 
     @cached_property
     def entry(self) -> Ints:
-        """For each position, the moment from which backward reads nothing that forward makes after it."""
+        """For each position, the moment from which backward reads nothing of weight that forward makes after it.
+
+        Of weight is what takes a thousandth of the largest value: a scale or a mask that is read to the end must not
+        hold up all segments.
+        """
         latest = np.full(self.first_backward + 1, self.first_backward, np.int64)
-        for op in self._own:
-            position = max((int(self.made[v]) for v in op.reads), default=-1)
-            if position > 0:
-                latest[position - 1] = max(latest[position - 1], self.of_op[op.id] + 1)
-        return np.maximum.accumulate(latest[::-1])[::-1][: self.first_backward]
+        _, last = self.needed
+        heavy = self.nbytes.max(initial=0.0) / 1000
+        for v in self.in_memory:
+            if self.made[v] > 0 and self.nbytes[v] >= heavy:
+                latest[self.made[v] - 1] = max(latest[self.made[v] - 1], last[v] + 1)
+        entry: Ints = np.maximum.accumulate(latest[::-1])[::-1][: self.first_backward]
+        return entry
 
     def live(self, timeline: Timeline) -> NDArray[np.float64]:
         """Bytes at each moment: the most while its op, or a recomputation for it, runs."""

@@ -16,6 +16,7 @@ one capacity per moment.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -123,7 +124,7 @@ class _Layout:
                 level + 1,
             )
             for segment, levels in enumerate(self.levels)
-            for level, (low, high) in enumerate(zip(levels, levels[1:], strict=False))
+            for level, (low, high) in enumerate(itertools.pairwise(levels))
         )
         for _, segment, level in reversed(steps):
             if level <= chosen[segment]:
