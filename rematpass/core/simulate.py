@@ -14,6 +14,7 @@ and an op that fuses overwrites an argument of the same size that dies with it, 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from rematpass.core.cost import FREE, FUSIBLE, Costs
@@ -21,9 +22,9 @@ from rematpass.core.graph import JointGraph, Kind, Origin
 from rematpass.core.liveness import Trace, trace
 from rematpass.core.schedule import Plan, Run
 
-# A copy whose computation reads more buffers than this is written to memory, where one reader or several would repeat
-# it, by whether the device is a CPU (torch._inductor.config: realize_acc_reads_threshold, realize_reads_threshold). Sums
-# that grow term by term end here.
+# A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one reader
+# (by whether the device is a CPU) or in each of several. Sums that grow term by term end here.
+# Source: torch._inductor.config, realize_acc_reads_threshold and realize_reads_threshold.
 _MOST_READS_FOR_ONE = {True: 12, False: 8}
 _MOST_READS_FOR_SEVERAL = 4
 
@@ -74,81 +75,69 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
         PlanError: a run reads a value of which no copy lives.
     """
     lives = trace(graph, plan)
-    virtual = _virtual(graph, plan, lives) if fuse else [False] * len(lives.copies)
-    ends = _ends(lives, virtual)
+    sources = _sources(graph, plan, lives) if fuse else [(c,) for c in range(len(lives.copies))]
+    read = [frozenset(s for c in reads for s in sources[c]) for reads in lives.reads]
+    ends = [max(c.born, 0) for c in lives.copies]
+    for position, copies in enumerate(read):
+        for c in copies:
+            ends[c] = position
     last = len(lives.runs) - 1
     tenants = [
-        Tenant(c.value, c.copy, graph.values[c.value].nbytes, max(c.born, 0), last if c.outlives else max(ends[i], 0))
+        Tenant(c.value, c.copy, graph.values[c.value].nbytes, max(c.born, 0), last if c.outlives else ends[i])
         for i, c in enumerate(lives.copies)
-        if not virtual[i] and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
+        if i in sources[i] and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
     ]
     change = [0] * (len(lives.runs) + 1)
     for t in tenants:
         change[t.born] += t.nbytes
         change[t.end + 1] -= t.nbytes
-    live: list[int] = []
-    now = 0
-    for delta in change[:-1]:
-        now += delta
-        live.append(now)
+    live = list(itertools.accumulate(change[:-1]))
     if fuse:
-        for position in range(len(live)):
-            live[position] -= _overwritten(graph, lives, virtual, ends, position)
+        for position, copies in enumerate(read):
+            written = [c for c in lives.writes[position] if c in sources[c]]
+            dying = [c for c in copies if ends[c] == position and not lives.copies[c].outlives]
+            if written and dying and graph.ops[lives.runs[position].op].kind in FUSIBLE:
+                live[position] -= _overwritten(graph, lives, written, dying)
     recompute = sum(costs.run[run.op] for run in plan.recomputed())
     step = sum(costs.run[run.op] for run in lives.runs) + sum(costs.keep[v] for v in plan.saved)
     return Timeline(lives.runs, lives.first_backward, tuple(live), tuple(tenants), recompute, step)
 
 
-def _virtual(graph: JointGraph, plan: Plan, lives: Trace) -> list[bool]:
-    """For each copy, whether a fusing compiler never gives it memory."""
+def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> list[tuple[int, ...]]:
+    """For each copy, the copies in memory that its readers read: itself, or, when it is virtual, what it is made of."""
     saved = set(plan.saved)
     fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
     inlines = [fuses[op.id] and op.kind is not Kind.REDUCTION for op in graph.ops]
-    virtual: list[bool] = []
-    sources: list[frozenset[int]] = []  # for each copy, the copies in memory that computing it reads
+    sources: list[tuple[int, ...]] = []
     for index, c in enumerate(lives.copies):
-        made_here = c.born >= 0 and graph.producer[c.value] is not None
-        may = (
-            made_here
+        may_be_virtual = (
+            c.born >= 0
+            and graph.producer[c.value] is not None
             and inlines[lives.runs[c.born].op]
             and not c.outlives
             and not (c.born < lives.first_backward and c.value in saved)
             and all(fuses[lives.runs[r].op] for r in c.reads)
         )
-        reads = frozenset().union(*(sources[r] for r in lives.reads[c.born])) if may else frozenset()
-        most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
-        virtual.append(may and len(reads) <= most)
-        sources.append(reads if virtual[-1] else frozenset((index,)))
-    return virtual
+        sources.append((index,))
+        if may_be_virtual:
+            made_of = dict.fromkeys(s for r in lives.reads[c.born] for s in sources[r])
+            most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
+            if len(made_of) <= most:
+                sources[index] = tuple(made_of)
+    return sources
 
 
-def _ends(lives: Trace, virtual: list[bool]) -> list[int]:
-    """For each copy, the last position that needs its bytes, through virtual readers too."""
-    ends = [c.reads[-1] if c.reads else c.born for c in lives.copies]
-    for index in range(len(lives.copies) - 1, -1, -1):
-        c = lives.copies[index]
-        if virtual[index] and c.born >= 0:
-            for source in lives.reads[c.born]:
-                ends[source] = max(ends[source], ends[index])
-    return ends
-
-
-def _overwritten(graph: JointGraph, lives: Trace, virtual: list[bool], ends: list[int], position: int) -> int:
-    """Bytes that the run at ``position`` writes into arguments that die with it."""
-    if graph.ops[lives.runs[position].op].kind not in FUSIBLE:
-        return 0
-    dying = [
+def _overwritten(graph: JointGraph, lives: Trace, written: list[int], dying: list[int]) -> int:
+    """Bytes that a run writes into copies of the same size that die with it."""
+    sizes = [
         graph.values[lives.copies[c].value].nbytes
-        for c in lives.reads[position]
-        if not virtual[c]
-        and ends[c] == position
-        and not lives.copies[c].outlives
-        and graph.values[lives.copies[c].value].origin is Origin.OP
+        for c in dying
+        if graph.values[lives.copies[c].value].origin is Origin.OP
     ]
     total = 0
-    for c in lives.writes[position]:
+    for c in written:
         nbytes = graph.values[lives.copies[c].value].nbytes
-        if not virtual[c] and nbytes in dying:
-            dying.remove(nbytes)
+        if nbytes in sizes:
+            sizes.remove(nbytes)
             total += nbytes
     return total

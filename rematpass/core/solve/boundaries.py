@@ -89,7 +89,8 @@ class Boundaries:
         for v in m.in_memory:
             if m.made[v] >= 0 and m.needed[1][v] >= 0:
                 needed[m.made[v]] += m.nbytes[v]
-        return np.cumsum(needed) / max(1.0, needed.sum() * (1 + 1e-9))
+        share: Floats = np.cumsum(needed) / max(1.0, needed.sum() * (1 + 1e-9))
+        return share
 
     def _cannot_save(self, value: int) -> bool:
         producer = self.moments.graph.producer[value]

@@ -69,7 +69,7 @@ class Moments:
     @cached_property
     def last_forward(self) -> Ints:
         """For each value, the last moment of forward that makes or reads it."""
-        last = self.made.copy()
+        last: Ints = self.made.copy()
         for op in self.graph.ops:
             if self.graph.sides[op.id] is Side.FORWARD:
                 last[list(op.reads)] = self.of_op[op.id]
