@@ -10,6 +10,26 @@ from hypothesis import strategies as st
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 
+def show(graph: JointGraph) -> str:
+    """The graph in a line per op, for the message of a test that fails."""
+    marks = ("must_save", "cannot_save", "mutated", "never_recompute", "must_recompute")
+
+    def marked(thing: Op | Value) -> str:
+        return "".join(f" {m}" for m in marks if getattr(thing, m, False))
+
+    def value(v: int) -> str:
+        return f"{v}:{graph.values[v].nbytes}{marked(graph.values[v])}"
+
+    given = [f"{v.origin.value} {value(v.id)}" for v in graph.values if v.origin is not Origin.OP]
+    lines = [", ".join(given)]
+    for op, side in zip(graph.ops, graph.sides, strict=True):
+        mutates = f" mutates {[*op.mutates]}" if op.mutates else ""
+        written = ", ".join(map(value, op.writes))
+        lines.append(f"op{op.id} {op.kind.value} ({side.value}) {[*op.reads]} -> [{written}]{mutates}{marked(op)}")
+    lines.append(f"outputs {[*graph.fwd_outputs]}, gradients {[*graph.bwd_outputs]}")
+    return "\n".join(["", *lines])
+
+
 PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
 
 
@@ -53,6 +73,29 @@ def chain(n: int, nbytes: int | Sequence[int] = 7, kind: Kind = Kind.MATMUL) -> 
     for layer in reversed(range(n)):
         gradient = b.op([gradient, activations[layer], activations[layer + 1]], sizes[max(layer - 1, 0)], kind=kind)
     return b.build([activations[-1]], [gradient])
+
+
+def three_layers(**fields: Any) -> JointGraph:
+    """Three ops forward, four backward, with every size a prime; ``op1={"must_recompute": True}`` says more of an op.
+
+    ::
+
+        input 0 (3) ─▶ op0 ─▶ 2 (7) ─▶ op1 ─▶ 3 (11) ─▶ op2 ─▶ 4 (13), the output
+        parameter 1 (5) ─▲──────────────────────────────▲
+        tangent 5 (13), op3: 5, 1 ─▶ 6 (17), op4: 5, 3 ─▶ 7 (19), op5: 6, 2 ─▶ 8 (23), op6: 8, 0 ─▶ 9 (29)
+
+    Gradients are 7 and 9. Backward reads 0, 1, 2 and 3 of what is there before it.
+    """
+    b = Builder()
+    x, w = b.input(3), b.input(5, Origin.STATIC)
+    h = b.op([x, w], 7, **fields.get("op0", {}))
+    a = b.op([h], 11, **fields.get("op1", {}))
+    y = b.op([a, w], 13, **fields.get("op2", {}))
+    tangent = b.input(13, Origin.TANGENT)
+    da = b.op([tangent, w], 17, **fields.get("op3", {}))
+    dw = b.op([tangent, a], 19, **fields.get("op4", {}))
+    dh = b.op([da, h], 23, **fields.get("op5", {}))
+    return b.build([y], [dw, b.op([dh, x], 29, **fields.get("op6", {}))])
 
 
 def pinned_forward(b: Builder, reads: Sequence[int], mutates: Sequence[int]) -> None:
@@ -101,7 +144,7 @@ def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: bool = True) -> Joint
     no tangent, tangents that nothing reads. With ``marks``, ops and values that the user or their nature binds.
     """
     b = Builder()
-    size = st.sampled_from(PRIMES[:8])
+    size = st.sampled_from((*PRIMES[:8], 0))
     rarely = st.sampled_from((False, False, False, True))
 
     def some(values: Sequence[int], at_least: int, at_most: int) -> list[int]:

@@ -94,32 +94,46 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
 def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[Run], bwd: Sequence[Run]) -> Plan:
     """The plan that runs ``fwd`` and ``bwd`` as given and drops every copy after its last use.
 
-    A run of which a newer copy takes over is read no more, so its life ends where its own reads end. ``saved`` is cut
-    down to what backward reads.
+    ``saved`` is cut down to what backward reads or returns. What is held from outside is not dropped: inputs in
+    forward, parameters, forward's outputs, gradients.
     """
-    wanted = set(saved)
-    kept = Plan(solver, tuple(sorted(wanted)), tuple(fwd), tuple(bwd))
-    lives = trace(graph, kept)
-    used = {
-        c.value
-        for c in lives.copies
-        if c.born < lives.first_backward and c.value in wanted and c.reads and c.reads[-1] >= lives.first_backward
+    outputs, gradients = set(graph.fwd_outputs), set(graph.bwd_outputs)
+    made_late, taken = _last_uses(graph, bwd)
+    made_in_backward = {v for v, _ in made_late}
+    asked = taken.keys() | (gradients - made_in_backward)
+    used = {v for v in saved if v in asked and graph.values[v].origin is not Origin.TANGENT}
+
+    forward = {
+        life: end for life, end in _last_uses(graph, fwd)[0].items() if life[0] not in used and life[0] not in outputs
     }
-    made_in_bwd = {v for run in bwd for v in graph.ops[run.op].writes}
-    used.update(v for v in graph.bwd_outputs if v in wanted and v not in made_in_bwd)
-    drops: list[list[Drop]] = [[] for _ in lives.runs]
-    for c in lives.copies:
-        origin = graph.values[c.value].origin
-        handed_over = c.value in used and c.born < lives.first_backward and origin is not Origin.TANGENT
-        end = c.reads[-1] if c.reads else c.born
-        in_forward = end < lives.first_backward and origin is not Origin.TANGENT
-        keeps = c.outlives or origin is Origin.STATIC or (origin is Origin.INPUT and in_forward)
-        if keeps or (in_forward and handed_over) or end < 0:
-            continue
-        drops[end].append(Drop(c.value, c.copy))
-    steps: list[list[Step]] = [[], []]
-    for position, run in enumerate(lives.runs):
-        side = steps[position >= lives.first_backward]
-        side.append(run)
-        side.extend(drops[position])
-    return Plan(solver, tuple(sorted(used)), tuple(steps[0]), tuple(steps[1]))
+    held = outputs | (gradients - made_in_backward)
+    backward = {
+        (v, 0): end for v, end in taken.items() if v not in held and graph.values[v].origin is not Origin.STATIC
+    }
+    newest = dict(made_late.keys())  # copies come in order, so the newest stays
+    backward |= {(v, copy): end for (v, copy), end in made_late.items() if v not in gradients or newest[v] != copy}
+    return Plan(solver, tuple(sorted(used)), _with_drops(fwd, forward), _with_drops(bwd, backward))
+
+
+def _last_uses(graph: JointGraph, runs: Sequence[Run]) -> tuple[dict[tuple[int, int], int], dict[int, int]]:
+    """The last position that reads (or makes) each copy made here, and each value that comes from before."""
+    here: dict[tuple[int, int], int] = {}
+    before: dict[int, int] = {}
+    newest: dict[int, int] = {}
+    for position, run in enumerate(runs):
+        for v in graph.touched[run.op]:
+            if v in newest:
+                here[v, newest[v]] = position
+            else:
+                before[v] = position
+        for v in graph.ops[run.op].writes:
+            newest[v] = run.copy
+            here[v, run.copy] = position
+    return here, before
+
+
+def _with_drops(runs: Sequence[Run], ends: dict[tuple[int, int], int]) -> tuple[Step, ...]:
+    drops: dict[int, list[Drop]] = {}
+    for (value, copy), position in ends.items():
+        drops.setdefault(position, []).append(Drop(value, copy))
+    return tuple(step for position, run in enumerate(runs) for step in (run, *drops.get(position, ())))

@@ -22,8 +22,8 @@ from rematpass.core.graph import JointGraph, Kind, Origin
 from rematpass.core.liveness import Trace, trace
 from rematpass.core.schedule import Plan, Run
 
-# A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one reader
-# (by whether the device is a CPU) or in each of several. Sums that grow term by term end here.
+# A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one
+# reader (by whether the device is a CPU) or in each of several. Sums that grow term by term end here.
 # Source: torch._inductor.config, realize_acc_reads_threshold and realize_reads_threshold.
 _MOST_READS_FOR_ONE = {True: 12, False: 8}
 _MOST_READS_FOR_SEVERAL = 4
