@@ -1,0 +1,98 @@
+"""The commands: ``rematpass demo``. Each loads torch only when it runs, so ``--help`` is there at once.
+
+Exit codes: 0 done; 1 done, and the result is not as it should be; 2 cannot be done as asked, with one line that says
+why (``--debug`` shows where as well).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import rematpass
+from rematpass.errors import RematError
+
+EXAMPLES = """examples:
+  rematpass demo                               train a small GPT under a budget of 0.25 and measure it
+  rematpass demo --budget 80MiB                the same, in a peak of at most 80 MiB
+  rematpass demo --device cuda                 the same, on a GPU
+
+the budget elsewhere:
+  REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
+"""
+BUDGETS = "0 (the least memory) to 1 (the fastest), or bytes of peak: 80MiB, 8GiB"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    _quiet()
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("rematpass: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        cause = _cause(error)
+        if arguments.debug or cause is None:
+            raise
+        print(f"rematpass: error: {cause}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rematpass",
+        description="Train in less memory: a rematerialization backend for torch.compile, and its measures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"rematpass {rematpass.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    demo = commands.add_parser(
+        "demo",
+        help="train a small GPT with and without a budget, and measure both",
+        description="Train a small GPT in eager mode, with torch.compile, and with remat under a budget; measure each.",
+    )
+    demo.add_argument("--budget", default="0.25", metavar="BUDGET", help=f"{BUDGETS} (default: 0.25)")
+    demo.add_argument("--steps", type=_steps, default=10, metavar="N", help="training steps of each (default: 10)")
+    demo.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    demo.set_defaults(run=_demo)
+    for command in (demo,):
+        command.add_argument("--debug", action="store_true", help="on an error, show the whole traceback")
+    return parser
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps, 1 to 10000")
+    return int(text)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rematpass.lab import demo
+
+    return demo.run(budget=arguments.budget, steps=arguments.steps, device=arguments.device, console=Console())
+
+
+def _quiet() -> None:
+    """Keep torch's libraries from printing what a user can do nothing about; before torch is loaded, or too late.
+
+    The CPU allocator warns of every block that is older than a measurement, the profiler of its own start and stop.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def _cause(error: BaseException) -> RematError | None:
+    """The package's own error behind ``error``, which Dynamo wraps in one of its own; None if it is someone else's."""
+    while not isinstance(error, RematError):
+        inner = getattr(error, "inner_exception", None) or error.__cause__
+        if inner is None:
+            return None
+        error = inner
+    return error

@@ -1,0 +1,80 @@
+"""FLOPs of a training step, counted exactly: matrix products, convolutions and attention; a multiply-add is two.
+
+In eager mode torch's ``FlopCounterMode`` sees every call. Compiled code calls kernels that no mode can see into, so
+there the graphs are counted as Inductor is about to generate code for them, forward and backward, by the same
+formulas. What a step has beyond eager's total is what is computed again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch._inductor import config as inductor_config
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from rematpass.compiler._torch import hint
+from rematpass.lab.measure import Step, run_step
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Whole numbers of FLOPs: of the forward alone, and of forward and backward with what is computed again."""
+
+    forward: int
+    step: int
+
+
+def eager_flops(step: Step, parameters: Iterable[torch.nn.Parameter]) -> Flops:
+    """Count one uncompiled step, checkpointed regions included.
+
+    Raises:
+        MeasureError: as ``run_step`` does.
+    """
+    after_forward: list[int] = []
+    with FlopCounterMode(display=False) as counter:
+        run_step(step, parameters, between=lambda: after_forward.append(int(counter.get_total_flops())))
+        return Flops(after_forward[0], int(counter.get_total_flops()))
+
+
+class GraphFlops(CustomGraphPass):
+    """Counts each graph that Inductor compiles. ``total`` is a step's as long as it runs every graph once.
+
+    The id is new for each object, so that no cache keeps a graph from being seen; compiled code is never reused then.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.graphs = 0
+        self._id = uuid.uuid4().hex
+
+    def __call__(self, graph: fx.Graph) -> None:
+        self.total += graph_flops(graph)
+        self.graphs += 1
+
+    def uuid(self) -> str:
+        return self._id
+
+
+@contextmanager
+def compiled_flops() -> Iterator[GraphFlops]:
+    """Count the graphs that are compiled inside the ``with``; a backward is compiled when it first runs."""
+    counter = GraphFlops()
+    with inductor_config.patch(post_grad_custom_pre_pass=counter):
+        yield counter
+
+
+def graph_flops(graph: fx.Graph) -> int:
+    """FLOPs of one run of ``graph``, whose nodes carry example values; symbolic sizes count at their hints."""
+    total = 0
+    for node in graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        if node.op == "call_function" and packet in flop_registry:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+            total += hint(flop_registry[packet](*args, **kwargs, out_val=node.meta["val"]))
+    return total

@@ -1,0 +1,210 @@
+"""What a training step really takes: peak bytes, exactly, and seconds.
+
+A step is a function without arguments that returns the loss; forward and backward of it are measured, gradients
+included and set to None before. The peak is what is alive beyond what stood before the step, so parameters, inputs
+and optimizer state are left out. Three figures tell the gradients apart, since a planner can do nothing about them:
+
+        bytes     ╭─╮      peak              all of it
+              ╭───╯ ╰─╮    peak_other        the highest point of what is no parameter gradient
+          ╭───╯  ▁▂▃▄▅╰─   gradients         what the parameters' gradients take once the step is done
+        ──╯▁▁▁▁▁▁▁▁▁▁▁▁▁   peak - gradients  what is left of the peak if all of them are taken off
+
+Seconds are compared in rounds that run every candidate once, so that a machine that slows down for a while slows all
+of them down; quotients are taken within a round and their median is reported.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rematpass.errors import MeasureError
+from rematpass.lab.allocations import Moment, course, record
+
+Step = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one training step, beyond what stood before it.
+
+    ``saved``: alive between forward and backward, the loss included. ``reserved``: what the CUDA allocator took from
+    the device for the step; None on the CPU, whose allocator keeps nothing back.
+    """
+
+    peak: int
+    peak_other: int
+    gradients: int
+    saved: int
+    reserved: int | None
+    course: tuple[Moment, ...]
+
+    @property
+    def peak_less_gradients(self) -> int:
+        """The peak, less all of the gradients, as if they had stood there from the start."""
+        return self.peak - self.gradients
+
+
+def run_step(step: Step, parameters: Iterable[torch.nn.Parameter], between: Callable[[], None] | None = None) -> None:
+    """Forward and backward, into fresh gradients. ``between`` is called when forward is done.
+
+    Raises:
+        MeasureError: the step returns no loss, or the loss depends on no parameter that is trained.
+    """
+    parameters = list(parameters)
+    for parameter in parameters:
+        parameter.grad = None
+    loss = step()
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise MeasureError(f"the step returned {found}; return the loss, a tensor with one element")
+    if not loss.requires_grad:
+        raise MeasureError(
+            "the loss does not require a gradient, so there is nothing to train: are all parameters frozen?"
+        )
+    if between:
+        between()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if all(parameter.grad is None for parameter in parameters):
+        raise MeasureError("backward gave none of the model's parameters a gradient: does the step use another model?")
+
+
+def measure_memory(
+    step: Step, parameters: Iterable[torch.nn.Parameter], *, device: torch.device | str = "cpu", warm: int = 2
+) -> StepMemory:
+    """Run ``warm`` steps, which compile what has to be compiled, then measure one. Gradients are None afterwards.
+
+    CUDA's caches are emptied before, so that ``reserved`` is this step's own.
+
+    Raises:
+        MeasureError: as ``run_step`` does; the device cannot be measured; a profiler is running.
+    """
+    device = torch.device(device)
+    parameters = list(parameters)
+    for _ in range(warm):
+        run_step(step, parameters)
+    for parameter in parameters:
+        parameter.grad = None
+    gc.collect()
+    return _on_cuda(step, parameters, device) if device.type == "cuda" else _recorded(step, parameters, device)
+
+
+def _recorded(step: Step, parameters: list[torch.nn.Parameter], device: torch.device) -> StepMemory:
+    with record(device) as recording:
+        run_step(step, parameters, between=lambda: recording.mark("backward"))
+    grads = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes() for p in _with_grad(parameters)}
+    moments = course(recording.events, set(grads))
+    for parameter in parameters:
+        parameter.grad = None
+    before_backward = [m.nbytes for m in moments if m.nanoseconds < recording.marks["backward"]]
+    return StepMemory(
+        peak=max((m.nbytes for m in moments), default=0),
+        peak_other=max((m.nbytes - m.gradients for m in moments), default=0),
+        gradients=sum(grads.values()),
+        saved=before_backward[-1] if before_backward else 0,
+        reserved=None,
+        course=moments,
+    )
+
+
+def _on_cuda(step: Step, parameters: list[torch.nn.Parameter], device: torch.device) -> StepMemory:
+    """The peak from the allocator's statistics, in a step of its own; the time course from a second one's history."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    stood = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    alive: list[int] = []
+    run_step(step, parameters, between=lambda: alive.append(torch.cuda.memory_allocated(device)))
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - stood[0]
+    reserved = torch.cuda.max_memory_reserved(device) - stood[1]
+    told_apart = _recorded(step, parameters, device)
+    return StepMemory(
+        peak=peak,
+        peak_other=told_apart.peak_other,
+        gradients=told_apart.gradients,
+        saved=alive[0] - stood[0],
+        reserved=reserved,
+        course=told_apart.course,
+    )
+
+
+def _with_grad(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    return [p for p in parameters if p.grad is not None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every measured run, in the order of the rounds."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The lower and the upper quartile: half of all runs took a time between them."""
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return lower, upper
+
+    def relative_to(self, other: Timing) -> Timing:
+        """The quotients of the two within each round, which a slow minute of the machine cancels out of."""
+        return Timing(tuple(a / b for a, b in zip(self.seconds, other.seconds, strict=True)))
+
+
+def interleaved_medians(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    device: torch.device | str = "cpu",
+    after_round: Callable[[], None] | None = None,
+) -> dict[str, Timing]:
+    """Time every one of ``runs`` once per round, each round beginning with another one; the first call is not warm.
+
+    The garbage collector is off while a run is timed and called in between.
+    """
+    device = torch.device(device)
+    names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds):
+        start = round_ % max(1, len(names))
+        for name in names[start:] + names[:start]:
+            seconds[name].append(seconds_of(runs[name], device))
+        if after_round:
+            after_round()
+    return {name: Timing(tuple(taken)) for name, taken in seconds.items()}
+
+
+def seconds_of(run: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Wall-clock seconds of one call, on CUDA until the device is done."""
+    device = torch.device(device)
+    gc.collect()
+    gc.disable()
+    try:
+        _synchronize(device)
+        start = time.perf_counter()
+        run()
+        _synchronize(device)
+        return time.perf_counter() - start
+    finally:
+        gc.enable()
+
+
+def compile_seconds(run: Callable[[], object], *, device: torch.device | str = "cpu", warm: int = 2) -> float:
+    """What the first call takes longer than a warm one: the least of ``warm`` further calls."""
+    first = seconds_of(run, device)
+    return max(0.0, first - min(seconds_of(run, device) for _ in range(warm)))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,155 @@
+"""Networks of transformers, made from a configuration with random weights; each function returns module and inputs.
+
+What is not given stays as transformers has it. transformers is imported inside the functions: it takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from rematpass.errors import MeasureError
+
+Inputs = dict[str, torch.Tensor]
+
+
+def _transformers() -> Any:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a configuration is all that is needed: never ask the network
+    try:
+        import transformers
+    except ImportError as error:
+        raise MeasureError(
+            "this model comes from transformers, which is missing: pip install 'rematpass[bench]'"
+        ) from error
+    transformers.logging.set_verbosity_error()  # it warns of token ids beyond these small vocabularies
+    return transformers
+
+
+def llama(
+    *,
+    width: int = 256,
+    layers: int = 8,
+    heads: int = 8,
+    kv_heads: int = 4,
+    mlp: int = 688,
+    vocabulary: int = 2048,
+    batch: int = 4,
+    length: int = 256,
+    tied: bool = False,
+) -> tuple[nn.Module, Inputs]:
+    """A causal language model with grouped-query attention (sdpa) and a gated perceptron; no dropout."""
+    hf = _transformers()
+    config = hf.LlamaConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=mlp,
+        vocab_size=vocabulary,
+        max_position_embeddings=length,
+        tie_word_embeddings=tied,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+    return hf.LlamaForCausalLM(config), _tokens(vocabulary, batch, length)
+
+
+def gpt2(
+    *,
+    width: int = 256,
+    layers: int = 8,
+    heads: int = 8,
+    vocabulary: int = 2048,
+    batch: int = 4,
+    length: int = 256,
+    dropout: float = 0.1,
+    attention: str = "eager",
+) -> tuple[nn.Module, Inputs]:
+    """A causal language model with dropout everywhere; eager attention makes batch x heads x length x length maps."""
+    hf = _transformers()
+    config = hf.GPT2Config(
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        vocab_size=vocabulary,
+        n_positions=length,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        attn_implementation=attention,
+        use_cache=False,
+    )
+    return hf.GPT2LMHeadModel(config), _tokens(vocabulary, batch, length)
+
+
+def vit(
+    *,
+    width: int = 256,
+    layers: int = 8,
+    heads: int = 8,
+    side: int = 224,
+    classes: int = 2,
+    batch: int = 8,
+    attention: str = "eager",
+) -> tuple[nn.Module, Inputs]:
+    """A vision transformer on patches of 16 x 16 pixels, without dropout."""
+    hf = _transformers()
+    config = hf.ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        image_size=side,
+        num_labels=classes,
+        attn_implementation=attention,
+    )
+    return hf.ViTForImageClassification(config), _images(batch, side, classes)
+
+
+def resnet50(*, side: int = 128, classes: int = 2, batch: int = 8) -> tuple[nn.Module, Inputs]:
+    """ResNet-50: bottlenecks of three convolutions with batch norms, 3 + 4 + 6 + 3 of them."""
+    hf = _transformers()
+    config = hf.ResNetConfig(num_labels=classes)
+    return hf.ResNetForImageClassification(config), _images(batch, side, classes)
+
+
+def t5(
+    *,
+    width: int = 256,
+    layers: int = 4,
+    heads: int = 8,
+    mlp: int = 688,
+    vocabulary: int = 2048,
+    batch: int = 4,
+    length: int = 256,
+    dropout: float = 0.1,
+) -> tuple[nn.Module, Inputs]:
+    """An encoder and a decoder of ``layers`` blocks each: the encoder's output is read in every decoder block."""
+    hf = _transformers()
+    config = hf.T5Config(
+        d_model=width,
+        d_kv=width // heads,
+        d_ff=mlp,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        num_heads=heads,
+        vocab_size=vocabulary,
+        dropout_rate=dropout,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        use_cache=False,
+    )
+    return hf.T5ForConditionalGeneration(config), _tokens(vocabulary, batch, length)
+
+
+def _tokens(vocabulary: int, batch: int, length: int) -> Inputs:
+    tokens = torch.randint(vocabulary, (batch, length))
+    return {"input_ids": tokens, "labels": tokens}
+
+
+def _images(batch: int, side: int, classes: int) -> Inputs:
+    return {"pixel_values": torch.randn(batch, 3, side, side), "labels": torch.randint(classes, (batch,))}

@@ -1,0 +1,37 @@
+"""FLOPs against a count by hand."""
+
+import pytest
+import torch
+
+from rematpass.lab.flops import Flops, compiled_flops, eager_flops
+from rematpass.lab.measure import run_step
+from rematpass.lab.networks import chain
+
+
+class TestFlops:
+    def test_linear_layers_by_hand(self):
+        module = chain(layers=3, width=5, segments=3)
+        x = torch.randn(7, 5)
+        one = 2 * 7 * 5 * 5
+        found = eager_flops(lambda: module(x), module.parameters())
+        assert found == Flops(forward=3 * one, step=3 * one + (2 * 3 - 1) * one)
+
+    def test_recomputed_regions_count_again(self):
+        module = chain(layers=3, width=5, segments=3)
+        x = torch.randn(7, 5, requires_grad=True)
+
+        def step() -> torch.Tensor:
+            return torch.utils.checkpoint.checkpoint(module, x, use_reentrant=False)
+
+        plain, again = (eager_flops(s, module.parameters()) for s in (lambda: module(x), step))
+        assert again.step == plain.step + plain.forward
+
+    @pytest.mark.slow
+    def test_compiled_graphs_have_what_eager_has(self):
+        module = chain(layers=2, width=5, segments=1)
+        x = torch.randn(7, 5)
+        eager = eager_flops(lambda: module(x), module.parameters())
+        with compiled_flops() as counter:
+            compiled = torch.compile(module)
+            run_step(lambda: compiled(x), module.parameters())
+        assert (counter.total, counter.graphs) == (eager.step, 2)

@@ -1,0 +1,131 @@
+import dataclasses
+
+import pytest
+from graphs import Builder, three_layers
+
+from rematpass.config import Budget, BudgetKind
+from rematpass.core.cost import Costs
+from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.graph import Kind, Origin, Value
+from rematpass.core.simulate import Tenant, Timeline, simulate
+from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.report.summary import describe, infeasible, summarize
+
+MIB = 2**20
+COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
+
+
+def graph_and_ladder():
+    """Ceiling: everything is saved; floor: 2 and 3 are made again. The peaks are 84 bytes and, by decree, 61."""
+    graph = dataclasses.replace(three_layers(op0={"flops": 101}, op1={"flops": 103}, op2={"flops": 107}), name="graph 0/0")
+    fast, slow = (just_in_time(graph, saved, "ladder") for saved in ([2, 3], []))
+    rungs = [Rung(plan, simulate(graph, plan, COSTS, fuse=False)) for plan in (fast, slow)]
+    rungs[1] = Rung(slow, dataclasses.replace(rungs[1].timeline, live=(7, 61)))
+    return graph, Ladder(tuple(rungs))
+
+
+def summary(rung, **fields):
+    graph, ladder = graph_and_ladder()
+    given = {"budget": Budget(), "limit": None, "planning_seconds": 0.25, "plan_hash": "c0ffee"}
+    return summarize(graph, ladder, ladder.rungs[rung], **{**given, **fields})
+
+
+def test_the_numbers_of_a_plan():
+    found = summary(1, budget=Budget(BudgetKind.BYTES, nbytes=64), limit=64)
+    assert dataclasses.asdict(found) == {
+        "graph": "graph 0/0",
+        "solver": "ladder",
+        "budget": "64 B",
+        "budget_nbytes": 64,
+        "planned_peak": 61,
+        "floor": 61,
+        "ceiling": 84,
+        "saved_values": 1,  # the input; a parameter is there anyway
+        "saved_nbytes": 3,
+        "recomputed_ops": 2,
+        "recompute_seconds": 2.0 + 3.0,
+        "step_seconds": 58.0 + 5.0,
+        "recomputed_flops": 101 + 103,
+        "forward_flops": 101 + 103 + 107,
+        "planning_seconds": 0.25,
+        "plan_hash": "c0ffee",
+        "fallback": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("rung", "fields", "line"),
+    [
+        (
+            0,
+            {},
+            "graph 0/0: budget no limit, planned peak 84 B (floor 61 B, ceiling 84 B), saves 3 values of 21 B, "
+            "recomputes 0 ops (+0.0% of step seconds), plan c0ffee by ladder in 250.00 ms",
+        ),
+        (
+            1,
+            {"budget": Budget(fraction=0.25), "limit": 66},
+            "graph 0/0: budget 0.25 of the way from floor to ceiling, planned peak 61 B (floor 61 B, ceiling 84 B), "
+            "saves 1 values of 3 B, recomputes 2 ops (+8.6% of step seconds), plan c0ffee by ladder in 250.00 ms",
+        ),
+        (
+            1,
+            {"budget": Budget(BudgetKind.BYTES, nbytes=8 * MIB), "fallback": "PlanError: it broke"},
+            "graph 0/0: budget 8.00 MiB, planned peak 61 B (floor 61 B, ceiling 84 B), saves 1 values of 3 B, "
+            "recomputes 2 ops (+8.6% of step seconds), plan c0ffee by ladder in 250.00 ms; "
+            "fallback: PlanError: it broke",
+        ),
+    ],
+)
+def test_the_log_line(rung, fields, line):
+    assert summary(rung, **fields).line() == line
+
+
+def test_the_log_line_of_a_step_that_takes_no_time():
+    free = dataclasses.replace(summary(0), step_seconds=0.0, recompute_seconds=0.0)
+    assert "(+0.0% of step seconds)" in free.line()
+
+
+def large_values():
+    """Values in MiB, named and placed as capture does, and a ladder whose floor holds them all at once."""
+    b = Builder()
+    x = b.input(2 * MIB)
+    made = [b.op([x], size * MIB, kind=Kind.POINTWISE) for size in (3, 5, 7, 11, 13, 17)]
+    graph = dataclasses.replace(b.build(made, []), name="graph 1/0")
+    ops = [dataclasses.replace(op, module="layers.0.mlp", source=f"/home/me/model.py:{op.id}") for op in graph.ops]
+    values = [dataclasses.replace(v, dtype="bfloat16", shape=("s0", str(v.nbytes))) for v in graph.values]
+    graph = dataclasses.replace(graph, ops=tuple(ops), values=tuple(values))
+    tenants = tuple(Tenant(v, int(v == 5), graph.values[v].nbytes, 0, 0) for v in made)
+    timeline = Timeline((), 0, (56 * MIB,), tenants, 0.0, 1.0)
+    return graph, Ladder((Rung(just_in_time(graph, [], "s"), timeline),))
+
+
+def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
+    graph, ladder = large_values()
+    assert infeasible(graph, ladder, 40 * MIB, 1.0) == (
+        "graph 1/0: no plan stays under 40.00 MiB; the lowest peak is 56.00 MiB with at most 1 extra forwards of "
+        "recompute. The largest values at that moment:\n"
+        "  17.00 MiB  v6 bfloat16[s0, 17825792], module layers.0.mlp, at /home/me/model.py:5\n"
+        "  13.00 MiB  v5 bfloat16[s0, 13631488], recomputed copy 1, module layers.0.mlp, at /home/me/model.py:4\n"
+        "  11.00 MiB  v4 bfloat16[s0, 11534336], module layers.0.mlp, at /home/me/model.py:3\n"
+        "  7.00 MiB  v3 bfloat16[s0, 7340032], module layers.0.mlp, at /home/me/model.py:2\n"
+        "  5.00 MiB  v2 bfloat16[s0, 5242880], module layers.0.mlp, at /home/me/model.py:1\n"
+        "Try memory_budget=56.00MiB or more, a smaller batch, or REMAT_MAX_RECOMPUTE=2."
+    )
+
+
+def test_the_budget_to_try_is_enough_when_typed_in():
+    graph, ladder = large_values()
+    timeline = dataclasses.replace(ladder.rungs[0].timeline, live=(56 * MIB + 1,))
+    text = infeasible(graph, Ladder((Rung(ladder.rungs[0].plan, timeline),)), 40 * MIB, 1.5)
+    assert "with at most 1.5 extra forwards" in text
+    assert "Try memory_budget=56.01MiB or more" in text
+
+
+def test_a_value_that_no_op_makes_is_described_by_its_name():
+    b = Builder()
+    b.input(3, Origin.TANGENT)
+    graph = b.build([], [])
+    value = Value(0, 3, Origin.TANGENT, name="tangents_1", dtype="float32", shape=())
+    graph = dataclasses.replace(graph, values=(value,))
+    assert describe(graph, Tenant(0, 0, 3, 0, 0)) == "tangents_1 float32[]"
