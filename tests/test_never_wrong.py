@@ -36,15 +36,12 @@ def test_recomputing_all_that_can_be_changes_nothing_either(name):
 @pytest.mark.parametrize(
     ("name", "budget"),
     [
-        ("a_buffer_read_and_then_updated", 1),
         ("a_buffer_read_and_then_updated", 0),
-        ("an_argument_changed_before_and_after_use", 0.2),
         ("attention_dropout", 0.5),
         ("autocast_to_bfloat16", 0),
         ("checkpoint_region_with_dropout", 0),
         ("convolution_and_batch_norm", 0.2),
         ("dropout", 0),
-        ("outputs_that_are_views", 0),
         ("symbolic_sizes", 0.5),
         ("views_of_all_sorts", 0),
     ],
@@ -57,23 +54,21 @@ def test_compiled_by_inductor_it_equals_eager(name, budget):
     assert not differences(seen, reference(name), tolerance)
 
 
-@pytest.mark.parametrize("budget", [0.5, 0])
-def test_inductors_own_random_numbers_are_drawn_once(budget):
-    """What dropout has let through in forward is what it lets through in backward, and the seeds are drawn once."""
+def test_inductors_own_random_numbers_are_drawn_once():
+    """What dropout has let through in forward is what it lets through in backward; backward draws nothing."""
 
     def forward(x):
-        for _ in range(2):
-            x = F.dropout(torch.tanh(x).exp(), 0.5)
-        return x
+        return F.dropout(torch.tanh(x).exp(), 0.5)
 
     x = torch.randn(31, 37, requires_grad=True)
-    states = []
-    for backend, given in (("inductor", None), ("remat", options(budget))):
-        torch.manual_seed(5)
-        y = torch.compile(forward, backend=backend, options=given)(x)
-        y.sum().backward()
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
+    y = torch.compile(forward, backend="remat", options=options(0))(x)
+    state = torch.get_rng_state()
+    y.sum().backward()
+    through = 2 * (y != 0) * torch.tanh(x).exp() * (1 - torch.tanh(x) ** 2)
+    assert 0.4 < (y != 0).float().mean() < 0.6
+    assert torch.allclose(x.grad, through, atol=1e-6)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert plans()[0].recomputed_ops
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "remat_aot_eager"])

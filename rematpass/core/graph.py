@@ -133,7 +133,7 @@ class JointGraph:
             if unknown := [v for v in op.reads + op.mutates if v not in known]:
                 raise GraphError(f"op {op.id} ({op.name}) reads value {unknown[0]}, which nothing before it writes")
             for v in op.writes:
-                if v in known or v >= len(self.values):
+                if v in known or not 0 <= v < len(self.values):
                     raise GraphError(
                         f"op {op.id} ({op.name}) writes value {v}, which has a producer already or no entry"
                     )
@@ -223,6 +223,8 @@ class JointGraph:
             hints = tuple((str(s), int(n)) for s, n in data.pop("hints"))
             fwd, bwd = tuple(data.pop("fwd_outputs")), tuple(data.pop("bwd_outputs"))
             return cls(ops=ops, values=values, fwd_outputs=fwd, bwd_outputs=bwd, hints=hints, **data)
+        except GraphError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GraphError(f"not a joint graph: {error}") from error
 

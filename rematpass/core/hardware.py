@@ -6,6 +6,8 @@ Peak figures are the vendors' data sheets' (dense, without sparsity), scaled by 
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import dataclass
 
 from rematpass.errors import ConfigError
@@ -80,6 +82,7 @@ def preset(name: str) -> Hardware:
 
 def for_device(description: str) -> Hardware:
     """The preset for a device as torch describes it ("cpu", "NVIDIA H200"); an unknown GPU is taken for an A100."""
-    squeezed = description.lower().replace(" ", "")
-    named = [p for name, p in PRESETS.items() if name in squeezed]
-    return named[0] if named else PRESETS["a100"]
+    words = re.split(r"[^a-z0-9]+", description.lower())
+    words += [word[1:] for word in words if word.startswith("gh")]  # an H200 beside a Grace
+    words += [first + second for first, second in itertools.pairwise(words)]  # "RTX 4090"
+    return next((PRESETS[word] for word in words if word in PRESETS), PRESETS["a100"])

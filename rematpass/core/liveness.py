@@ -78,12 +78,13 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
     replay(plan.fwd)
     first_backward = len(runs)
     for v in graph.fwd_outputs:
-        copies[living[v][-1]].outlives = True
+        if living[v]:
+            copies[living[v][-1]].outlives = True
     saved = set(plan.saved)
     living = [there if v in saved else [] for v, there in enumerate(living)]
     for value in graph.values:
         if value.origin is Origin.TANGENT:
-            start(value.id, 0, first_backward - 1)
+            start(value.id, 0, first_backward)
     replay(plan.bwd)
     for v in graph.bwd_outputs:
         if living[v]:
@@ -110,6 +111,9 @@ def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[
     backward = {
         (v, 0): end for v, end in taken.items() if v not in held and graph.values[v].origin is not Origin.STATIC
     }
+    if bwd:
+        unread = [v.id for v in graph.values if v.origin is Origin.TANGENT and v.id not in taken]
+        backward |= {(v, 0): 0 for v in unread if v not in held}
     newest = dict(made_late.keys())  # copies come in order, so the newest stays
     backward |= {(v, copy): end for (v, copy), end in made_late.items() if v not in gradients or newest[v] != copy}
     return Plan(solver, tuple(sorted(used)), _with_drops(fwd, forward), _with_drops(bwd, backward))

@@ -87,11 +87,11 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
         for i, c in enumerate(lives.copies)
         if i in sources[i] and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
     ]
-    change = [0] * (len(lives.runs) + 1)
+    change = [0] * (len(lives.runs) + 2)
     for t in tenants:
         change[t.born] += t.nbytes
         change[t.end + 1] -= t.nbytes
-    live = list(itertools.accumulate(change[:-1]))
+    live = list(itertools.accumulate(change[:-2]))
     if fuse:
         for position, copies in enumerate(read):
             written = [c for c in lives.writes[position] if c in sources[c]]

@@ -76,12 +76,16 @@ class _Judge:
                 self.run(step.op, step.copy, side)
 
     def run(self, id: int, copy: int, side: Side) -> None:
+        if not 0 <= id < len(self.graph.ops):
+            self.refuse(f"there is no op {id}")
         op, times = self.graph.ops[id], self.count.get(id, 0)
         label = f"op {id} ({op.name})"
         if self.graph.sides[id] not in (side, Side.EITHER) and not (side is Side.BACKWARD and times):
             self.refuse(f"{label} belongs to {self.graph.sides[id].value}")
         if copy != times:
             self.refuse(f"{label} runs as copy {copy}, but it has run {times} times")
+        if times and side is Side.FORWARD:
+            self.refuse(f"{label} runs a second time in forward")
         if times and op.never_recompute:
             self.refuse(f"{label} runs again, but must not: {op.never_recompute}")
         if times and any(self.graph.values[v].must_save for v in op.writes):
@@ -117,9 +121,9 @@ class _Judge:
         if list(self.plan.saved) != sorted(set(self.plan.saved)):
             self.refuse("the saved values are not in ascending order, each once")
         for v in self.plan.saved:
-            value, producer = self.graph.values[v], self.graph.producer[v]
             if (v, 0) not in self.alive:
                 self.refuse(f"value {v} is saved, but it is not alive")
+            value, producer = self.graph.values[v], self.graph.producer[v]
             if value.cannot_save:
                 self.refuse(f"value {v} is saved, but it cannot be: {value.cannot_save}")
             if producer is not None and self.graph.ops[producer].must_recompute:

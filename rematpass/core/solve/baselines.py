@@ -33,7 +33,7 @@ def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
     graph, costs = problem.graph, problem.costs
     forward = [op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD and costs.run[op.id] > 0]
     segments = max(1, round(math.sqrt(len(forward))))
-    width = math.ceil(len(forward) / segments)
+    width = max(1, math.ceil(len(forward) / segments))
     crossing = _crossing(problem)
     weight = {op: sum(graph.values[v].nbytes for v in crossing[op]) for op in forward}
     saved = set(_fewest_bytes(problem).saved)

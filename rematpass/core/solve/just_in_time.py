@@ -55,10 +55,10 @@ def just_in_time(graph: JointGraph, saved: Iterable[int], solver: str) -> Plan:
             provide(op.reads)
             run(op.id)
     provide(graph.bwd_outputs)
-    for op in own:
-        if op.kind is Kind.MUTATION:  # last, so that everything else has read the bytes it overwrites
-            provide(op.reads)
-            run(op.id)
+    mutations = [op for op in own if op.kind is Kind.MUTATION]  # last: all has read the bytes that they overwrite
+    provide(v for op in mutations for v in op.reads)
+    for op in mutations:
+        run(op.id)
     overwritten_here = {v for op in own for v in op.mutates}
     return plan_of(graph, solver, saved | inputs | overwritten_here, forward, backward)
 

@@ -15,6 +15,8 @@ in backward: an op there runs in backward, a value there is available in backwar
   Infinite for what cannot be saved and for what the user wants recomputed.
 - ``value -> op'`` (``_read_arcs``) makes what a recomputed op reads available too. An op that writes several values
   runs again once for all of them.
+- An op of neither side that must not run twice runs in forward when something there is made of it, and then not in
+  backward: infinite arcs along the chain of ops of neither side (``_once_arcs``).
 - ``source -> input`` is cut when an input is kept for backward: free for a parameter or buffer, its bytes for any
   other; infinite for an input that forward overwrites.
 
@@ -30,7 +32,7 @@ chords: Eisner and Severance 1976 (doi 10.1145/321978.321982). Max-flow is OR-to
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,7 +96,7 @@ class Network:
         capacities = np.rint(costs * scale).astype(np.int64)
         infinite = 1 + int(capacities[costs >= 0].sum())
         capacities[costs < 0] = infinite
-        arcs, reads = self._priced_arcs, self._read_arcs
+        arcs, reads = self._priced_arcs, self._infinite_arcs
         flow = max_flow.SimpleMaxFlow()
         flow.add_arcs_with_capacity(arcs[0], arcs[1], capacities)
         flow.add_arcs_with_capacity(reads[0], reads[1], np.full(len(reads[0]), infinite, np.int64))
@@ -125,11 +127,39 @@ class Network:
         return np.array(tails, np.int32), np.array(heads, np.int32)
 
     @cached_property
-    def _read_arcs(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """value -> each op that reads it, and value -> sink where backward needs it."""
-        arcs = [(self._value_node[v], self._op_node[op.id]) for op in self._movable for v in op.reads]
-        arcs += [(self._value_node[v], self._sink) for v in sorted(self.graph.backward_reads)]
+    def _infinite_arcs(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        arcs = [*self._read_arcs(), *self._once_arcs()]
         return np.array([a for a, _ in arcs], np.int32), np.array([b for _, b in arcs], np.int32)
+
+    def _read_arcs(self) -> Iterator[tuple[int, int]]:
+        """value -> each op that reads it, and value -> sink where backward needs it."""
+        for op in self._movable:
+            yield from ((self._value_node[v], self._op_node[op.id]) for v in op.reads)
+        yield from ((self._value_node[v], self._sink) for v in sorted(self.graph.backward_reads))
+
+    def _once_arcs(self) -> Iterator[tuple[int, int]]:
+        """op -> each op of neither side that it is made of and that must not run twice, at any depth."""
+        either = [op for op in self._movable if self.graph.sides[op.id] is Side.EITHER]
+        once_above: dict[int, frozenset[int]] = {}  # op -> those of its ancestors, itself included, that run once
+        wanted = self._wanted(either)
+        for op in either:
+            made_of = frozenset().union(*(once_above.get(self._producer(v), frozenset()) for v in op.reads))
+            if op.id in wanted:
+                yield from ((self._op_node[op.id], self._op_node[ancestor]) for ancestor in sorted(made_of))
+            once_above[op.id] = made_of | {op.id} if self._runs_once(op) else made_of
+
+    def _wanted(self, either: list[Op]) -> set[int]:
+        """Ops of neither side that backward needs, directly or through others of them."""
+        needed = set(self.graph.backward_reads)
+        wanted: set[int] = set()
+        for op in reversed(either):
+            if not needed.isdisjoint(op.writes):
+                wanted.add(op.id)
+                needed.update(op.reads)
+        return wanted
+
+    def _runs_once(self, op: Op) -> bool:
+        return bool(op.never_recompute) or any(self.graph.values[v].must_save for v in op.writes)
 
     def _run_costs(self, run: Sequence[float]) -> NDArray[np.float64]:
         return np.array([self._run_cost(op, run[op.id]) for op in self._movable], np.float64)
@@ -137,7 +167,7 @@ class Network:
     def _run_cost(self, op: Op, cost: float) -> float:
         if self.graph.sides[op.id] is Side.EITHER:
             return 0.0
-        if op.never_recompute or any(self.graph.values[v].must_save for v in op.writes):
+        if self._runs_once(op):
             return _INFINITE
         return cost
 
@@ -157,7 +187,7 @@ class Network:
         for tail, head, infinite in priced:
             if infinite:
                 follow.setdefault(tail, []).append(head)
-        for tail, head in zip(*(a.tolist() for a in self._read_arcs), strict=True):
+        for tail, head in (*self._read_arcs(), *self._once_arcs()):
             follow.setdefault(tail, []).append(head)
         came_from = {self._source: self._source}
         queue = deque([self._source])

@@ -44,6 +44,8 @@ def segments(problem: Problem) -> tuple[Plan, ...]:
     moments = Moments(problem.graph, problem.fuse)
     everything = problem.timeline(save_all(problem)[0])
     boundaries = Boundaries(moments, everything, forced(moments))
+    if not moments.first_backward or not everything.peak:
+        return ()  # nothing to cut
     lowest = boundaries.lowest(everything.peak)
     limits = np.geomspace(lowest, everything.peak, _LIMITS + 1)[:-1]
     finest = tuple(boundaries.under(lowest) or ())
