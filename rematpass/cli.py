@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-import rematpass
+from rematpass import __version__
 from rematpass.errors import RematError
 
 EXAMPLES = """examples:
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"rematpass {rematpass.__version__}")
+    parser.add_argument("--version", action="version", version=f"rematpass {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     demo = commands.add_parser(
         "demo",

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import rematpass
 from rematpass.compiler.backend import remat
+from rematpass.compiler.partitioner import plans
 from rematpass.config import Config
 from rematpass.lab.measure import StepMemory, compile_seconds, measure_memory, run_step, seconds_of
 from rematpass.lab.models import usable
@@ -97,7 +97,7 @@ def run(*, budget: str, steps: int, device: str, console: Console) -> int:
 
 def _prepare(name: str, compile_it: Callable[[TinyGPT], None] | None, batch: torch.Tensor) -> Trainee:
     """A model with the same weights as every other, compiled and measured on its first batch."""
-    rematpass.plans(clear=True)
+    plans(clear=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = TinyGPT(vocabulary=VOCABULARY, length=LENGTH).to(batch.device)
@@ -114,7 +114,7 @@ def _prepare(name: str, compile_it: Callable[[TinyGPT], None] | None, batch: tor
         memory=measure_memory(step, parameters, device=batch.device, warm=0),
         gradients=gradients,
         compile_seconds=compiling if compile_it else 0.0,
-        planned_peak=max((summary.planned_peak for summary in rematpass.plans(clear=True)), default=None),
+        planned_peak=max((summary.planned_peak for summary in plans(clear=True)), default=None),
     )
 
 

@@ -109,10 +109,12 @@ def vit(
     return hf.ViTForImageClassification(config), _images(batch, side, classes)
 
 
-def resnet50(*, side: int = 128, classes: int = 2, batch: int = 8) -> tuple[nn.Module, Inputs]:
-    """ResNet-50: bottlenecks of three convolutions with batch norms, 3 + 4 + 6 + 3 of them."""
+def resnet50(
+    *, depths: tuple[int, ...] = (3, 4, 6, 3), side: int = 128, classes: int = 2, batch: int = 8
+) -> tuple[nn.Module, Inputs]:
+    """ResNet-50: bottlenecks of three convolutions with batch norms, ``depths`` of them a stage."""
     hf = _transformers()
-    config = hf.ResNetConfig(num_labels=classes)
+    config = hf.ResNetConfig(depths=list(depths), num_labels=classes)
     return hf.ResNetForImageClassification(config), _images(batch, side, classes)
 
 

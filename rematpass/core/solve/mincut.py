@@ -93,7 +93,7 @@ class Network:
         costs = np.concatenate([self._run_costs(run), self._keep_costs(keep)])
         finite = costs[costs >= 0].sum()
         scale = _FINITE_TOTAL / finite if finite > 0 else 1.0
-        capacities = np.rint(costs * scale).astype(np.int64)
+        capacities = np.rint(np.maximum(costs, 0.0) * scale).astype(np.int64)
         infinite = 1 + int(capacities[costs >= 0].sum())
         capacities[costs < 0] = infinite
         arcs, reads = self._priced_arcs, self._infinite_arcs
