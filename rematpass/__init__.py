@@ -42,10 +42,15 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
     report/              tells; no torch
       summary.py         one planned graph in one line; why a budget cannot be reached
     lab/                 measures
-      models.py          small real models
+      networks.py        models in plain torch
+      zoo.py             models of transformers, from their configurations
+      catalog.py         which there are, and in which sizes
+      models.py          a model, its step, and its blocks
       allocations.py     every allocation and release, in order
       measure.py         peak bytes, exactly, and seconds of a step
-      compare.py         plans and budgets side by side
+      flops.py           FLOPs of a step, counted exactly
+      check.py           REMAT_CHECK: a training run measures its own first steps
+      demo.py            with and without a budget, side by side
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass
 

@@ -7,11 +7,11 @@ why (``--debug`` shows where as well).
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from rematpass import __version__
+from rematpass.config import default_environment
 from rematpass.errors import RematError
 
 EXAMPLES = """examples:
@@ -84,8 +84,7 @@ def _quiet() -> None:
 
     The CPU allocator warns of every block that is older than a measurement, the profiler of its own start and stop.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    default_environment(TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="99")
 
 
 def _cause(error: BaseException) -> RematError | None:

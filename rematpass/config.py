@@ -13,7 +13,6 @@ variable                  default    means
 ``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
 ``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
 ``REMAT_CHECK``           ``0``      ``1``: measure the first steps and compare them with the plan
-``REMAT_REPORT_DIR``                 a directory for a report of every planned graph; unset: none is written
 ========================  =========  ===================================================================================
 
 Switches take 1, true, yes, on, 0, false, no, off. Bytes are written as in ``units``. A variable that looks like one of
@@ -100,7 +99,6 @@ class Config:
     hardware: str = ""
     auto_reserve: int | None = None
     check: bool = False
-    report_dir: str = ""
 
     @classmethod
     def read(cls, options: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -133,7 +131,7 @@ class Config:
         Under ``auto`` the bytes that were free belong to the key as well; the caller adds them.
         """
         fields = dataclasses.asdict(self)
-        del fields["check"], fields["report_dir"], fields["memory_budget"]["given"]
+        del fields["check"], fields["memory_budget"]["given"]
         return json.dumps(fields, sort_keys=True)
 
 
@@ -250,8 +248,13 @@ _SETTINGS = {
     "hardware": _Setting(_text, "the name of a hardware preset"),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
     "check": _Setting(_switch, _SWITCH),
-    "report_dir": _Setting(_text, "the path of a directory"),
 }
 OPTIONS = tuple(_SETTINGS)
 _VARIABLES = {name: PREFIX + name.upper() for name in _SETTINGS}
 OPTIONS = tuple(_SETTINGS)
+
+
+def default_environment(**variables: str) -> None:
+    """Set variables of other libraries that are not set yet: how torch's loggers are kept quiet, say."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 
+
 def show(graph: JointGraph) -> str:
     """The graph in a line per op, for the message of a test that fails."""
     marks = ("must_save", "cannot_save", "mutated", "never_recompute", "must_recompute")

@@ -41,9 +41,7 @@ def choices(graph: JointGraph) -> Iterator[Choice]:
     unsavable = {v.id for v in graph.values if v.cannot_save or (v.mutated and v.id not in maker)}
     unsavable |= {v for op in graph.ops if op.must_recompute for v in op.writes}
     free_to_run = [
-        op.id
-        for op in graph.ops
-        if sides[op.id] is Side.EITHER or (sides[op.id] is Side.FORWARD and op.id not in once)
+        op.id for op in graph.ops if sides[op.id] is Side.EITHER or (sides[op.id] is Side.FORWARD and op.id not in once)
     ]
     for size in range(len(free_to_run) + 1):
         for late in itertools.combinations(free_to_run, size):

@@ -393,7 +393,14 @@ def views_of_all_sorts():
         windows = torch.sigmoid(h).unfold(1, 4, 2).sum(-1)
         strided = torch.atan(h).as_strided((7, 3), (6, 2), 1)
         diagonal = torch.diagonal(h.exp()).sum()
-        parts = a @ b.t() @ c, wide * last[:, None], p.flip(1).reshape(-1, 7), windows, strided.T, h.view(3, 14).narrow(1, 2, 5)
+        parts = (
+            a @ b.t() @ c,
+            wide * last[:, None],
+            p.flip(1).reshape(-1, 7),
+            windows,
+            strided.T,
+            h.view(3, 14).narrow(1, 2, 5),
+        )
         return sum(part.sin().sum() for part in parts) * diagonal, strided, p
 
     return Model(forward, layer=nn.Linear(3, 6)), [_randn(7, 3)]
@@ -433,7 +440,9 @@ def strided_arguments():
 
 @program()
 def channels_last():
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 2, 1), nn.Upsample(scale_factor=2))
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 2, 1), nn.Upsample(scale_factor=2)
+    )
     return model.to(memory_format=torch.channels_last), [_randn(2, 2, 5, 5).to(memory_format=torch.channels_last)]
 
 
@@ -571,7 +580,9 @@ def complex_numbers():
         z = z * z.conj() + torch.view_as_complex(torch.view_as_real(z).tanh())
         return torch.fft.irfft(z, 8), z, z.abs()
 
-    return Model(forward, layer=nn.Linear(3, 8), filter=nn.Parameter(torch.randn(5, dtype=torch.complex64))), [_randn(7, 3)]
+    return Model(forward, layer=nn.Linear(3, 8), filter=nn.Parameter(torch.randn(5, dtype=torch.complex64))), [
+        _randn(7, 3)
+    ]
 
 
 @program()
@@ -670,7 +681,9 @@ def a_region_compiled_once():
 def symbolic_sizes():
     def forward(m, x):
         h = torch.tanh(m.layer(x))
-        return (h.view(h.shape[0] * 5) * x.shape[0]).sin().view(5, -1) @ torch.arange(h.shape[0]).float(), h.new_ones(h.shape[0]) * h.sum()
+        return (h.view(h.shape[0] * 5) * x.shape[0]).sin().view(5, -1) @ torch.arange(h.shape[0]).float(), h.new_ones(
+            h.shape[0]
+        ) * h.sum()
 
     return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
 

@@ -2,7 +2,6 @@ import dataclasses
 import fractions
 import logging
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -157,7 +156,6 @@ def test_a_budget_that_is_refused(value, reason):
         ("auto_reserve", "0", 0),
         ("auto_reserve", "3GiB", 3 * GIB),
         ("auto_reserve", "3221225472", 3 * GIB),
-        ("report_dir", "out/plans", "out/plans"),
     ],
 )
 def test_the_other_settings(name, text, value):
@@ -174,7 +172,6 @@ def test_the_other_settings(name, text, value):
         ("strict", 1, True),
         ("auto_reserve", 0, 0),
         ("auto_reserve", 3 * GIB, 3 * GIB),
-        ("report_dir", pathlib.PurePosixPath("out/plans"), "out/plans"),
     ],
 )
 def test_options_of_python_types(name, given, value):
@@ -241,7 +238,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         ("memory_buget", "did you mean memory_budget?"),
         (
             "xyz",
-            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve, check, report_dir",
+            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve, check",
         ),
     ],
 )
@@ -260,7 +257,7 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_AUTO_RESERVE, REMAT_CHECK, REMAT_REPORT_DIR",
+            "REMAT_AUTO_RESERVE, REMAT_CHECK",
         ),
     ],
 )
@@ -299,14 +296,14 @@ def test_the_key_tells_apart_whatever_can_change_a_plan(name, value):
 
 
 def test_the_key_leaves_out_what_cannot():
-    assert Config.read({"check": True, "report_dir": "out"}, {}).key() == Config().key()
+    assert Config.read({"check": True}, {}).key() == Config().key()
     assert Config.read({"memory_budget": "1GiB"}, {}).key() == Config.read({}, {"REMAT_MEMORY_BUDGET": "1024MiB"}).key()
 
 
 def test_every_field_is_a_setting_and_in_the_key_unless_left_out():
     names = [field.name for field in dataclasses.fields(Config)]
     assert names == list(config.OPTIONS)
-    assert {name for name in names if f'"{name}"' not in Config().key()} == {"check", "report_dir"}
+    assert {name for name in names if f'"{name}"' not in Config().key()} == {"check"}
 
 
 def test_the_key_is_the_same_in_every_process():

@@ -18,7 +18,9 @@ def one_op(kind, nbytes_read, *sizes, output=True, **fields):
     return b.build([1] if output else [], [])
 
 
-@pytest.mark.parametrize("kind", [Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.SCATTER, Kind.OPAQUE])
+@pytest.mark.parametrize(
+    "kind", [Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.SCATTER, Kind.OPAQUE]
+)
 @pytest.mark.parametrize(
     ("flops", "dtype", "seconds"),
     [

@@ -157,7 +157,7 @@ def test_the_names_that_a_user_may_set_are_those_there_are():
 
 def test_a_contradiction_leaves_no_ladder():
     graph = three_layers(op1={"must_recompute": True, "never_recompute": "it draws random numbers"})
-    with pytest.raises(ContradictoryMarks, match="op op1 .never recomputed: it draws random numbers. -> value v3"):
+    with pytest.raises(ContradictoryMarks, match=r"op op1 .never recomputed: it draws random numbers. -> value v3"):
         build(Problem(graph, Costs((1.0,) * 7, (1.0,) * 10)))
 
 

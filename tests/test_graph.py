@@ -54,8 +54,20 @@ V = Value(1, 5)
             [],
             "op 0 () writes value 1, which has a producer already or no entry",
         ),
-        ([Op(0, Kind.MATMUL, (), (0,))], [X], [], [], "op 0 () writes value 0, which has a producer already or no entry"),
-        ([Op(0, Kind.MATMUL, (), (1,))], [X], [], [], "op 0 () writes value 1, which has a producer already or no entry"),
+        (
+            [Op(0, Kind.MATMUL, (), (0,))],
+            [X],
+            [],
+            [],
+            "op 0 () writes value 0, which has a producer already or no entry",
+        ),
+        (
+            [Op(0, Kind.MATMUL, (), (1,))],
+            [X],
+            [],
+            [],
+            "op 0 () writes value 1, which has a producer already or no entry",
+        ),
         (
             [Op(0, Kind.MATMUL, (), (-1,))],
             [X, V],

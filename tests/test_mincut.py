@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import pytest
@@ -69,7 +70,7 @@ def test_the_breakpoints_are_the_corners_that_brute_force_gives(data):
 def test_breakpoints_rise_in_seconds_as_they_fall_in_bytes(data):
     graph = data.draw(joint_graphs(marks=False))
     vertices = breakpoints(Network(graph), data.draw(integer_costs(graph)))
-    for faster, slower in zip(vertices, vertices[1:], strict=False):
+    for faster, slower in itertools.pairwise(vertices):
         assert faster.seconds <= slower.seconds + 1e-6
         assert faster.nbytes >= slower.nbytes
     for vertex in vertices:
@@ -219,7 +220,7 @@ def test_the_path_of_any_contradiction_is_one_in_the_graph(graph):
     path = [(step.split()[0], step.split()[1], "(never" in step) for step in steps]
     assert path[0][2], "it starts at what is forbidden"
     assert path[-1][0] == "value"
-    for (what, name, _), (next_what, next_name, next_forbidden) in zip(path, path[1:], strict=False):
+    for (what, name, _), (next_what, next_name, next_forbidden) in itertools.pairwise(path):
         if what == "op" and next_what == "value":
             assert values[next_name].id in ops[name].writes
             assert next_forbidden

@@ -96,7 +96,7 @@ def test_the_u_net_reads_every_level_again():
 
 
 def test_checkpointing_saves_memory():
-    plain, checkpointed = (build("chain", layers=16, width=8, batch=512) for _ in range(2))
+    plain, checkpointed = (build("chain", layers=64, width=8, batch=512) for _ in range(2))
     checkpointed.checkpoint_blocks()
     peaks = [measure_memory(m.step, m.parameters).peak for m in (checkpointed, plain)]
     assert peaks[0] < peaks[1] / 2

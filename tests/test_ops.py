@@ -1,18 +1,18 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import fx
+from torch._higher_order_ops.effects import with_effects
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from rematpass.compiler.ops import draws_random_numbers, is_size, kind_of, traits_of, user_mark
+from rematpass.compiler import _torch
+from rematpass.compiler.ops import Traits, draws_random_numbers, is_size, kind_of, traits_of, user_mark
 from rematpass.core.graph import Kind
 
 aten, prims = torch.ops.aten, torch.ops.prims
-
-
-def randn(*shape):
-    return torch.randn(*shape)
+SQUARE, ROWS, MASK, INDEX = torch.eye(3), torch.randn(5, 3), torch.ones(3) > 0, torch.tensor([2, 1])
+HEADS = torch.randn(2, 3, 5, 8)
+IMAGE, FILTERS = torch.randn(2, 3, 7, 7), torch.randn(5, 3, 3, 3)
 
 
 @torch.library.custom_op("rematpass_tests::opaque", mutates_args=())
@@ -20,55 +20,157 @@ def opaque(x: torch.Tensor) -> torch.Tensor:
     return x + 1
 
 
-@opaque.register_fake
-def _(x):
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("rematpass_tests::writes", mutates_args={"x"})
-def writes(x: torch.Tensor) -> None:
+@torch.library.custom_op("rematpass_tests::overwrites", mutates_args={"x"})
+def overwrites(x: torch.Tensor) -> None:
     x.add_(1)
 
 
-def node_of(function, *arguments, target=None):
-    """The last call in the traced function, or the one of ``target``."""
-    graph = make_fx(function, tracing_mode="fake")(*arguments).graph
-    calls = [n for n in graph.nodes if n.op == "call_function" and target in (None, n.target)]
-    return calls[-1]
+def call(target, *arguments, **keywords):
+    """A node that calls ``target``."""
+    graph = fx.Graph()
+
+    def placeholder(tensor):
+        node = graph.placeholder("x")
+        node.meta["val"] = tensor
+        return node
+
+    args, kwargs = _torch.pytree.tree_map_only(torch.Tensor, placeholder, (arguments, keywords))
+    node = graph.call_function(target, args, kwargs)
+    node.meta["val"] = target(*arguments, **keywords)
+    return node
 
 
-KINDS = [
-    (Kind.POINTWISE, torch.tanh, [randn(3, 5)]),
-    (Kind.POINTWISE, torch.where, [randn(3) > 0, randn(3), randn(3)]),
-    (Kind.REDUCTION, lambda x: x.sum(0), [randn(3, 5)]),
-    (Kind.REDUCTION, lambda x: aten._softmax(x, 1, False), [randn(3, 5)]),
-    (Kind.MATMUL, torch.mm, [randn(3, 5), randn(5, 7)]),
-    (Kind.MATMUL, torch.addmm, [randn(7), randn(3, 5), randn(5, 7)]),
-    (Kind.CONVOLUTION, F.conv1d, [randn(2, 3, 5), randn(7, 3, 3)]),
-    (Kind.ATTENTION, lambda q: aten._scaled_dot_product_flash_attention_for_cpu(q, q, q)[0].sum(), [randn(2, 3, 5, 7)]),
-    (Kind.INDEXING, lambda x, i: x[i], [randn(7, 3), torch.tensor([2, 5])]),
-    (Kind.INDEXING, F.embedding, [torch.tensor([2, 5]), randn(7, 3)]),
-    (Kind.SCATTER, lambda x, i: x.index_put((i,), x[i]), [randn(7, 3), torch.tensor([2, 5])]),
-    (Kind.SCATTER, lambda x: aten.topk(x, 2)[0] + 0, [randn(7)]),
-    (Kind.COPY, torch.clone, [randn(3)]),
-    (Kind.COPY, lambda x, y: torch.cat([x, y]), [randn(3), randn(5)]),
-    (Kind.CREATE, lambda x: torch.ones(3, 5), [randn(3)]),
-    (Kind.CREATE, lambda x: torch.arange(7), [randn(3)]),
-    (Kind.KERNEL, lambda x: torch.linalg.inv(x), [randn(3, 3)]),
-    (Kind.RANDOM, torch.bernoulli, [torch.rand(3)]),
-    (Kind.RANDOM, lambda x: aten.native_dropout(x, 0.5, True)[0] * 1, [randn(3)]),
-    (Kind.RANDOM, lambda x: torch.randperm(7), [randn(3)]),
-    (Kind.MUTATION, lambda x: x.add_(1), [randn(3)]),
-    (Kind.OPAQUE, opaque, [randn(3)]),
-    (Kind.MUTATION, writes, [randn(3)]),
-]
-TARGETS = {
-    Kind.ATTENTION: aten._scaled_dot_product_flash_attention_for_cpu.default,
-    Kind.SCATTER: None,
-}
+@pytest.mark.parametrize(
+    ("kind", "target", "arguments"),
+    [
+        (Kind.POINTWISE, aten.tanh.default, [ROWS]),
+        (Kind.POINTWISE, aten.where.self, [MASK, ROWS, ROWS]),
+        (Kind.POINTWISE, prims.fma.default, [ROWS, ROWS, ROWS]) if hasattr(prims, "fma") else
+        (Kind.POINTWISE, aten.exp.default, [ROWS]),
+        (Kind.REDUCTION, aten.sum.dim_IntList, [ROWS, [0]]),
+        (Kind.REDUCTION, aten._softmax.default, [ROWS, 1, False]),
+        (Kind.REDUCTION, aten.native_layer_norm.default, [ROWS, [3], None, None, 1e-5]),
+        (Kind.MATMUL, aten.mm.default, [ROWS, SQUARE]),
+        (Kind.MATMUL, aten.addmm.default, [SQUARE[0], ROWS, SQUARE]),
+        (Kind.CONVOLUTION, aten.convolution.default, [IMAGE, FILTERS, None, [1], [0], [1], False, [0], 1]),
+        (Kind.ATTENTION, aten._scaled_dot_product_flash_attention_for_cpu.default, [HEADS] * 3),
+        (Kind.INDEXING, aten.index.Tensor, [ROWS, [INDEX]]),
+        (Kind.INDEXING, aten.embedding.default, [ROWS, INDEX]),
+        (Kind.SCATTER, aten.index_put.default, [ROWS, [INDEX], ROWS[:2]]),
+        (Kind.SCATTER, aten.topk.default, [ROWS, 2]),
+        (Kind.COPY, aten.clone.default, [ROWS]),
+        (Kind.COPY, aten.cat.default, [[ROWS, SQUARE]]),
+        (Kind.COPY, aten._to_copy.default, [ROWS]),
+        (Kind.CREATE, aten.full.default, [[3, 5], 7]),
+        (Kind.CREATE, aten.arange.default, [7]),
+        (Kind.KERNEL, aten.linalg_inv_ex.default, [SQUARE]),
+        (Kind.SYMBOLIC, aten.sym_size.int, [ROWS, 0]),
+        (Kind.RANDOM, aten.bernoulli.default, [SQUARE]),
+        (Kind.RANDOM, aten.native_dropout.default, [ROWS, 0.5, True]),
+        (Kind.RANDOM, aten.randperm.default, [7]),
+        (Kind.RANDOM, prims.inductor_seeds.default, [7, torch.device("cpu")]),
+        (Kind.INDEXING, prims.inductor_lookup_seed.default, [INDEX, 1]),
+        (Kind.MUTATION, aten.add_.Tensor, [ROWS.clone(), 1]),
+        (Kind.MUTATION, torch.ops.rematpass_tests.overwrites.default, [ROWS.clone()]),
+        (Kind.OPAQUE, torch.ops.rematpass_tests.opaque.default, [ROWS]),
+    ],
+)  # fmt: skip
+def test_the_kind_of_an_op(kind, target, arguments):
+    assert kind_of(call(target, *arguments)) is kind
 
 
-@pytest.mark.parametrize(("kind", "function", "arguments"), KINDS, ids=range(len(KINDS)))
-def test_the_kind_of_an_op(kind, function, arguments):
-    graph = make_fx(function, tracing_mode="fake")(*arguments).graph
-    assert kind in [kind_of(n) for n in graph.nodes if n.op == "call_function" and "getitem" not in n.name]
+def test_inductors_random_numbers_replay_from_their_seed():
+    seeds = call(prims.inductor_random.default, [3, 5], INDEX[0], "rand")
+    assert traits_of(seeds) == Traits(Kind.POINTWISE)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "why"),
+    [
+        (aten.bernoulli.default, [SQUARE], "it draws random numbers"),
+        (prims.inductor_seeds.default, [7, torch.device("cpu")], "it draws random numbers"),
+        (aten.add_.Tensor, [ROWS.clone(), 1], "it overwrites its argument"),
+        (aten.mm.default, [ROWS, SQUARE], ""),
+        (aten.tanh.default, [ROWS], ""),
+    ],
+)
+def test_what_never_runs_again_whatever_the_user_says(target, arguments, why):
+    traits = traits_of(call(target, *arguments))
+    assert (traits.never_recompute, traits.honours_marks) == (why, False)
+
+
+def test_a_custom_op_runs_again_when_the_user_says_so():
+    traits = traits_of(call(torch.ops.rematpass_tests.opaque.default, ROWS))
+    assert traits == Traits(Kind.OPAQUE, "a custom or higher-order op, not known to be pure", honours_marks=True)
+
+
+def test_a_higher_order_op_is_not_known_to_be_pure():
+    branch = make_fx(lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), tracing_mode="fake")(ROWS)
+    (node,) = branch.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
+    assert traits_of(node) == Traits(Kind.OPAQUE, "a custom or higher-order op, not known to be pure", True)
+
+
+def test_effects_stay_where_they_are():
+    node = fx.Graph().call_function(with_effects, ())
+    assert traits_of(node) == Traits(Kind.EFFECT, "it has an effect besides its result")
+
+
+def test_a_size_that_depends_on_data_is_not_computed_again():
+    node = call(aten.nonzero.default, ROWS)
+    node.meta["unbacked_bindings"] = {"u0": ()}
+    assert traits_of(node).never_recompute == "the size of its result depends on data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "draws"),
+    [([], {}, False), ([0.0], {}, False), ([0.3], {}, True), ([], {"dropout_p": 0.3}, True), ([0.0, True], {}, False)],
+)
+def test_attention_draws_random_numbers_only_for_its_dropout(arguments, keywords, draws):
+    """The op is made up, as the CPU has none; the positions of its arguments are those of CUDA's flash attention."""
+    node = fx.Graph().call_function(aten._scaled_dot_product_flash_attention.default, (1, 2, 3, *arguments), keywords)
+    assert draws_random_numbers(node) == draws
+
+
+@pytest.mark.parametrize(
+    ("policy", "mark"),
+    [
+        (None, ""),
+        (CheckpointPolicy.MUST_SAVE, "save"),
+        (CheckpointPolicy.PREFER_SAVE, ""),
+        (CheckpointPolicy.MUST_RECOMPUTE, "recompute"),
+        (CheckpointPolicy.PREFER_RECOMPUTE, "recompute"),
+    ],
+)
+def test_users_marks(policy, mark):
+    node = call(aten.tanh.default, ROWS)
+    if policy:
+        node.meta["recompute"] = policy
+    assert user_mark(node) == mark
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"), [(7, True), (0.5, True), (True, True), (ROWS, False), (None, False), ((7, 5), False)]
+)
+def test_is_size(value, answer):
+    assert is_size(value) == answer
+
+
+@pytest.mark.parametrize(
+    ("flops", "target", "arguments"),
+    [
+        (2 * 5 * 3 * 3, aten.mm.default, [ROWS, SQUARE]),
+        (2 * (2 * 5 * 5 * 5) * 3 * 3 * 3, aten.convolution.default, [IMAGE, FILTERS, None, [1], [0], [1], False, [0], 1]),
+        (2 * 2 * (2 * 3) * 5 * 5 * 8, aten._scaled_dot_product_flash_attention_for_cpu.default, [HEADS] * 3),
+        (0, aten.tanh.default, [ROWS]),
+    ],
+)
+def test_flops(flops, target, arguments):
+    assert traits_of(call(target, *arguments)).flops == flops
+
+
+def test_flops_of_attentions_backward():
+    """Five products of the size of forward's two."""
+    out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(HEADS, HEADS, HEADS)
+    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    node = call(backward, out, HEADS, HEADS, HEADS, out, logsumexp, 0.0, False)
+    assert traits_of(node).flops == 5 * 2 * (2 * 3) * 5 * 5 * 8

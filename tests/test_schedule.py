@@ -49,7 +49,7 @@ def test_what_is_no_plan_is_refused(text, message):
 
 @pytest.mark.parametrize("broken", [{"fwd": 7}, {"bwd": [[]]}, {"bwd": [["run", 1]]}, {"fwd": [["run", 1, 2, 3]]}])
 def test_steps_of_another_form_are_refused(broken):
-    with pytest.raises(PlanError, match="^not a plan: "):
+    with pytest.raises(PlanError, match=r"^not a plan: "):
         Plan.from_json(changed(**broken))
 
 

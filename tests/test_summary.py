@@ -17,7 +17,9 @@ COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 
 def graph_and_ladder():
     """Ceiling: everything is saved; floor: 2 and 3 are made again. The peaks are 84 bytes and, by decree, 61."""
-    graph = dataclasses.replace(three_layers(op0={"flops": 101}, op1={"flops": 103}, op2={"flops": 107}), name="graph 0/0")
+    graph = dataclasses.replace(
+        three_layers(op0={"flops": 101}, op1={"flops": 103}, op2={"flops": 107}), name="graph 0/0"
+    )
     fast, slow = (just_in_time(graph, saved, "ladder") for saved in ([2, 3], []))
     rungs = [Rung(plan, simulate(graph, plan, COSTS, fuse=False)) for plan in (fast, slow)]
     rungs[1] = Rung(slow, dataclasses.replace(rungs[1].timeline, live=(7, 61)))

@@ -305,7 +305,7 @@ def valid_plans(draw):
 
 
 def refused(graph, plan):
-    with pytest.raises(PlanError, match="^the plan of mine is not valid, at "):
+    with pytest.raises(PlanError, match=r"^the plan of mine is not valid, at "):
         verify(graph, plan)
 
 
@@ -378,7 +378,9 @@ def test_a_saved_value_left_out(data):
 def copies_along(graph, plan, side):
     """For each step of a side: the copies that live before it, and those of them that it reads (the newest)."""
     alive = {}
-    at_start = plan.saved if side == "bwd" else [v.id for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT)]
+    at_start = (
+        plan.saved if side == "bwd" else [v.id for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT)]
+    )
     tangents = [v.id for v in graph.values if v.origin is Origin.TANGENT] if side == "bwd" else []
     for v in (*at_start, *tangents):
         alive[v] = [0]

@@ -58,7 +58,7 @@ from torch._inductor import (
     list_mode_options,
 )
 from torch._inductor.compile_fx import compile_fx
-from torch._inductor.custom_graph_pass import CustomPartitionerFn
+from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._logging import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.experimental.symbolic_shapes import free_symbols
@@ -66,6 +66,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
 
 __all__ = [
+    "CustomGraphPass",
     "CustomPartitionerFn",
     "HigherOrderOperator",
     "OpOverload",

@@ -96,8 +96,8 @@ class _Reader:
     """Reads the nodes in order, and what it has read so far.
 
     ``results[node]`` has the structure of the node's result, with the id of the value that each tensor lives in (None
-    where there is none) for a leaf. So ``getitem`` is one index into it. ``replay[view]``: all the values that replaying
-    a view reads: what it views, and the sizes that it takes.
+    where there is none) for a leaf. So ``getitem`` is one index into it. ``replay[view]``: all the values that
+    replaying a view reads: what it views, and the sizes that it takes.
     """
 
     static: frozenset[fx.Node]

@@ -12,7 +12,6 @@ Autograd runs a CPU backward on the thread that calls it, so one thread is recor
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from rematpass.config import default_environment
 from rematpass.errors import MeasureError
 
 HISTORY_ENTRIES = 1_000_000
@@ -73,7 +73,7 @@ def record(device: torch.device) -> Iterator[Recording]:
 def _record_cpu() -> Iterator[Recording]:
     if torch.autograd._profiler_enabled():
         raise MeasureError("a torch profiler is running, and there can be only one; stop it to measure memory")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else each recording prints two lines that are no one's concern
+    default_environment(KINETO_LOG_LEVEL="99")  # else each recording prints two lines that are no one's concern
     recording = Recording()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         yield recording

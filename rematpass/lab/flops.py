@@ -14,11 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
-from torch._inductor import config as inductor_config
-from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from rematpass.compiler._torch import hint
+from rematpass.compiler._torch import CustomGraphPass, hint, inductor_config
 from rematpass.lab.measure import Step, run_step
 
 

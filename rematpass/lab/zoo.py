@@ -5,19 +5,19 @@ What is not given stays as transformers has it. transformers is imported inside 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import nn
 
+from rematpass.config import default_environment
 from rematpass.errors import MeasureError
 
 Inputs = dict[str, torch.Tensor]
 
 
 def _transformers() -> Any:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a configuration is all that is needed: never ask the network
+    default_environment(HF_HUB_OFFLINE="1")  # a configuration is all that is needed: never ask the network
     try:
         import transformers
     except ImportError as error:
