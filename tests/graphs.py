@@ -124,25 +124,30 @@ def overwritten_input(b: Builder, nbytes: int, origin: Origin = Origin.INPUT) ->
     return x, old
 
 
-COMPUTES = (Kind.MATMUL, Kind.POINTWISE, Kind.POINTWISE, Kind.REDUCTION, Kind.KERNEL)
+COMPUTES = (Kind.MATMUL, Kind.POINTWISE, Kind.POINTWISE, Kind.REDUCTION, Kind.KERNEL, Kind.COPY, Kind.SYMBOLIC)
 
-# What may be said of an op and of the values it writes; most ops carry no mark.
-MARKS: tuple[dict[str, Any], ...] = (
-    *[{}] * 8,
+# What may be said of an op and of the values it writes.
+BINDING: tuple[dict[str, Any], ...] = (
     {"never_recompute": "it draws random numbers", "kind": Kind.RANDOM},
     {"must_recompute": True},
     {"must_save": True},
     {"cannot_save": "SymBool is not a tensor"},
 )
+CONTRADICTORY: tuple[dict[str, Any], ...] = (
+    {"never_recompute": "it draws random numbers", "must_recompute": True},
+    {"must_save": True, "must_recompute": True},
+    {"must_save": True, "cannot_save": "SymBool is not a tensor"},
+)
+MARKS = (*[{}] * 8, *BINDING)  # most ops carry none
 
 
 @st.composite
-def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: bool = True) -> JointGraph:
+def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: Sequence[dict[str, Any]] = MARKS) -> JointGraph:
     """Any joint graph that capture could make, with at most ``max_ops`` + 3 ops that a cut can move.
 
     Ops with one or two outputs, ops that neither side needs on its side, parameters and inputs, an input that forward
     overwrites, effects and mutations on both sides, several outputs, tangents and gradients, gradients that depend on
-    no tangent, tangents that nothing reads. With ``marks``, ops and values that the user or their nature binds.
+    no tangent, tangents that nothing reads. ``marks``: of which each op gets one; none of them, and nothing is bound.
     """
     b = Builder()
     size = st.sampled_from((*PRIMES[:8], 0))
@@ -164,7 +169,7 @@ def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: bool = True) -> Joint
         early.append(b.input(0, cannot_save="Generator is not a tensor"))
     made: list[int] = []
     for _ in range(draw(st.integers(1, max_ops))):
-        fields = {"kind": draw(st.sampled_from(COMPUTES)), **(draw(st.sampled_from(MARKS)) if marks else {})}
+        fields = {"kind": draw(st.sampled_from(COMPUTES)), **(draw(st.sampled_from(marks)) if marks else {})}
         sizes = [draw(size), draw(size)] if draw(rarely) else [draw(size)]
         b.op(some(early, 0, 3), *sizes, **fields)
         made += b.ops[-1].writes

@@ -23,8 +23,9 @@ from torch.utils.checkpoint import (
 )
 
 import rematpass
-from rematpass.compiler import partitioner
+from rematpass.compiler import _torch, partitioner
 from rematpass.compiler._torch import pytree
+from rematpass.compiler.capture import Captured, capture
 
 Forward = Callable[..., Any]
 Seen = dict[str, torch.Tensor]
@@ -143,6 +144,24 @@ def _sharing(tensors: Sequence[Any]) -> torch.Tensor:
 def reference(name: str) -> Seen:
     """What is right."""
     return run(PROGRAMS[name], PROGRAMS[name].reference)
+
+
+def captured(forward: Forward, *arguments: Any, **compile: Any) -> Captured:
+    """The joint graph that training ``forward`` is planned from (the first, when there are several)."""
+    found = []
+
+    def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
+        ours = copy.deepcopy(joint)  # capture adds to it
+        _torch.prepare_joint(ours)
+        static = more["static_lifetime_input_indices"]
+        found.append(capture(ours, num_fwd_outputs=num_fwd_outputs, static_input_indices=static))
+        return _torch.default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **more)
+
+    backend = _torch.aot_autograd(
+        fw_compiler=_torch.boxed_nop, partition_fn=partition, keep_inference_input_mutations=True
+    )
+    torch.compile(forward, backend=backend, **compile)(*arguments)
+    return found[0]
 
 
 def differences(seen: Seen, expected: Seen, tolerance: float = 0.0) -> list[str]:
@@ -535,6 +554,29 @@ def an_autograd_function():
         return torch.tanh(y) * gate
 
     return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
+
+
+class CountsBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, count, seen):
+        ctx.save_for_backward(x)
+        ctx.count, ctx.seen = count, seen
+        return torch.tanh(x) * count
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        ctx.seen.copy_(grad.abs().amax(0))
+        ctx.count.add_(1)
+        return grad * (1 - torch.tanh(x) ** 2) * ctx.count, None, None
+
+
+@program()
+def buffers_updated_in_backward():
+    def forward(m, x):
+        return CountsBackwards.apply(m.layer(x), m.count, m.seen).exp()
+
+    return Model(forward, layer=nn.Linear(3, 5), count=torch.tensor(2.0), seen=torch.zeros(5)), [_randn(7, 3)]
 
 
 @program()

@@ -195,7 +195,7 @@ def test_any_plan_that_saves_at_least_what_it_must_passes_the_judge(data):
 
 @given(st.data())
 def test_what_is_made_again_is_for_the_next_own_op_of_backward(data):
-    graph = data.draw(joint_graphs(marks=False))
+    graph = data.draw(joint_graphs(marks=()))
     saved = data.draw(st.sets(st.sampled_from([v.id for v in graph.values if not v.mutated])))
     plan = just_in_time(graph, saved.union(*(op.writes for op in graph.ops if op.never_recompute)), "s")
     wanted: set[int] = set(graph.bwd_outputs)

@@ -2,8 +2,18 @@ import itertools
 import re
 
 import pytest
-from graphs import Builder, chain, integer_costs, joint_graphs, overwritten_input, pinned_forward
-from hypothesis import HealthCheck, assume, given, settings
+from graphs import (
+    BINDING,
+    CONTRADICTORY,
+    MARKS,
+    Builder,
+    chain,
+    integer_costs,
+    joint_graphs,
+    overwritten_input,
+    pinned_forward,
+)
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracle import choice_of, choices, hull
 
@@ -19,9 +29,10 @@ WORDING = re.compile(
 )
 
 
+@pytest.mark.parametrize("marks", [MARKS, BINDING], ids=["some marks", "all marked"])
 @given(st.data())
-def test_the_cut_costs_what_brute_force_finds(data):
-    graph = data.draw(joint_graphs())
+def test_the_cut_costs_what_brute_force_finds(marks, data):
+    graph = data.draw(joint_graphs(marks=marks))
     costs = data.draw(integer_costs(graph))
     possible = {choice.seconds(costs.run, costs.keep, graph) for choice in choices(graph)}
     if not possible:
@@ -36,7 +47,7 @@ def test_the_cut_costs_what_brute_force_finds(data):
 
 @given(st.data())
 def test_one_network_answers_the_same_after_other_costs(data):
-    graph = data.draw(joint_graphs(marks=False))
+    graph = data.draw(joint_graphs(marks=()))
     first, second = data.draw(integer_costs(graph)), data.draw(integer_costs(graph))
     network = Network(graph)
     fresh = network.solve(first.run, first.keep)
@@ -46,7 +57,7 @@ def test_one_network_answers_the_same_after_other_costs(data):
 
 @given(st.data())
 def test_costs_in_another_unit_give_the_same_cut(data):
-    graph = data.draw(joint_graphs(marks=False))
+    graph = data.draw(joint_graphs(marks=()))
     costs = data.draw(integer_costs(graph))
     unit = 2.0 ** data.draw(st.integers(-80, 20))  # a power of two, so that nothing is rounded on the way
     cut = Network(graph).solve(costs.run, costs.keep)
@@ -66,9 +77,8 @@ def test_the_breakpoints_are_the_corners_that_brute_force_gives(data):
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.filter_too_much])
 def test_breakpoints_rise_in_seconds_as_they_fall_in_bytes(data):
-    graph = data.draw(joint_graphs(marks=False))
+    graph = data.draw(joint_graphs(marks=()))
     vertices = breakpoints(Network(graph), data.draw(integer_costs(graph)))
     for faster, slower in itertools.pairwise(vertices):
         assert faster.seconds <= slower.seconds + 1e-6
@@ -211,8 +221,7 @@ def test_a_contradiction_is_told_as_a_path(graph, path):
     assert contradiction(graph) == path
 
 
-@settings(suppress_health_check=[HealthCheck.filter_too_much])  # few graphs contradict themselves
-@given(joint_graphs())
+@given(joint_graphs(max_ops=6, marks=BINDING + CONTRADICTORY))
 def test_the_path_of_any_contradiction_is_one_in_the_graph(graph):
     assume(next(choices(graph), None) is None)
     steps = contradiction(graph).split(" -> ")

@@ -5,11 +5,12 @@ from graphs import Builder, three_layers
 
 from rematpass.config import Budget, BudgetKind
 from rematpass.core.cost import Costs
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder, Rung, peak_allowed
 from rematpass.core.graph import Kind, Origin, Value
 from rematpass.core.simulate import Tenant, Timeline, simulate
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.report.summary import describe, infeasible, summarize
+from rematpass.units import parse_bytes
 
 MIB = 2**20
 COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
@@ -112,16 +113,18 @@ def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
         "  11.00 MiB  v4 bfloat16[s0, 11534336], module layers.0.mlp, at /home/me/model.py:3\n"
         "  7.00 MiB  v3 bfloat16[s0, 7340032], module layers.0.mlp, at /home/me/model.py:2\n"
         "  5.00 MiB  v2 bfloat16[s0, 5242880], module layers.0.mlp, at /home/me/model.py:1\n"
-        "Try memory_budget=56.00MiB or more, a smaller batch, or REMAT_MAX_RECOMPUTE=2."
+        "Try memory_budget=56.57MiB or more, a smaller batch, or REMAT_MAX_RECOMPUTE=2."
     )
 
 
 def test_the_budget_to_try_is_enough_when_typed_in():
     graph, ladder = large_values()
-    timeline = dataclasses.replace(ladder.rungs[0].timeline, live=(56 * MIB + 1,))
+    timeline = dataclasses.replace(ladder.rungs[0].timeline, live=(57 * MIB + 1,))
     text = infeasible(graph, Ladder((Rung(ladder.rungs[0].plan, timeline),)), 40 * MIB, 1.5)
     assert "with at most 1.5 extra forwards" in text
-    assert "Try memory_budget=56.01MiB or more" in text
+    suggested = text.split("Try memory_budget=")[1].split(" or more")[0]
+    assert suggested == "57.58MiB"
+    assert peak_allowed(parse_bytes(suggested)) >= 57 * MIB + 1
 
 
 def test_a_value_that_no_op_makes_is_described_by_its_name():

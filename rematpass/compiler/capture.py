@@ -277,7 +277,10 @@ def _aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
     if alias is None:
         return None
     for position, argument in enumerate(target._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.before_set & alias.before_set:
+        theirs = argument.alias_info
+        # Of a list the schema says "views", not of what; the argument says that it comes to be viewed by a list.
+        viewed_by_a_list = not alias.before_set and theirs is not None and "*" in theirs.after_set
+        if theirs is not None and (alias.before_set & theirs.before_set or viewed_by_a_list):
             given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
             return given if isinstance(given, fx.Node) else None
     return None

@@ -8,7 +8,7 @@ values: what backward computes are exactly the nodes that the plan runs there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
@@ -26,11 +26,11 @@ def emit(captured: Captured, plan: Plan) -> tuple[fx.GraphModule, fx.GraphModule
     """The forward and the backward module that ``plan`` describes."""
     writer = _Writer(captured, plan)
     writer.inputs()
-    writer.walk(plan.fwd, Side.FORWARD)
+    writer.walk(plan.fwd)
     fwd_outputs = [writer.result(n) for n in captured.fwd_outputs]
     saved = [writer.saved(v) for v in plan.saved]
     writer.enter_backward()
-    writer.walk(plan.bwd, Side.BACKWARD)
+    writer.walk(plan.bwd)
     bwd_outputs = [writer.result(n) for n in captured.bwd_outputs]
     module = writer.finish(fwd_outputs + bwd_outputs)
     static = [writer.new_inputs[n] for n in captured.static_inputs]
@@ -44,6 +44,7 @@ class _Writer:
 
     def __init__(self, captured: Captured, plan: Plan) -> None:
         self.captured, self.plan = captured, plan
+        self.side = Side.FORWARD
         self.graph = fx.Graph()
         self.new_inputs: dict[fx.Node, fx.Node] = {}
         self.constants: dict[fx.Node, fx.Node] = {}
@@ -61,24 +62,24 @@ class _Writer:
         for node in self.captured.module.graph.find_nodes(op="get_attr"):
             self.constants[node] = self.graph.node_copy(node)
 
-    def walk(self, steps: Sequence[Step], side: Side) -> None:
+    def walk(self, steps: Sequence[Step]) -> None:
         for position, step in enumerate(steps):
             if isinstance(step, Drop):
                 self.living[step.value] = [c for c in self.living[step.value] if c[0] != step.copy]
             else:
-                self.run(step, side, position)
+                self.run(step, position)
 
-    def run(self, step: Run, side: Side, position: int) -> None:
+    def run(self, step: Run, position: int) -> None:
         node = self.captured.op_node[step.op]
         if node in self.captured.old_versions and self._clone_is_needless(step):
             new = self.new_inputs[self.captured.old_versions[node]]
         else:
-            new = self._copy(node, step.copy, side, position)
+            new = self._copy(node, self.argument, step.copy, position)
         for v in self.captured.graph.ops[step.op].writes:
             named = self.captured.value_node[v]
             if named is None:
                 continue
-            result = new if named is node else self._projection(named, new, step.copy, side, position)
+            result = new if named is node else self._projection(named, new, step.copy, position)
             self.living.setdefault(v, []).append((step.copy, result))
 
     def _clone_is_needless(self, step: Run) -> bool:
@@ -86,36 +87,31 @@ class _Writer:
         (value,) = self.captured.graph.ops[step.op].writes
         return value not in self.plan.saved
 
-    def _copy(self, node: fx.Node, copy: int, side: Side, position: int) -> fx.Node:
-        new = self.graph.node_copy(node, self.argument)
-        new.meta = {**node.meta, POSITION: position}
+    def _copy(
+        self, node: fx.Node, argument: Callable[[fx.Node], fx.Node], copy: int = 0, position: int | None = None
+    ) -> fx.Node:
+        new = self.graph.node_copy(node, argument)
+        new.meta = dict(node.meta)
+        if position is not None:
+            new.meta[POSITION] = position
         if copy:
             new.name = self.graph._graph_namespace.create_name(f"{node.name}_again", None)
-        if side is Side.BACKWARD:
+        if self.side is Side.BACKWARD:
             new.meta["partitioner_tag"] = "is_backward"
-            new.meta.pop("recompute", None)
+            new.meta.pop("recompute", None)  # carried out
         return new
 
-    def _projection(self, named: fx.Node, new: fx.Node, copy: int, side: Side, position: int) -> fx.Node:
+    def _projection(self, named: fx.Node, new: fx.Node, copy: int, position: int) -> fx.Node:
         """The ``getitem`` chain from the call to the node that names the value, on this run's result."""
         path = [named]
         while path[-1].args[0] not in self.is_op:
             path.append(path[-1].args[0])  # type: ignore[arg-type]
         for node in reversed(path):
-            new = self._copy_getitem(node, new, copy, side, position)
+            key = (node, (new,))
+            if key not in self.views:
+                self.views[key] = self._copy(node, {node.args[0]: new}.__getitem__, copy, position)
+            new = self.views[key]
         return new
-
-    def _copy_getitem(self, node: fx.Node, parent: fx.Node, copy: int, side: Side, position: int) -> fx.Node:
-        key = (node, (parent,))
-        if key not in self.views:
-            new = self.graph.node_copy(node, lambda _: parent)
-            new.meta = {**node.meta, POSITION: position}
-            if copy:
-                new.name = self.graph._graph_namespace.create_name(f"{node.name}_again", None)
-            if side is Side.BACKWARD:
-                new.meta["partitioner_tag"] = "is_backward"
-            self.views[key] = new
-        return self.views[key]
 
     def argument(self, node: fx.Node) -> fx.Node:
         """The new node that stands for ``node`` at this point of the schedule."""
@@ -132,9 +128,8 @@ class _Writer:
         arguments = tuple(self.argument(n) for n in node.all_input_nodes)
         key = (node, arguments)
         if key not in self.views:
-            mapping = dict(zip(node.all_input_nodes, arguments, strict=True))
-            self.views[key] = self.graph.node_copy(node, mapping.__getitem__)
-            self.views[key].meta = dict(node.meta)
+            there = dict(zip(node.all_input_nodes, arguments, strict=True))
+            self.views[key] = self._copy(node, there.__getitem__)
         return self.views[key]
 
     def result(self, output: Any) -> Any:
@@ -145,6 +140,7 @@ class _Writer:
 
     def enter_backward(self) -> None:
         """Nothing but the saved values and the tangents is there; views are replayed anew."""
+        self.side = Side.BACKWARD
         tangents = [
             n
             for n in self.new_inputs

@@ -38,9 +38,6 @@ from rematpass.units import format_bytes
 
 log = logging.getLogger("rematpass")
 
-# A plan fits a budget in bytes when its planned peak and 1% more do.
-_MARGIN = 100, 101
-
 _RAISED = (ConfigError, ContradictoryMarks, BudgetInfeasible)  # the user's to mend, never a reason to fall back
 
 
@@ -172,13 +169,13 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             limit = ladder.limit(budget.fraction)
             return ladder.fastest_under(limit) or ladder.rungs[-1], limit
         _warn_if_shared(_torch.frame_id(), budget)
-        rung = ladder.fastest_under(budget.nbytes * _MARGIN[0] // _MARGIN[1])
+        rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes))
         if rung is not None:
             return rung, budget.nbytes
         message = infeasible(graph, ladder, budget.nbytes, self.config.max_recompute)
         if self.config.strict or not _torch.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
-        excess = format_bytes(ladder.floor - budget.nbytes * _MARGIN[0] // _MARGIN[1])
+        excess = format_bytes(frontier.least_budget(ladder.floor) - budget.nbytes)
         log.warning(
             "over budget by %s after a recompile with other shapes; training goes on at the floor. %s", excess, message
         )

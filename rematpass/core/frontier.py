@@ -19,6 +19,19 @@ from rematpass.core.solve.problem import Problem, Solver
 from rematpass.core.solve.segments import segments
 from rematpass.core.verify import verify
 
+# A plan fits a budget in bytes when its planned peak and a hundredth more do.
+_SPARE = 100
+
+
+def peak_allowed(budget: int) -> int:
+    """The highest planned peak that fits a budget of ``budget`` bytes."""
+    return budget * _SPARE // (_SPARE + 1)
+
+
+def least_budget(peak: int) -> int:
+    """The lowest budget in bytes that a planned peak of ``peak`` fits."""
+    return -(-peak * (_SPARE + 1) // _SPARE)
+
 
 @dataclass(frozen=True)
 class Rung:

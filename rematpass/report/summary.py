@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rematpass.config import Budget
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder, Rung, least_budget
 from rematpass.core.graph import JointGraph, Origin, Side
 from rematpass.core.simulate import Tenant
 from rematpass.units import format_bytes, format_percent, format_seconds
@@ -92,7 +92,7 @@ def infeasible(graph: JointGraph, ladder: Ladder, limit: int, max_recompute: flo
         f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(ladder.floor)} "
         f"with at most {max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
         + "\n".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}" for t in largest)
-        + f"\nTry memory_budget={format_bytes(ladder.floor, round_up=True).replace(' ', '')} or more, "
+        + f"\nTry memory_budget={format_bytes(least_budget(ladder.floor), round_up=True).replace(' ', '')} or more, "
         "a smaller batch, or REMAT_MAX_RECOMPUTE=2."
     )
 

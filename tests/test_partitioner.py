@@ -1,0 +1,216 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from programs import PROGRAMS, afresh, differences, reference, run
+from torch._dynamo.exc import BackendCompilerFailed
+
+from rematpass import BudgetInfeasible, Config, plans
+from rematpass.compiler import partitioner
+from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.core import frontier
+from rematpass.errors import ContradictoryMarks, PlanError
+
+afresh = pytest.fixture(autouse=True)(afresh)
+
+WIDTH, BATCH, LAYERS = 16, 4096, 16  # activations of 256 KiB, far more than parameters
+
+
+def tower():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        *(torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Tanh()) for _ in range(LAYERS))
+    )
+
+
+def train(batch=BATCH, model=None, dynamic=None, **options):
+    """One step of the tower; the summary of its plan."""
+    step = torch.compile(model or tower(), backend="remat_aot_eager", options=options, dynamic=dynamic)
+    step(torch.ones(batch, WIDTH)).sum().backward()
+    return plans()[-1] if plans() else None
+
+
+@pytest.fixture(scope="module")
+def ends():
+    """Floor and ceiling of the tower."""
+    torch._dynamo.reset()
+    summary = train(memory_budget=0)
+    return summary.floor, summary.ceiling
+
+
+@pytest.mark.parametrize("fraction", [0, 0.25, 0.5, "0.75", 1, "1.0", None])
+def test_a_fraction_lies_between_floor_and_ceiling(fraction, ends):
+    floor, ceiling = ends
+    assert floor < 0.7 * ceiling
+    summary = train(memory_budget=fraction)
+    limit = floor + float(1 if fraction is None else fraction) * (ceiling - floor)
+    assert floor <= summary.planned_peak <= limit
+
+
+def test_less_budget_is_never_more_memory_nor_faster(ends):
+    chosen = []
+    for twentieth in range(21):
+        torch._dynamo.reset()
+        chosen.append(train(memory_budget=twentieth / 20))
+    peaks, seconds = [c.planned_peak for c in chosen], [c.step_seconds for c in chosen]
+    assert peaks == sorted(peaks)
+    assert seconds == sorted(seconds, reverse=True)
+    assert len(set(peaks)) > 5
+
+
+@pytest.mark.parametrize("form", ["{}", "{}B"])
+def test_a_budget_in_bytes_is_held_with_a_hundredth_to_spare(form, ends):
+    nbytes = sum(ends) // 2
+    summary = train(memory_budget=form.format(nbytes))
+    assert summary.budget_nbytes == nbytes
+    assert 1.01 * summary.planned_peak <= nbytes
+
+
+def test_a_budget_below_the_floor_names_the_floor_and_who_takes_it(ends):
+    with pytest.raises(BackendCompilerFailed) as caught:
+        train(memory_budget="1MiB")
+    error = caught.value.inner_exception
+    assert isinstance(error, BudgetInfeasible)
+    assert (error.budget, error.floor) == (1 << 20, ends[0])
+    first, *largest, last = str(error).splitlines()
+    assert first.endswith("with at most 1 extra forwards of recompute. The largest values at that moment:")
+    assert "no plan stays under 1.00 MiB; the lowest peak is " in first
+    assert len(largest) == 5
+    assert any("float32[4096, 16]" in line and "test_partitioner" not in line for line in largest)
+    assert last.startswith("Try memory_budget=")
+    suggested = last.split("memory_budget=")[1].split(" or more")[0]
+    torch._dynamo.reset()
+    assert train(memory_budget=suggested).planned_peak == ends[0]
+
+
+def test_a_later_recompile_goes_on_at_the_floor_and_says_by_how_much_it_is_over(ends, caplog):
+    model = tower()
+    step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": ends[1]}, dynamic=False)
+    step(torch.ones(BATCH // 2, WIDTH)).sum().backward()
+    step(torch.ones(4 * BATCH, WIDTH)).sum().backward()
+    over = [r.getMessage() for r in caplog.records if r.getMessage().startswith("over budget by ")]
+    assert len(over) == 1
+    assert "after a recompile with other shapes; training goes on at the floor" in over[0]
+    assert plans()[-1].planned_peak == plans()[-1].floor > ends[1]
+    torch._dynamo.reset()
+    strict = {"memory_budget": ends[1], "strict": 1}
+    step = torch.compile(model, backend="remat_aot_eager", options=strict, dynamic=False)
+    step(torch.ones(BATCH // 2, WIDTH)).sum().backward()
+    with pytest.raises(BackendCompilerFailed, match="no plan stays under"):
+        step(torch.ones(4 * BATCH, WIDTH))
+
+
+def broken(problem, solver="ladder"):
+    if solver == "ladder":
+        raise PlanError("the planner has a bug")
+    return build(problem, solver)
+
+
+build = frontier.build
+
+
+def test_under_a_fraction_torchs_own_partitioner_steps_in(monkeypatch, caplog):
+    monkeypatch.setattr(frontier, "build", broken)
+    seen = run(PROGRAMS["mlp"], "remat_aot_eager", {"memory_budget": 0.5})
+    assert not differences(seen, reference("mlp"))
+    assert not plans()
+    warnings = [r.getMessage() for r in caplog.records if r.name == "rematpass" and r.levelno >= logging.WARNING]
+    assert warnings == [
+        "planning failed (PlanError: the planner has a bug); torch's own partitioner takes over. "
+        "The memory budget is NOT held for this graph. REMAT_STRICT=1 raises instead"
+    ]
+
+
+def test_under_bytes_everything_is_recomputed(monkeypatch, caplog):
+    monkeypatch.setattr(frontier, "build", broken)
+    summary = train(memory_budget="64MiB")
+    assert summary.solver == "recompute_all"
+    assert summary.fallback == "PlanError: the planner has a bug"
+    assert (
+        "planning failed (PlanError: the planner has a bug); everything that can be is recomputed instead"
+        in caplog.messages
+    )
+
+
+def test_strict_mode_raises_what_went_wrong(monkeypatch):
+    monkeypatch.setattr(frontier, "build", broken)
+    with pytest.raises(BackendCompilerFailed, match="the planner has a bug"):
+        train(memory_budget=0.5, strict=1)
+
+
+def test_contradictory_marks_are_never_papered_over(monkeypatch):
+    def contradict(*_):
+        raise ContradictoryMarks("backward needs a value that can neither be saved nor recomputed: op a -> value b")
+
+    monkeypatch.setattr(frontier, "build", contradict)
+    with pytest.raises(BackendCompilerFailed, match="can neither be saved nor recomputed: op a -> value b"):
+        train(memory_budget=0.5)
+
+
+def test_a_second_graph_under_a_byte_budget_is_mentioned_once(caplog, monkeypatch):
+    monkeypatch.setattr(partitioner, "_frames_under_bytes", set())
+    partitioner._warn_shared_once.cache_clear()
+    for function in (lambda x: x.sin().exp(), lambda x: x.cos().exp(), lambda x: x.tan().exp()):
+        compiled = torch.compile(function, backend="remat_aot_eager", options={"memory_budget": "64MiB"})
+        compiled(torch.ones(7, requires_grad=True)).sum().backward()
+    assert len(plans()) == 3
+    said = [
+        m
+        for m in caplog.messages
+        if m.startswith("more than one graph is trained under the memory budget of 64.00 MiB")
+    ]
+    assert len(said) == 1
+    assert "it holds for each of them by itself, not for their sum" in said[0]
+
+
+def test_the_log_line(caplog):
+    caplog.set_level(logging.INFO, logger="rematpass")
+    summary = train(memory_budget=0.5)
+    (line,) = [m for m in caplog.messages if "planned peak" in m]
+    assert line == summary.line()
+    for part in (
+        "budget 0.5 of the way",
+        "planned peak",
+        "floor",
+        "ceiling",
+        "saves",
+        "recomputes",
+        "of step seconds",
+        "plan",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize(("given", "shown"), [({"memory_budget": 0.5}, True), ({}, False)])
+def test_the_line_is_always_shown_when_a_budget_was_given(given, shown, caplog):
+    caplog.set_level(logging.WARNING)
+    train(**given)
+    assert any("planned peak" in m for m in caplog.messages) is shown
+
+
+KEYS = "from rematpass import Config; from rematpass.compiler.partitioner import RematPartitioner as P; print({}.hex())"
+
+
+def test_the_cache_key_is_the_same_in_another_process():
+    mine = RematPartitioner(Config.read({"memory_budget": "64MiB"}, {})).uuid()
+    expression = "P(Config.read({'memory_budget': '64MiB'}, {})).uuid()"
+    other = subprocess.run([sys.executable, "-c", KEYS.format(expression)], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == mine.hex()
+
+
+def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
+    settings = [{}, {"memory_budget": 0.5}, {"memory_budget": "64MiB"}, {"max_recompute": 2}, {"solver": "mincut"}]
+    settings += [{"hardware": "h200"}, {"strict": 1}]
+    keys = [RematPartitioner(Config.read(s, {})).uuid() for s in settings]
+    keys.append(RematPartitioner(Config(), fuse=False).uuid())
+    monkeypatch.setattr(partitioner, "_sources_hash", lambda: "other sources")
+    keys.append(RematPartitioner(Config()).uuid())
+    monkeypatch.setattr(partitioner, "free_bytes", lambda device: 7 << 30)
+    keys.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {})).uuid())
+    monkeypatch.setattr(partitioner, "free_bytes", lambda device: 8 << 30)
+    keys.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {})).uuid())
+    assert None not in keys
+    assert len(set(keys)) == len(keys)
+    assert RematPartitioner(Config.read({"check": 1}, {})).uuid() == RematPartitioner(Config()).uuid()
