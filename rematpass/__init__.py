@@ -49,7 +49,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       allocations.py     every allocation and release, in order
       measure.py         peak bytes, exactly, and seconds of a step
       flops.py           FLOPs of a step, counted exactly
-      check.py           REMAT_CHECK: a training run measures its own first steps
+      check.py           a training run measures its own first steps
       demo.py            with and without a budget, side by side
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass

@@ -123,16 +123,6 @@ def test_the_log_is_torchs_own_to_switch_on():
         assert ("planned peak" in ran.stderr) is shown, ran.stderr
 
 
-def test_it_measures_its_first_steps_when_asked(caplog):
-    caplog.set_level("INFO", logger="rematpass")
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
-    step = torch.compile(model, backend="remat_aot_eager", options={"check": 1})
-    for _ in range(4):
-        step(torch.ones(1024, 64)).sum().backward()
-    assert any("measured" in m for m in caplog.messages), caplog.messages
-
-
 @pytest.mark.parametrize("version", ["2.10.1", "2.14.0+cu130", "3.0"])
 def test_a_torch_that_was_not_tried_is_refused(version):
     with pytest.raises(TorchVersionError) as caught:

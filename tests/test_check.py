@@ -107,7 +107,7 @@ class TestCheckSteps:
         with torch.profiler.profile():
             training.step()
         assert training.reports == []
-        assert "REMAT_CHECK measures nothing in this step of the graph: a torch profiler is running" in caplog.text
+        assert "the check measures nothing in this step of the graph: a torch profiler is running" in caplog.text
 
     def test_own_events_are_those_of_forward_and_backward(self):
         marks = {"forward done": 10, "backward starts": 20, "backward done": 30}

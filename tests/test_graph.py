@@ -164,11 +164,14 @@ def everything():
     below, _ = b.op([aside], 19, 23, name="either: only what only backward needs, needs it")
     b.op([x], 29, name="either: nothing needs it")
     asked_in_backward = b.op([x], 31, name="either: an effect of backward needs it")
+    buffer = b.op([], 41, name="forward: a mutation overwrites it")
     effect(b, [into_print], Side.FORWARD)
-    pinned_forward(b, [into_state], [state])
+    pinned_forward(b, [into_state], [state, buffer])
     effect(b, [asked_in_backward], Side.BACKWARD)
     tangent = b.input(11, Origin.TANGENT)
     gradient = b.op([tangent, below], 3, name="backward: it reads a tangent")
+    answer = b.op([asked_in_backward], 43, kind=Kind.EFFECT, pinned=Side.BACKWARD)
+    b.op([answer], 47, name="backward: it reads what an effect of backward makes")
     farther = b.op([gradient, out], 5, name="backward: it reads what comes of a tangent")
     pinned_backward(b, [farther], [x])
     b.op([tangent], 37, name="backward: though nothing needs it")
@@ -179,7 +182,7 @@ def test_sides_by_hand():
     graph = everything()
     sides = {op.name: side.value for op, side in zip(graph.ops, graph.sides, strict=True)}
     named = {name: side for name, side in sides.items() if ":" in name}
-    assert len(named) == 10
+    assert len(named) == 12
     assert named == {name: name.split(":")[0] for name in named}
     pinned = [op.pinned for op in graph.ops if op.pinned is not Side.EITHER]
     assert pinned == [graph.sides[op.id] for op in graph.ops if op.pinned is not Side.EITHER]

@@ -151,6 +151,31 @@ def test_what_is_handed_out_is_not_let_go():
     assert (plan.saved, plan.fwd, plan.bwd) == ((x, out), (Run(0),), (Run(1),))
 
 
+def two_results():
+    """``left`` is a gradient; op 1 reads it, op 2 reads ``right``."""
+    b = Builder()
+    x = b.input(3)
+    left, right = b.op([x], 5, 7)
+    tangent = b.input(5, Origin.TANGENT)
+    return b.build([x], [b.op([tangent, left], 11), b.op([tangent, right], 13), left]), x, left
+
+
+@pytest.mark.parametrize(
+    ("bwd", "saved", "drops"),
+    [
+        ((Run(1), Run(0, 1), Run(2)), (0, 1), {Drop(1, 0), Drop(2, 1), Drop(3)}),  # read, then made again
+        ((Run(0, 1), Run(1), Run(2)), (0,), {Drop(2, 1), Drop(3)}),  # made again before it is read
+        ((Run(0, 1), Run(1), Run(0, 2), Run(2)), (0,), {Drop(1, 1), Drop(2, 1), Drop(2, 2), Drop(3)}),
+    ],
+)
+def test_of_a_gradient_that_is_made_several_times_the_last_copy_is_handed_out(bwd, saved, drops):
+    graph, x, left = two_results()
+    plan = plan_of(graph, "s", [x, left], (Run(0),), bwd)
+    assert plan.saved == saved
+    assert {step for step in plan.bwd if isinstance(step, Drop)} == drops
+    verify(graph, plan)
+
+
 def test_a_tangent_that_nothing_reads_is_let_go_in_backward():
     b = Builder()
     x = b.input(3)

@@ -213,4 +213,3 @@ def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
     keys.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {})).uuid())
     assert None not in keys
     assert len(set(keys)) == len(keys)
-    assert RematPartitioner(Config.read({"check": 1}, {})).uuid() == RematPartitioner(Config()).uuid()

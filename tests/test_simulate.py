@@ -164,6 +164,10 @@ def peaks(graph, saved=()):
     return tuple(simulate(graph, plan, free(graph), fuse=fuse).peak for fuse in (False, True))
 
 
+def fused(graph):
+    return simulate(graph, just_in_time(graph, [], "s"), free(graph), fuse=True)
+
+
 def free(graph):
     return Costs((0.0,) * len(graph.ops), (0.0,) * len(graph.values))
 
@@ -175,11 +179,21 @@ def test_what_only_fused_readers_read_takes_no_bytes_but_its_source_lives_on():
 
 @pytest.mark.parametrize(
     ("maker", "reader"),
-    [(Kind.MATMUL, Kind.POINTWISE), (Kind.POINTWISE, Kind.MATMUL), (Kind.KERNEL, Kind.KERNEL)],
+    [
+        (Kind.MATMUL, Kind.POINTWISE),
+        (Kind.POINTWISE, Kind.MATMUL),
+        (Kind.KERNEL, Kind.KERNEL),
+        (Kind.REDUCTION, Kind.POINTWISE),  # it reads the result when the sum is complete
+    ],
 )
 def test_what_an_op_of_its_own_kernel_makes_or_reads_takes_bytes(maker, reader):
     graph = forward_only((maker, 97), (reader, 89))
     assert peaks(graph) == (97 + 89, 97 + 89)
+
+
+def test_what_a_reduction_reads_is_computed_inside_it():
+    graph = forward_only((Kind.POINTWISE, 97), (Kind.REDUCTION, 89))
+    assert peaks(graph) == (97 + 89, 89 + 3)
 
 
 def test_an_op_that_fuses_overwrites_an_argument_of_its_size_that_ends_with_it():
@@ -201,7 +215,27 @@ def test_an_argument_that_is_needed_later_is_not_overwritten():
     later = b.op([a, out], 5)
     tangent = b.input(0, Origin.TANGENT)
     graph = b.build([out, later], [b.op([tangent], 3)])
-    assert peaks(graph) == (2 * 97 + 5, 2 * 97 + 5)
+    assert fused(graph).live[:3] == (97, 97 + 97, 97 + 97 + 5)
+
+
+def test_an_argument_that_is_handed_out_is_not_overwritten():
+    b = Builder()
+    x = b.input(2)
+    a = b.op([x], 97)
+    out = b.op([a], 97, kind=Kind.POINTWISE)
+    tangent = b.input(0, Origin.TANGENT)
+    graph = b.build([a, out], [b.op([tangent], 3)])
+    assert fused(graph).live[:2] == (97, 97 + 97)
+
+
+def test_an_argument_is_overwritten_by_one_result_only():
+    b = Builder()
+    x = b.input(2)
+    a = b.op([x], 97)
+    results = b.op([a], 97, 97, kind=Kind.POINTWISE)
+    tangent = b.input(0, Origin.TANGENT)
+    graph = b.build(results, [b.op([tangent], 3)])
+    assert fused(graph).live[:2] == (97, 97 + 97)
 
 
 def test_what_is_saved_takes_bytes_though_it_fuses():

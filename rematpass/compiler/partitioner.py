@@ -78,7 +78,6 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         self.device = device or torch.device("cpu")
         if config.hardware:
             hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
-        self.planned_peak: int | None = None  # of the last graph planned; None before, and where planning failed
         self._free: int | None = None
 
     def uuid(self) -> bytes:
@@ -142,7 +141,6 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
         )
-        self.planned_peak = summary.planned_peak
         _records.append(Record(summary, graph, rung.plan, ladder))
         _tell(summary, always=bool(self.config.memory_budget.given))
         return modules

@@ -1,4 +1,4 @@
-"""REMAT_CHECK=1: a training run measures its own first steps and says so if they took more than was planned.
+"""A training run measures its own first steps and says so if they took more than was planned.
 
 The backend hands over its compiled function; what comes back measures some calls of it and then does nothing more.
 
@@ -77,9 +77,15 @@ class _Check:
         self.planned, self.device, self.name, self.report = planned, device, name, report
         self.left, self.skip, self.done = steps, skip, 0
         self.window: _CpuWindow | _CudaWindow | None = None
+        self.before_optimizer: Any = (
+            None  # the hook's handle; removed at the next call, since torch iterates over hooks
+        )
 
     def call(self, compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._settle()
+        if self.before_optimizer is not None:
+            self.before_optimizer.remove()
+            self.before_optimizer = None
         if self.left < 1 or not torch.is_grad_enabled():
             return compiled(*args, **kwargs)
         if self.skip > 0:
@@ -89,7 +95,7 @@ class _Check:
         try:
             self.window = _CudaWindow(self.device) if self.device.type == "cuda" else _CpuWindow(self.device)
         except MeasureError as error:
-            logger.warning("REMAT_CHECK measures nothing in this step of %s: %s", self.name, error)
+            logger.warning("the check measures nothing in this step of %s: %s", self.name, error)
             self.left -= 1
             return compiled(*args, **kwargs)
         try:
@@ -116,11 +122,9 @@ class _Check:
                 hook.remove()
             if self.window is window:
                 window.backward_done()
-                hooks[:] = [register_optimizer_step_pre_hook(settle)]
+                self.before_optimizer = register_optimizer_step_pre_hook(settle)
 
         def settle(*_: object) -> None:
-            for hook in hooks:
-                hook.remove()
             if self.window is window:
                 self._settle()
 
