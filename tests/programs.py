@@ -16,6 +16,7 @@ import torch
 import torch._inductor.config
 import torch.nn.functional as F
 from torch import nn
+from torch._higher_order_ops.scan import scan
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -136,7 +137,7 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 def _sharing(tensors: Sequence[Any]) -> torch.Tensor:
     """For each pair, whether the two share their bytes."""
-    keys = [t.untyped_storage().data_ptr() if _is_tensor(t) and t.numel() else None for t in tensors]
+    keys = [_torch.storage_key(t) if _is_tensor(t) and t.numel() else None for t in tensors]
     return torch.tensor([[a == b is not None for b in keys] for a in keys])
 
 
@@ -717,6 +718,19 @@ def a_region_compiled_once():
         return block(block(x, m.weight).sin(), m.weight)
 
     return Model(forward, weight=nn.Parameter(_randn(5, 5))), [_randn(3, 5)]
+
+
+@program()
+def a_loop_over_time():
+    def forward(m, x):
+        def step(state, now):
+            state = torch.tanh(state @ m.weight + now)
+            return state, state.exp()
+
+        state, all_of_them = scan(step, x.new_zeros(2, 5), m.layer(x))
+        return state, all_of_them.sin()
+
+    return Model(forward, weight=nn.Parameter(_randn(5, 5)), layer=nn.Linear(3, 5)), [_randn(4, 2, 3)]
 
 
 @program(compile={"dynamic": True})

@@ -122,6 +122,23 @@ def test_a_result_that_nothing_names_has_bytes_all_the_same():
     assert found.graph.values[best].nbytes == 4 * 7 * 3
 
 
+def test_an_argument_that_an_op_hands_through_with_other_results_is_a_result_as_well():
+    """A region compiled once returns what it saves, its own arguments among them."""
+    graph = fx.Graph()
+    x = graph.placeholder("primals_1")
+    call = graph.call_function(aten.topk.default, (x, 3))
+    results = [graph.call_function(operator.getitem, (call, i)) for i in (0, 1)]
+    sin = graph.call_function(aten.sin.default, (results[1],))
+    x.meta["val"], sin.meta["val"] = randn(5), randn(5)
+    call.meta["val"] = (randn(3), x.meta["val"])
+    results[0].meta["val"], results[1].meta["val"] = call.meta["val"]
+    graph.output((sin, None))
+    found = capture(fx.GraphModule({}, graph), num_fwd_outputs=1)
+    assert [v.nbytes for v in found.graph.values] == [4 * 5, 4 * 3, 4 * 5, 4 * 5]
+    assert [(o.reads, o.writes) for o in found.graph.ops] == [((0,), (1, 2)), ((2,), (3,))]
+    assert found.value_node[2] is results[1]
+
+
 def test_an_argument_that_forward_overwrites_is_cloned_for_its_readers():
     buffer = torch.ones(5)
 

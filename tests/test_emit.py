@@ -13,7 +13,7 @@ from rematpass.core.frontier import SOLVERS
 from rematpass.core.graph import Kind, Side
 from rematpass.core.hardware import preset
 from rematpass.core.liveness import plan_of
-from rematpass.core.schedule import Run
+from rematpass.core.schedule import Drop, Run
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 
@@ -207,6 +207,17 @@ def test_an_op_with_several_results_runs_again_once_for_all_of_them():
     _, bwd = emit(found, solved(found, "recompute_all"))
     (again,) = bwd.graph.find_nodes(op="call_function", target=aten.topk.default)
     assert sorted(n.args[1] for n in again.users) == [0, 1]
+
+
+def test_a_result_that_nothing_names_can_be_dropped():
+    def forward(x):
+        return torch.topk(torch.sin(x), 3)[1] * x.exp().sum()
+
+    found = captured(forward, randn(7, 5, grad=True))
+    plan = solved(found, "save_all")
+    (unnamed,) = [v for v, node in enumerate(found.value_node) if node is None]
+    assert Drop(unnamed) in plan.fwd
+    emit(found, plan)
 
 
 def test_a_view_is_replayed_once_for_each_copy_of_what_it_views():

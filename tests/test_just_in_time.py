@@ -139,6 +139,20 @@ def test_what_backward_overwrites_comes_last_and_is_handed_over():
     verify(graph, plan)
 
 
+def test_an_input_that_both_sides_overwrite_is_handed_over_though_it_cannot_be_read():
+    b = Builder()
+    state, old = overwritten_input(b, 5)
+    out = b.op([old], 7)
+    pinned_forward(b, [out], [state])
+    tangent = b.input(7, Origin.TANGENT)
+    gradient = b.op([tangent], 11)
+    pinned_backward(b, [gradient], [state])
+    graph = b.build([out], [gradient])
+    plan = just_in_time(graph, [], "s")
+    assert plan.saved == (state,)
+    verify(graph, plan)
+
+
 def test_what_an_overwritten_input_is_read_for_is_made_before():
     """Op 3 overwrites the counter that op 0, which makes what op 4 reads, has to read again."""
     b = Builder()

@@ -98,6 +98,20 @@ def test_breakpoints_of_a_chain_by_hand():
     assert [sorted(v.cut.saved - {0}) for v in vertices] == [[1, 2, 3], [2, 3], [3], []]
 
 
+def test_all_corners_are_found_on_both_sides_of_the_first():
+    """Five values made of a parameter, of 7, 5, 13, 11 and 3 bytes, in the order in which they are let go."""
+    b = Builder()
+    w = b.input(2, Origin.STATIC)
+    made = [b.op([w], size) for size in (7, 5, 13, 11, 3)]
+    tangent = b.input(2, Origin.TANGENT)
+    graph = b.build(made, [b.op([tangent, *made], 3)])
+    costs = Costs(run=(2.0, 3.0, 11.0, 17.0, 19.0, 0.0), keep=(0.0,) * 8)
+    found = [(round(v.seconds, 6), v.nbytes) for v in breakpoints(Network(graph), costs)]
+    assert found == [(0, 39), (2, 32), (5, 27), (16, 14), (33, 3), (52, 0)]
+    free = breakpoints(Network(graph), costs, free=frozenset([made[2], made[4]]))  # these stay, whatever is paid
+    assert [(round(v.seconds, 6), v.nbytes) for v in free] == [(0, 23), (2, 16), (5, 11), (22, 0)]
+
+
 @pytest.mark.parametrize("most", [2, 3])
 def test_at_most_so_many_breakpoints_and_always_both_ends(most):
     graph = layers(("a", 5), ("b", 7), ("c", 11))

@@ -38,6 +38,8 @@ check_version(torch.__version__)
 
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
+from torch._dynamo.utils import counters as dynamo_counters
+from torch._dynamo.utils import preserve_rng_state
 from torch._functorch import config as functorch_config
 from torch._functorch import partitioners as _partitioners
 from torch._functorch.compile_utils import fx_graph_cse
@@ -52,18 +54,29 @@ from torch._functorch.partitioners import (
     thread_graphsafe_rng_from_hops,
 )
 from torch._guards import CompileContext
+from torch._inductor import compile_fx as inductor_driver
 from torch._inductor import config as inductor_config
+from torch._inductor import custom_graph_pass as _custom_graph_pass
+from torch._inductor import graph as inductor_graph
 from torch._inductor import (
     inductor_prims,  # noqa: F401  (registers prims.inductor_*)
     list_mode_options,
 )
+from torch._inductor import ir as inductor_ir
+from torch._inductor import memory as inductor_memory
+from torch._inductor import metrics as inductor_metrics
+from torch._inductor import scheduler as inductor_scheduler
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
+from torch._inductor.dependencies import WeakDep
+from torch._inductor.utils import get_dtype_size
+from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
+from torch.utils._python_dispatch import _disable_current_modes as without_modes
 
 __all__ = [
     "CustomGraphPass",
@@ -71,6 +84,9 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "OrderedSet",
+    "SchedulerPass",
+    "V",
+    "WeakDep",
     "aot_autograd",
     "boxed_nop",
     "check_version",
@@ -78,27 +94,39 @@ __all__ = [
     "compile_id",
     "default_partition",
     "device_name",
+    "dynamo_counters",
     "extract_fwd_bwd_modules",
     "fake_mode_of",
     "frame_id",
     "functorch_config",
+    "get_dtype_size",
     "hint",
     "inductor_config",
+    "inductor_driver",
+    "inductor_graph",
+    "inductor_ir",
+    "inductor_memory",
+    "inductor_metrics",
     "inductor_option_names",
+    "inductor_scheduler",
     "is_impure",
     "is_opaque_node",
     "is_recompile",
     "is_sym_node",
     "list_mode_options",
     "prepare_joint",
+    "preserve_rng_state",
     "pytree",
     "storage_key",
     "symbols_with_hints",
     "thread_rng_states",
     "trace_structured",
+    "without_modes",
 ]
 
 default_partition = min_cut_rematerialization_partition
+# A scheduler pass is cached when it is one of these; torch 2.11 has one class for all passes.
+SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 
 
 def prepare_joint(module: fx.GraphModule) -> None:

@@ -152,6 +152,9 @@ class _Reader:
         leaves, spec = pytree.tree_flatten(node.meta.get("val"))
         owners = [self._owner(node, leaf, index) for index, leaf in enumerate(leaves)]
         fresh = [i for i, leaf in enumerate(leaves) if owners[i] is None and leaf is not None]
+        if fresh and any(o is not None for o in owners):
+            # Arguments handed through by a call that makes something too: who reads them has to wait for the call.
+            fresh = [i for i, leaf in enumerate(leaves) if leaf is not None]
         traits = traits_of(node)
         if fresh or traits.kind in (Kind.MUTATION, Kind.EFFECT) or not any(o is not None for o in owners):
             first = len(self.values)

@@ -65,7 +65,8 @@ class _Writer:
     def walk(self, steps: Sequence[Step]) -> None:
         for position, step in enumerate(steps):
             if isinstance(step, Drop):
-                self.living[step.value] = [c for c in self.living[step.value] if c[0] != step.copy]
+                there = self.living.get(step.value, [])  # empty for a result that no node names
+                self.living[step.value] = [c for c in there if c[0] != step.copy]
             else:
                 self.run(step, position)
 

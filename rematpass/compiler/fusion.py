@@ -1,0 +1,250 @@
+"""Kernels are merged only where that does not raise the peak; and what Inductor's reuse of buffers has to know.
+
+A fused kernel runs at one place, so fusing moves work, and with it the lives of what is read and written:
+
+        slot      3: a = cos(x)   4: mm(a, ..)   5: b = cos(x)   6: mm(b, ..)       a is gone when b is made
+        fused     3: a, b = cos(x), cos(x)   4: mm(a, ..)   6: mm(b, ..)            b waits beside a
+
+``Timeline`` holds the bytes alive at each step of our order, ``Gate`` refuses a pair that raises the highest point
+between its two places. When no such pair is left, the peak is known, and a second round takes every pair that stays
+under it: where there is memory to spare nothing is given up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rematpass.compiler import _torch
+from rematpass.compiler._torch import V, inductor_ir, inductor_memory
+
+log = logging.getLogger("rematpass")
+
+Node = Any  # a node of Inductor's scheduler: one op, or several that are fused
+Steps = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def predecessors(nodes: Sequence[Node]) -> dict[Node, set[Node]]:
+    """For each node, those that have to run before it."""
+    writer = {name: node for node in nodes for name in node.get_buffer_names()}
+    return {node: {writer[d.name] for d in node.unmet_dependencies if d.name in writer} - {node} for node in nodes}
+
+
+@dataclass
+class Buffer:
+    """``maker``: None for an input that backward may free. ``stays``: it is handed out at the end."""
+
+    nbytes: int
+    maker: Node | None = None
+    readers: set[Node] = field(default_factory=set)
+    stays: bool = False
+
+
+class Timeline:
+    """The bytes alive at each step, if every op runs at its slot.
+
+    A slot is a place in our order. A step is what allocates first and frees last: a kernel on a GPU; on the CPU all
+    loops between two extern calls, for Inductor writes them into one C++ function.
+    """
+
+    def __init__(self, scheduler: Any, nodes: Sequence[Node]) -> None:
+        ops = [op for node in nodes for op in node.get_nodes()]
+        self.slot: dict[Node, int] = {op: i for i, node in enumerate(nodes) for op in node.get_nodes()}
+        self.step = _steps(nodes)
+        self.buffers = _buffers(scheduler, nodes, ops)
+        self.before = predecessors(ops)
+        self.after: dict[Node, set[Node]] = {op: set() for op in ops}
+        self.touches: dict[Node, set[str]] = {op: set() for op in ops}
+        for op in ops:
+            for earlier in self.before[op]:
+                self.after[earlier].add(op)
+        for name, buffer in self.buffers.items():
+            for op in buffer.readers | ({buffer.maker} if buffer.maker else set()):
+                self.touches[op].add(name)
+        self.live: Steps = np.zeros(self.step[-1] + 1, dtype=np.int64)
+        for buffer in self.buffers.values():
+            self._add(self.live, 0, buffer, {}, 1)
+
+    def _add(self, steps: Steps, first: int, buffer: Buffer, moved: dict[Node, int], sign: int) -> None:
+        """Add the buffer's bytes over its life to ``steps``, which begin at step ``first``."""
+        slots = [moved.get(op, self.slot[op]) for op in buffer.readers]
+        start = moved.get(buffer.maker, self.slot[buffer.maker]) if buffer.maker else 0
+        inside = buffer.maker and buffer.maker not in buffer.readers and not buffer.maker.is_extern()
+        if inside and slots and not buffer.stays and all(slot == start for slot in slots):
+            return  # it never leaves one kernel
+        end = len(self.live) - 1 if buffer.stays else self.step[max(slots, default=start)]
+        a, b = max(self.step[start] - first, 0), min(end - first, len(steps) - 1)
+        steps[a : b + 1] += sign * buffer.nbytes
+
+    def places(self, early: Sequence[Node], late: Sequence[Node]) -> list[int]:
+        """The slots at which both can run as one without moving anything else: the later one's, the earlier one's."""
+        both, first, last = {*early, *late}, self.slot[early[0]], self.slot[late[0]]
+        places = []
+        if all(self.slot[op] > last or op in both for part in early for op in self.after[part]):
+            places.append(last)
+        if all(self.slot[op] < first or op in both for part in late for op in self.before[part]):
+            places.append(first)
+        return places
+
+    def difference(self, ops: Sequence[Node], place: int) -> tuple[int, Steps]:
+        """What moving ``ops`` to one slot adds, from the first step that they touch on."""
+        slots = [self.slot[op] for op in ops]
+        first, last = self.step[min(slots)], self.step[max(slots)]
+        moved = dict.fromkeys(ops, place)
+        added: Steps = np.zeros(last - first + 1, dtype=np.int64)
+        for name in set().union(*(self.touches[op] for op in ops)):
+            self._add(added, first, self.buffers[name], {}, -1)
+            self._add(added, first, self.buffers[name], moved, 1)
+        return first, added
+
+    def move(self, ops: Sequence[Node], place: int) -> None:
+        first, added = self.difference(ops, place)
+        self.live[first : first + len(added)] += added
+        self.slot.update(dict.fromkeys(ops, place))
+
+
+def _steps(nodes: Sequence[Node]) -> list[int]:
+    """The step of each slot."""
+    devices = [node.get_device() for node in nodes]
+    merged = all(device is None or device.type == "cpu" for device in devices)
+    steps = [0]
+    for previous, node in itertools.pairwise(nodes):
+        same = merged and not previous.is_extern() and not node.is_extern()
+        steps.append(steps[-1] + (not same))
+    return steps
+
+
+def _buffers(scheduler: Any, nodes: Sequence[Node], ops: Sequence[Node]) -> dict[str, Buffer]:
+    """What the ops write, and the inputs that can be freed; a buffer that is overwritten is one buffer."""
+    inductor_memory.assign_memory_planning_info_for_scheduler_buffers(nodes, scheduler.name_to_buf)
+    inputs = inductor_memory.get_freeable_input_buf(nodes, _torch.OrderedSet(V.graph.graph_inputs))
+    stays = set(V.graph.get_output_names())
+    buffers = {name: Buffer(b.mpi_buffer.size_free, stays=name in stays) for name, b in inputs.items()}
+    writer = {name: op for op in ops for name in op.get_buffer_names()}
+    parts: dict[str, Node] = {}
+    for op in ops:
+        for b in op.get_outputs():
+            name, maker = b.get_name(), op
+            if isinstance(op.node, inductor_ir.MultiOutput):  # the call that made the tuple has allocated it
+                maker = next((writer[d.name] for d in op.unmet_dependencies if d.name in writer), op)
+            if whole := _whole(b):
+                parts.setdefault(whole, op)  # written into a part of another buffer, which has to be there by then
+            else:
+                buffers[name] = Buffer(b.mpi_buffer.size_free, parts.get(name, maker), stays=name in stays)
+    for op in ops:
+        for dependency in op.read_writes.reads | op.unmet_dependencies:
+            if not isinstance(dependency, _torch.WeakDep):
+                name = dependency.name
+                while name in scheduler.mutation_real_name:
+                    name = scheduler.mutation_real_name[name]
+                if name in buffers:
+                    buffers[name].readers.add(op)
+    return {name: buffer for name, buffer in buffers.items() if buffer.nbytes}
+
+
+def _whole(buffer: Any) -> str:
+    """The name of the buffer that this one is a part of (an input of cat, written in place); "" when it is its own."""
+    layout = buffer.node.layout
+    if not isinstance(layout, inductor_ir.NonOwningLayout):
+        return ""
+    return str(layout.view.get_name())
+
+
+class Gate:
+    """Whether two kernels may be fused: not when that raises the highest point between them above ``limit``."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+        self.limit = 0
+        self.refused = 0
+
+    def place(self, one: Node, other: Node) -> int | None:
+        """The slot at which the two run as one with the lowest peak; None when they should not."""
+        t = self.timeline
+        early, late = sorted((one.get_nodes(), other.get_nodes()), key=lambda ops: t.slot[ops[0]])
+        best: tuple[int, int] | None = None
+        for place in t.places(early, late):
+            first, added = t.difference([*early, *late], place)
+            before = t.live[first : first + len(added)]
+            peak = int((before + added).max())
+            if peak <= max(int(before.max()), self.limit) and (best is None or peak < best[0]):
+                best = peak, place
+        self.refused += best is None
+        return best[1] if best else None
+
+    def knows(self, *nodes: Node) -> bool:
+        return all(op in self.timeline.slot for node in nodes for op in node.get_nodes())
+
+
+def guard_fusion(scheduler: Any, gate: Gate) -> None:
+    """Put the gate into one scheduler: two rounds of fusion, then the truth for the reuse of buffers."""
+    can_fuse, fuse, fuse_all = scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes
+
+    def guarded(one: Node, other: Node, *args: Any, **kwargs: Any) -> bool:
+        if gate.knows(one, other) and gate.place(one, other) is None:
+            return False
+        return bool(can_fuse(one, other, *args, **kwargs))
+
+    def fuse_two_nodes(one: Node, other: Node, *args: Any, **kwargs: Any) -> Node:
+        place = gate.place(one, other) if gate.knows(one, other) else None
+        fused = fuse(one, other, *args, **kwargs)
+        if place is not None:
+            gate.timeline.move(fused.get_nodes(), place)
+            fused.min_order = fused.max_order = place  # by which Inductor sorts after each round
+        return fused
+
+    def fuse_nodes(nodes: list[Node]) -> list[Node]:
+        nodes = fuse_all(nodes)
+        gate.limit = int(gate.timeline.live.max())
+        if gate.refused:
+            nodes = fuse_all(nodes)
+        log.debug("kernels: %d, about %d bytes at the peak", len(nodes), gate.limit)
+        tell_reuse(scheduler, nodes)
+        return nodes
+
+    scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes
+
+
+def tell_reuse(scheduler: Any, nodes: Sequence[Node]) -> None:
+    """Correct what Inductor knows when it decides which freed buffers to hand on: their sizes and their ends.
+
+    What fusion removed and what is a part of another buffer takes nothing; what is overwritten in place is freed
+    nowhere and allocated nowhere; nothing is freed before its step ends.
+    """
+    inductor_memory.assign_memory_planning_info_for_scheduler_buffers(nodes, scheduler.name_to_buf)
+    index, steps = {node: i for i, node in enumerate(nodes)}, _steps(nodes)
+    closing = dict(zip(steps, nodes, strict=True))  # the last node of each step
+    dying: list[list[str]] = [[] for _ in nodes]
+    for i, node in enumerate(nodes):
+        for b in node.get_outputs():
+            end = max((index[user] for user in b.mpi_buffer.succ_nodes), default=i)
+            b.mpi_buffer.succ_nodes.add(closing[steps[end]])
+            dying[end].append(b.get_name())
+    for i, node in enumerate(nodes):
+        if node.is_extern():
+            continue
+        names = node.get_operation_names()
+        for op in node.get_nodes():
+            for b in op.get_outputs():
+                inside = len(names) > 1 and b.users and all(user.get_name() in names for user in b.users)
+                if inside or _whole(b):
+                    b.mpi_buffer.size_alloc = b.mpi_buffer.size_free = 0
+                elif b.mpi_buffer.size_alloc:
+                    _hand_over(scheduler, op, names, b, dying[i])
+
+
+def _hand_over(scheduler: Any, op: Node, names: Sequence[str], b: Any, dying: Sequence[str]) -> None:
+    """Let ``b`` take the place of a buffer that ``op`` reads for the last time and may overwrite."""
+    stays = V.graph.get_output_names()
+    for name in [d.name for d in op.read_writes.reads if d.name in dying and d.name not in stays]:
+        old = scheduler.name_to_buf[name]
+        users = [user for user in old.users if user.get_name() in names and user.get_name() not in op.ancestors]
+        same = old.mpi_buffer.size_free == b.mpi_buffer.size_alloc and old.node.get_dtype() == b.node.get_dtype()
+        if same and len(users) == 1 and users[0].node is op and users[0].can_inplace:
+            old.mpi_buffer.size_free = b.mpi_buffer.size_alloc = 0
+            return

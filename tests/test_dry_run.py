@@ -1,0 +1,187 @@
+"""What Inductor is said to take, against what it takes; and that asking leaves no trace."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rematpass.compiler import _torch, order
+from rematpass.compiler.dry_run import DryRun, Moment, StepDryRun, dry_run, dry_run_step
+from rematpass.lab.measure import measure_memory
+
+
+def traced(f, *shapes):
+    return make_fx(f, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
+
+
+def inputs_of(module):
+    return [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
+
+
+class Asking(_torch.CustomPartitionerFn):
+    """torch's own partitioner, and a dry run of what it returns."""
+
+    def __init__(self):
+        self.found = []
+
+    def uuid(self):
+        return None
+
+    def __call__(self, gm, joint_inputs, *, num_fwd_outputs, **kwargs):
+        modules = _torch.default_partition(gm, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        self.found.append(dry_run_step(*modules, num_fwd_outputs=num_fwd_outputs))
+        return modules
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.ModuleList(nn.Linear(53, 53) for _ in range(3))
+        self.norm = nn.ModuleList(nn.LayerNorm(53) for _ in range(3))
+
+    def forward(self, x):
+        for linear, norm in zip(self.linear, self.norm, strict=True):
+            x = x + torch.tanh(linear(norm(x)))
+        return x.pow(2).mean()
+
+
+class Convolutions(nn.Module):
+    """Channels last inside: forward hands on copies of its weights. (16 channels: mkldnn pads others to 16 and 32.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.second(torch.relu(self.first(x))))).pow(2).mean()
+
+
+def compiled(model, partitioner, patches):
+    def backend(gm, example_inputs):
+        patched = {"custom_partitioner_fn": partitioner, "fx_graph_cache": False, **patches}
+        with _torch.functorch_config.patch(enable_autograd_cache=False):
+            return _torch.compile_fx(gm, example_inputs, config_patches=patched)
+
+    torch._dynamo.reset()
+    return torch.compile(model, backend=backend)
+
+
+# mkldnn's workspace is known roughly; what Inductor allocates, to the byte.
+@pytest.mark.parametrize(
+    ("make", "shape", "within"), [(Layers, (97, 53), 0.0), (Convolutions, (2, 3, 47, 47), 0.02)], ids=["layers", "conv"]
+)
+def test_the_predicted_peak_is_the_measured_one(make, shape, within):
+    torch.manual_seed(0)
+    model, x, asking = make(), torch.randn(shape), Asking()
+    eager = copy.deepcopy(model)
+    step = compiled(model, asking, order.config_patches())
+    measured = measure_memory(lambda: step(x), list(model.parameters())).peak
+    (found,) = asking.found
+    assert not found.fwd.unknown + found.bwd.unknown
+    assert measured == pytest.approx(found.peak_nbytes, rel=within, abs=0)
+    step(x).backward(), eager(x).backward()
+    for p, q in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # inference takes Inductor's own order
+        model.eval(), eager.eval()
+        torch.testing.assert_close(step(x), eager(x))
+
+
+def chain(x, *weights):
+    for w in weights:
+        x = torch.tanh(x @ w)
+    return (x @ weights[0],)
+
+
+CHAIN = [(64, 5), (5, 7), (7, 5)]
+
+
+def test_a_course_names_what_runs_and_what_is_alive():
+    found = dry_run(traced(chain, *CHAIN), inputs_of(traced(chain, *CHAIN)), is_backward=True)
+    five, seven = 64 * 5 * 4, 64 * 7 * 4
+    assert found.timeline == (
+        Moment("input", 0),
+        Moment("mm", seven),
+        Moment("tanh", seven),  # in place
+        Moment("mm_1", seven + five),
+        Moment("tanh_1", five),
+        Moment("mm_2", five + seven),
+        Moment("output", seven),
+    )
+    assert found.peak == Moment("mm_1", seven + five)
+    assert found.storages == (("buf4", seven),)
+    assert found.strides == ((7, 1),)
+
+
+def test_saved_values_go_when_they_are_not_needed():
+    module = traced(chain, *CHAIN)
+    found = dry_run(module, inputs_of(module), is_backward=True, given=[("x", 1280), None, None], base=11)
+    at = {moment.name: moment.nbytes for moment in found.timeline}
+    assert at["input"] == 11 + 1280
+    assert at["mm"] == 11 + 1280 + 64 * 7 * 4
+    assert at["tanh"] == 11 + 64 * 7 * 4
+
+
+def test_a_storage_that_two_inputs_share_goes_with_the_last():
+    module = traced(lambda a, b, w: (torch.tanh(torch.tanh(a @ w) @ w + b),), (64, 5), (64, 5), (5, 5))
+    found = dry_run(module, inputs_of(module), is_backward=True, given=[("s", 1280), ("s", 1280), None])
+    at = [moment.nbytes for moment in found.timeline]
+    assert at[:2] == [1280, 2 * 1280]
+    assert at[-1] == 1280  # the result
+
+
+def test_donated_values_are_overwritten():
+    def f(a, w):
+        return (torch.tanh(a) @ w,)
+
+    module = traced(f, (64, 5), (5, 5))
+    at = {}
+    for donated in ([], [0]):
+        found = dry_run(module, inputs_of(module), is_backward=True, given=[("a", 1280), None], donated=donated)
+        at[len(donated)] = {moment.name: moment.nbytes for moment in found.timeline}
+    assert at[0]["tanh"] == 2 * 1280
+    assert at[1]["tanh"] == 1280
+
+
+def test_results_that_nobody_takes_go_with_their_tuple():
+    def attention(q, k, v):
+        f = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        return (torch.tanh(f(q, k, v)[0]).sum(),)
+
+    shape = (1, 3, 17, 8)
+    module = traced(attention, shape, shape, shape)
+    found = dry_run(module, inputs_of(module))
+    out, logsumexp = 3 * 17 * 8 * 4, 3 * 17 * 4
+    assert found.peak.nbytes == out + logsumexp
+    assert found.timeline[-2].nbytes == out + 4  # the loop that adds up, and its sum
+
+
+def test_the_step_is_the_higher_of_the_two():
+    low, high = (DryRun((Moment("k", n),), (), (), 0.0) for n in (3, 5))
+    assert StepDryRun(low, high, 0).peak_nbytes == 5
+    assert StepDryRun(high, low, 0).peak_nbytes == 5
+    assert DryRun((), (), (), 0.0).peak.nbytes == 0
+
+
+def test_asking_leaves_no_trace():
+    module = traced(chain, *CHAIN)
+    code, metas = module.code, [dict(n.meta) for n in module.graph.nodes]
+    _torch.dynamo_counters["inductor"]["before"] += 1
+    counters = {k: dict(v) for k, v in _torch.dynamo_counters.items()}
+    kernels, state = _torch.inductor_metrics.generated_kernel_count, torch.get_rng_state()
+    dry_run(module, inputs_of(module), is_backward=True)
+    assert module.code == code
+    assert [n.meta for n in module.graph.nodes] == metas
+    assert {k: dict(v) for k, v in _torch.dynamo_counters.items()} == counters
+    assert _torch.inductor_metrics.generated_kernel_count == kernels
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_inductors_exceptions_come_through_and_leave_no_trace():
+    module = traced(chain, *CHAIN)
+    with pytest.raises(Exception):  # noqa: B017  (whatever Inductor raises)
+        dry_run(module, inputs_of(module)[:1], is_backward=True)
+    assert dry_run(module, inputs_of(module), is_backward=True).peak.name == "mm_1"

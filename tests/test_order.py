@@ -1,0 +1,160 @@
+"""The order that runs is ours, twins stay apart, and kernels are merged only where there is room."""
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rematpass.compiler import _torch, order
+from rematpass.compiler.dry_run import dry_run
+from rematpass.compiler.fusion import predecessors
+
+AS_IT_IS, OURS = {}, order.config_patches()
+
+
+def traced(f, *shapes):
+    return make_fx(f, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
+
+
+def course(module, patches):
+    """Names and bytes of what runs; the bytes of the arguments are not counted."""
+    inputs = [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
+    with _torch.inductor_config.patch(patches):
+        return dry_run(module, inputs, is_backward=True)
+
+
+def kernels(module, patches):
+    return [moment.name for moment in course(module, patches).timeline[1:-1]]
+
+
+# float32: x takes 64 * 7 * 4 = 1792 bytes, g 64 * 5 * 4 = 1280, one product 7 * 5 * 4 = 140.
+SHAPES = [(64, 7), (64, 5), (5, 5), (5, 5), (5, 5)]
+
+
+def recomputed_thrice(x, g, *weights):
+    """cos(x) is made just before each reader, as a plan with three copies would have it."""
+    products = []
+    for w in weights:
+        products.append(torch.cos(x).permute(1, 0) @ g)
+        g = g @ w
+    return (*products, g)
+
+
+def test_copies_of_one_value_run_where_the_plan_has_put_them():
+    module = traced(recomputed_thrice, *SHAPES)
+    assert kernels(module, OURS) == ["cos", "mm", "mm_1", "cos_1", "mm_2", "mm_3", "cos_2", "mm_4", "mm_5"]
+    assert course(module, OURS).peak.nbytes == 3 * 140 + 1280 + 1792  # three products, g, one copy
+
+
+@pytest.mark.parametrize("patches", [AS_IT_IS, {"reorder_for_peak_memory": False}])
+def test_inductor_alone_makes_all_copies_at_the_front(patches):
+    module = traced(recomputed_thrice, *SHAPES)
+    assert kernels(module, patches)[0] == "cos cos_1 cos_2"
+    assert course(module, patches).peak.nbytes == 3 * 1792 + 140
+
+
+def test_copies_are_merged_where_there_is_room():
+    def with_a_peak_elsewhere(x, g, big, *rest):
+        return (*recomputed_thrice(x, g, *rest), torch.cos(big).permute(1, 0) @ g)
+
+    module = traced(with_a_peak_elsewhere, *SHAPES[:2], (64, 97), *SHAPES[2:])
+    assert "cos cos_1 cos_2" in kernels(module, OURS)
+    assert course(module, OURS).peak.nbytes == 64 * 97 * 4 + 97 * 5 * 4 + 3 * 140 + 1280
+
+
+def two_segments(x, *weights):
+    """A saved x, two segments of two layers recomputed in turn, the first segment's chain in two copies."""
+    a, b, c, d = weights
+    second = torch.tanh(torch.tanh(torch.tanh(torch.tanh(x @ a) @ b) @ c) @ d)
+    gradient = second @ d.permute(1, 0)
+    first = torch.tanh(torch.tanh(x @ a) @ b)
+    return (gradient * first,)
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_two_copies_of_a_chain_of_products_stay_two(reorder):
+    module = traced(two_segments, (64, 5), *[(5, 5)] * 4)
+    names = kernels(module, {**OURS, "reorder_for_peak_memory": reorder})
+    assert names[:4] == ["mm", "tanh", "mm_1", "tanh_1"]
+    again = ["mm_4", "mm_5", "tanh_4", "mm_6"]  # the gradient, and the chain's second copy
+    assert [n for n in names if n in again] == again
+
+
+def test_a_gradient_accumulates_in_our_order():
+    def accumulated(g, *weights):
+        total = g
+        for w in weights:
+            total = total + torch.tanh(g @ w)
+        return (total @ weights[0],)
+
+    module = traced(accumulated, (64, 5), *[(5, 5)] * 3)
+    assert kernels(module, OURS)[0] == "mm"
+    assert course(module, OURS).peak.nbytes <= course(module, AS_IT_IS).peak.nbytes
+
+
+class Kernel:
+    """As much of a scheduler's node as sorting asks for."""
+
+    def __init__(self, name, *reads):
+        self.name = name
+        self.unmet_dependencies = [Kernel(read) for read in reads]
+
+    def get_buffer_names(self):
+        return [self.name]
+
+
+def test_the_ready_kernel_that_comes_first_in_the_plan_is_next():
+    a, b, c, d = Kernel("a"), Kernel("b", "d"), Kernel("c"), Kernel("d", "a")
+    assert order._sorted([b, d, c, a], {a: 3, b: 0, c: 2, d: 1}) == [c, a, d, b]
+    assert predecessors([a, b, c, d]) == {a: set(), b: {d}, c: set(), d: {a}}
+
+
+def test_kernels_that_wait_for_each_other_are_an_error():
+    a, b = Kernel("a", "b"), Kernel("b", "a")
+    with pytest.raises(ValueError, match="2 of 2 kernels wait for each other"):
+        order._sorted([a, b], {a: 0, b: 1})
+
+
+def tied(logits, hidden, h, w, *chain):
+    """The embedding's gradient: a product of large operands at the start of backward, another term at its end."""
+    early = logits.permute(1, 0) @ hidden
+    for c in chain:
+        h = torch.tanh(h @ c)
+    return (early + torch.tanh(h.permute(1, 0) @ w),)
+
+
+TIED = [(64, 11), (64, 3), (64, 11), (64, 3), (11, 11), (11, 11)]
+
+
+def freed(module):
+    """The course when the arguments are saved values, which go when they are not needed."""
+    inputs = [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
+    given = [(str(i), t.untyped_storage().nbytes()) for i, t in enumerate(inputs)]
+    with _torch.inductor_config.patch(OURS):
+        return dry_run(module, inputs, is_backward=True, given=given)
+
+
+def test_a_product_is_not_held_back_for_an_addition_at_the_end():
+    module = traced(tied, *TIED)
+    inputs = [torch.randn(shape) for shape in TIED]
+    expected, before = module(*inputs), freed(module)
+    assert order.keep_apart(module) == 1
+    assert torch.equal(module(*inputs)[0], expected[0])
+    after = freed(module)
+    at = {moment.name: moment.nbytes for moment in after.timeline}
+    # while the chain runs: 11 x 3 of the product instead of 64 x 11 and 64 x 3 of its operands
+    was = {moment.name: moment.nbytes for moment in before.timeline}
+    assert was["mm_2"] - at["mm_2"] == (64 * 11 + 64 * 3 - 11 * 3) * 4
+
+
+def test_products_near_their_addition_and_small_operands_are_left_alone():
+    assert order.keep_apart(traced(lambda a, b, c: (a @ b + c,), (64, 3), (3, 64), (64, 64))) == 0
+    assert (
+        order.keep_apart(traced(lambda a, b, c, d: (a @ b + (c @ d) @ d,), (64, 3), (3, 64), (64, 64), (64, 64))) == 0
+    )
+
+
+def test_the_pass_has_a_name_for_the_caches():
+    one, other = order.KeepOrder(), order.KeepOrder()
+    assert one.uuid() == other.uuid()
+    assert len(one.uuid()) == 32
+    assert order.KeepOrder()([]) == []
