@@ -36,6 +36,10 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       ops.py             what kind an op is, what it reads and overwrites
       capture.py         joint GraphModule -> JointGraph
       emit.py            Plan -> forward and backward GraphModule
+      fusion.py          Inductor merges kernels only where that does not raise the peak
+      order.py           Inductor runs ops in our order
+      course.py          the bytes alive, line by line of what Inductor writes
+      dry_run.py         the exact peak of both graphs, before any code is generated
       auto_budget.py     the budget "auto": what is free on the device
       partitioner.py     capture, plan, emit: what Inductor calls
       backend.py         the backends, and enable()
