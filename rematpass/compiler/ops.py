@@ -52,8 +52,9 @@ _KINDS: dict[Kind, frozenset[str]] = {
         "full zeros ones empty arange iota scalar_tensor eye full_like zeros_like ones_like empty_like "
         "new_zeros new_ones new_full new_empty new_empty_strided empty_strided empty_permuted linspace".split()
     ),
+    Kind.SEEDED: frozenset("inductor_random inductor_randint".split()),
     Kind.POINTWISE: frozenset(
-        "inductor_random inductor_randint native_dropout_backward _softmax_backward slice_backward "
+        "native_dropout_backward _softmax_backward slice_backward "
         "select_backward fma".split()
     ),
 }

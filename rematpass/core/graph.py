@@ -45,6 +45,7 @@ class Kind(str, Enum):
     CREATE = "create"  # reads nothing: full, iota
     SYMBOLIC = "symbolic"  # arithmetic on sizes; no bytes
     RANDOM = "random"
+    SEEDED = "seeded"  # random numbers from a seed that is handed in: drawn again, they are the same
     COLLECTIVE = "collective"
     EFFECT = "effect"
     MUTATION = "mutation"

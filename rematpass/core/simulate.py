@@ -15,9 +15,10 @@ and an op that fuses overwrites an argument of the same size that dies with it, 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rematpass.core.cost import FREE, FUSIBLE, Costs
+from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
 from rematpass.core.graph import JointGraph, Kind, Origin
 from rematpass.core.liveness import Trace, trace
 from rematpass.core.schedule import Plan, Run
@@ -31,19 +32,25 @@ _MOST_READS_FOR_SEVERAL = 4
 
 @dataclass(frozen=True)
 class Tenant:
-    """A copy that takes bytes from position ``born`` to position ``end`` of the timeline, both included."""
+    """A copy that takes bytes from position ``born`` to position ``end`` of the timeline, both included.
+
+    ``reads``: the positions at which it is read, through what is fused; ``outlives``: it is handed out at the end.
+    """
 
     value: int
     copy: int
     nbytes: int
     born: int
     end: int
+    reads: tuple[int, ...] = ()
+    outlives: bool = False
 
 
 @dataclass(frozen=True)
 class Timeline:
     """``live[i]``: bytes while ``runs[i]`` runs; backward starts at ``first_backward``.
 
+    ``returned[i]``: those of them that are alive only because the caller holds forward's outputs.
     ``recompute_seconds`` is what backward spends on running ops again, ``step_seconds`` the whole step.
     """
 
@@ -53,11 +60,17 @@ class Timeline:
     tenants: tuple[Tenant, ...]
     recompute_seconds: float
     step_seconds: float
+    returned: tuple[int, ...] = ()
 
     @property
     def peak(self) -> int:
         """The most bytes at one moment."""
         return max(self.live, default=0)
+
+    @property
+    def peak_without_outputs(self) -> int:
+        """The same if the caller lets go of forward's outputs before backward starts."""
+        return max((all_ - theirs for all_, theirs in zip(self.live, self.returned, strict=False)), default=0)
 
     def at_peak(self) -> list[Tenant]:
         """Who takes the bytes at the (first) peak, the largest first."""
@@ -68,46 +81,114 @@ class Timeline:
         return sorted(there, key=lambda t: (-t.nbytes, t.value, t.copy))
 
 
+@dataclass(frozen=True)
+class Residence:
+    """Which copies of ``lives`` take bytes, and which of those each run reads.
+
+    ``sources[c]``: the copies in memory that whoever reads copy c reads: itself, or, when it is virtual, what it is
+    made of. ``read[r]``: the copies in memory that run r reads, through what is virtual.
+    """
+
+    lives: Trace
+    sources: tuple[tuple[int, ...], ...]
+    read: tuple[frozenset[int], ...]
+
+    def in_memory(self, copy: int) -> bool:
+        return copy in self.sources[copy]
+
+
+def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
+    """Replay ``plan`` and find what a fusing compiler leaves out.
+
+    Raises:
+        PlanError: a run reads a value of which no copy lives.
+    """
+    lives = trace(graph, plan)
+    if not fuse:
+        each = tuple((c,) for c in range(len(lives.copies)))
+        return Residence(lives, each, tuple(map(frozenset, lives.reads)))
+    sources = _sources(graph, plan, lives)
+    read = [frozenset([s for c in reads for s in sources[c]]) for reads in lives.reads]
+    gone = _made_and_read_in_one_kernel(graph, lives, sources, read)
+    if gone:
+        sources = [tuple([s for s in of if s not in gone]) for of in sources]
+        read = [copies - gone for copies in read]
+    return Residence(lives, tuple(sources), tuple(read))
+
+
 def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) -> Timeline:
     """Walk ``plan`` and count.
 
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    lives = trace(graph, plan)
-    sources = _sources(graph, plan, lives) if fuse else [(c,) for c in range(len(lives.copies))]
-    read = [frozenset(s for c in reads for s in sources[c]) for reads in lives.reads]
-    ends = [max(c.born, 0) for c in lives.copies]
-    for position, copies in enumerate(read):
+    there = residence(graph, plan, fuse=fuse)
+    lives = there.lives
+    reads: list[list[int]] = [[] for _ in lives.copies]
+    for position, copies in enumerate(there.read):
         for c in copies:
-            ends[c] = position
+            reads[c].append(position)
+    ends = [of[-1] if of else max(lives.copies[i].born, 0) for i, of in enumerate(reads)]
     last = len(lives.runs) - 1
-    tenants = [
-        Tenant(c.value, c.copy, graph.values[c.value].nbytes, max(c.born, 0), last if c.outlives else ends[i])
+    tenants = tuple(
+        Tenant(
+            c.value,
+            c.copy,
+            graph.values[c.value].nbytes,
+            max(c.born, 0),
+            last if c.outlives else ends[i],
+            tuple(reads[i]),
+            c.outlives,
+        )
         for i, c in enumerate(lives.copies)
-        if i in sources[i] and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
-    ]
-    change = [0] * (len(lives.runs) + 2)
-    for t in tenants:
-        change[t.born] += t.nbytes
-        change[t.end + 1] -= t.nbytes
-    live = list(itertools.accumulate(change[:-2]))
+        if there.in_memory(i) and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
+    )
+    live = _sums(((t.born, t.end, t.nbytes) for t in tenants), len(lives.runs))
     if fuse:
-        for position, copies in enumerate(read):
-            written = [c for c in lives.writes[position] if c in sources[c]]
-            dying = [c for c in copies if ends[c] == position and not lives.copies[c].outlives]
-            if written and dying and graph.ops[lives.runs[position].op].kind in FUSIBLE:
-                live[position] -= _overwritten(graph, lives, written, dying)
+        for position, copies in enumerate(there.read):
+            if graph.ops[lives.runs[position].op].kind in FUSIBLE:
+                written = [c for c in lives.writes[position] if there.in_memory(c)]
+                dying = [c for c in copies if ends[c] == position and not lives.copies[c].outlives] if written else ()
+                if dying:
+                    live[position] -= _overwritten(graph, lives, written, dying)
     recompute = sum(costs.run[run.op] for run in plan.recomputed())
     step = sum(costs.run[run.op] for run in lives.runs) + sum(costs.keep[v] for v in plan.saved)
-    return Timeline(lives.runs, lives.first_backward, tuple(live), tuple(tenants), recompute, step)
+    return Timeline(
+        lives.runs,
+        lives.first_backward,
+        tuple(live),
+        tenants,
+        recompute,
+        step,
+        _returned(graph, plan, tenants, lives),
+    )
+
+
+def _sums(spans: Iterable[tuple[int, int, int]], count: int) -> list[int]:
+    """For each of ``count`` positions, the bytes of the spans (first, last, bytes) that it lies in."""
+    change = [0] * (count + 1)
+    for first, end, nbytes in spans:
+        change[first] += nbytes
+        change[end + 1] -= nbytes
+    return list(itertools.accumulate(change[:-1]))
+
+
+def _returned(graph: JointGraph, plan: Plan, tenants: Sequence[Tenant], lives: Trace) -> tuple[int, ...]:
+    """At each position, the bytes of forward's outputs that nothing but the caller holds: gradients are not meant."""
+    outputs, saved, gradients = set(graph.fwd_outputs), set(plan.saved), set(graph.bwd_outputs)
+    spans = []
+    for t in tenants:
+        if t.outlives and t.born < lives.first_backward and t.value in outputs and t.value not in gradients:
+            used = t.reads[-1] if t.value in saved and t.reads else -1
+            spans.append((max(used + 1, lives.first_backward), t.end, t.nbytes))
+    return tuple(_sums(spans, len(lives.runs)))
 
 
 def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> list[tuple[int, ...]]:
     """For each copy, the copies in memory that its readers read: itself, or, when it is virtual, what it is made of."""
     saved = set(plan.saved)
     fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
-    inlines = [fuses[op.id] and op.kind is not Kind.REDUCTION for op in graph.ops]
+    inlines = [fuses[op.id] and op.kind not in WRITTEN for op in graph.ops]
     sources: list[tuple[int, ...]] = []
     for index, c in enumerate(lives.copies):
         may_be_virtual = (
@@ -116,15 +197,35 @@ def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> list[tuple[int, ...
             and inlines[lives.runs[c.born].op]
             and not c.outlives
             and not (c.born < lives.first_backward and c.value in saved)
-            and all(fuses[lives.runs[r].op] for r in c.reads)
+            and all([fuses[lives.runs[r].op] for r in c.reads])
         )
         sources.append((index,))
         if may_be_virtual:
-            made_of = dict.fromkeys(s for r in lives.reads[c.born] for s in sources[r])
+            made_of = dict.fromkeys([s for r in lives.reads[c.born] for s in sources[r]])
             most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
             if len(made_of) <= most:
                 sources[index] = tuple(made_of)
     return sources
+
+
+def _made_and_read_in_one_kernel(
+    graph: JointGraph, lives: Trace, sources: Sequence[tuple[int, ...]], read: Sequence[frozenset[int]]
+) -> frozenset[int]:
+    """Copies of random numbers that all their readers take in the kernel that draws them: they are never written."""
+    drawn = {
+        i
+        for i, c in enumerate(lives.copies)
+        if c.born >= 0 and graph.ops[lives.runs[c.born].op].kind is Kind.SEEDED and not c.outlives and i in sources[i]
+    }
+    if not drawn:
+        return frozenset()
+    fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
+    kernel = list(itertools.accumulate(not fuses[run.op] for run in lives.runs))  # between two that do not fuse
+    for position, copies in enumerate(read):
+        writes = lives.writes[position]
+        if drawn & copies and (not fuses[lives.runs[position].op] or any(w in sources[w] for w in writes)):
+            drawn -= {c for c in copies & drawn if kernel[position] != kernel[lives.copies[c].born]}
+    return frozenset(drawn)
 
 
 def _overwritten(graph: JointGraph, lives: Trace, written: list[int], dying: list[int]) -> int:
