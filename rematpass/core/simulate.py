@@ -10,6 +10,10 @@ have run::
         a ──▶ [mul] ──▶ b (virtual) ──▶ [add] ──▶ c          a lives until add has run
 
 and an op that fuses overwrites an argument of the same size that dies with it, instead of taking new bytes.
+
+Some copies a compiler would compute in each of their readers although writing them takes fewer bytes: a sum whose terms
+nobody else wants, say, which keeps two gradients alive instead of one. Those are *written* on purpose (``emit`` marks
+them): it takes fewer bytes, and later readers read one buffer instead of many.
 """
 
 from __future__ import annotations
@@ -86,12 +90,14 @@ class Residence:
     """Which copies of ``lives`` take bytes, and which of those each run reads.
 
     ``sources[c]``: the copies in memory that whoever reads copy c reads: itself, or, when it is virtual, what it is
-    made of. ``read[r]``: the copies in memory that run r reads, through what is virtual.
+    made of. ``read[r]``: the copies in memory that run r reads, through what is virtual. ``written``: the copies that
+    are in memory only because writing them frees more than it takes.
     """
 
     lives: Trace
     sources: tuple[tuple[int, ...], ...]
     read: tuple[frozenset[int], ...]
+    written: frozenset[int] = frozenset()
 
     def in_memory(self, copy: int) -> bool:
         return copy in self.sources[copy]
@@ -107,13 +113,13 @@ def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
     if not fuse:
         each = tuple((c,) for c in range(len(lives.copies)))
         return Residence(lives, each, tuple(map(frozenset, lives.reads)))
-    sources = _sources(graph, plan, lives)
+    sources, written = _sources(graph, plan, lives)
     read = [frozenset([s for c in reads for s in sources[c]]) for reads in lives.reads]
     gone = _made_and_read_in_one_kernel(graph, lives, sources, read)
     if gone:
         sources = [tuple([s for s in of if s not in gone]) for of in sources]
         read = [copies - gone for copies in read]
-    return Residence(lives, tuple(sources), tuple(read))
+    return Residence(lives, tuple(sources), tuple(read), written)
 
 
 def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) -> Timeline:
@@ -144,6 +150,8 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
         if there.in_memory(i) and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
     )
     live = _sums(((t.born, t.end, t.nbytes) for t in tenants), len(lives.runs))
+    for position, run in enumerate(lives.runs):
+        live[position] += graph.ops[run.op].nbytes_workspace
     if fuse:
         for position, copies in enumerate(there.read):
             if graph.ops[lives.runs[position].op].kind in FUSIBLE:
@@ -184,12 +192,17 @@ def _returned(graph: JointGraph, plan: Plan, tenants: Sequence[Tenant], lives: T
     return tuple(_sums(spans, len(lives.runs)))
 
 
-def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> list[tuple[int, ...]]:
-    """For each copy, the copies in memory that its readers read: itself, or, when it is virtual, what it is made of."""
+def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[list[tuple[int, ...]], frozenset[int]]:
+    """For each copy, the copies in memory that its readers read: itself, or, when it is virtual, what it is made of.
+
+    And the copies that are written because that frees more bytes than it takes.
+    """
     saved = set(plan.saved)
     fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
     inlines = [fuses[op.id] and op.kind not in WRITTEN for op in graph.ops]
     sources: list[tuple[int, ...]] = []
+    virtual_of: dict[int, list[int]] = {}  # copy in memory -> virtual copies made of it so far
+    written: set[int] = set()
     for index, c in enumerate(lives.copies):
         may_be_virtual = (
             c.born >= 0
@@ -197,15 +210,40 @@ def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> list[tuple[int, ...
             and inlines[lives.runs[c.born].op]
             and not c.outlives
             and not (c.born < lives.first_backward and c.value in saved)
-            and all([fuses[lives.runs[r].op] for r in c.reads])
+            and all(fuses[lives.runs[r].op] for r in c.reads)
         )
         sources.append((index,))
-        if may_be_virtual:
-            made_of = dict.fromkeys([s for r in lives.reads[c.born] for s in sources[r]])
-            most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
-            if len(made_of) <= most:
-                sources[index] = tuple(made_of)
-    return sources
+        if not may_be_virtual:
+            continue
+        made_of = tuple(dict.fromkeys([s for r in lives.reads[c.born] for s in sources[r]]))
+        most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
+        if len(made_of) > most:
+            continue
+        if len(made_of) > 1 and c.reads and _freed(graph, lives, index, made_of, virtual_of):
+            written.add(index)
+            continue
+        sources[index] = made_of
+        for s in made_of:
+            virtual_of.setdefault(s, []).append(index)
+    return sources, frozenset(written)
+
+
+def _freed(
+    graph: JointGraph, lives: Trace, index: int, made_of: tuple[int, ...], virtual_of: dict[int, list[int]]
+) -> bool:
+    """Whether writing a copy frees more bytes than it takes: those of what nobody else reads afterwards."""
+    born = lives.copies[index].born
+
+    def is_over(copy: int) -> bool:
+        c = lives.copies[copy]
+        return not c.outlives and bool(c.reads) and c.reads[-1] <= born
+
+    freed = 0
+    for s in made_of:
+        value = graph.values[lives.copies[s].value]
+        if value.origin in (Origin.OP, Origin.TANGENT) and is_over(s) and all(map(is_over, virtual_of.get(s, ()))):
+            freed += value.nbytes
+    return freed > graph.values[lives.copies[index].value].nbytes
 
 
 def _made_and_read_in_one_kernel(
