@@ -19,7 +19,7 @@ them): it takes fewer bytes, and later readers read one buffer instead of many.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
@@ -134,31 +134,16 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
     for position, copies in enumerate(there.read):
         for c in copies:
             reads[c].append(position)
-    ends = [of[-1] if of else max(lives.copies[i].born, 0) for i, of in enumerate(reads)]
+    spans = _spans(graph, there, reads) if fuse else _as_they_are(lives, reads)
     last = len(lives.runs) - 1
     tenants = tuple(
-        Tenant(
-            c.value,
-            c.copy,
-            graph.values[c.value].nbytes,
-            max(c.born, 0),
-            last if c.outlives else ends[i],
-            tuple(reads[i]),
-            c.outlives,
-        )
-        for i, c in enumerate(lives.copies)
+        Tenant(c.value, c.copy, graph.values[c.value].nbytes, first, end, tuple(reads[i]), c.outlives)
+        for i, (c, (first, end)) in enumerate(zip(lives.copies, spans, strict=True))
         if there.in_memory(i) and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
     )
-    live = _sums(((t.born, t.end, t.nbytes) for t in tenants), len(lives.runs))
+    live = _sums(((t.born, t.end, t.nbytes) for t in tenants), last + 1)
     for position, run in enumerate(lives.runs):
         live[position] += graph.ops[run.op].nbytes_workspace
-    if fuse:
-        for position, copies in enumerate(there.read):
-            if graph.ops[lives.runs[position].op].kind in FUSIBLE:
-                written = [c for c in lives.writes[position] if there.in_memory(c)]
-                dying = [c for c in copies if ends[c] == position and not lives.copies[c].outlives] if written else ()
-                if dying:
-                    live[position] -= _overwritten(graph, lives, written, dying)
     recompute = sum(costs.run[run.op] for run in plan.recomputed())
     step = sum(costs.run[run.op] for run in lives.runs) + sum(costs.keep[v] for v in plan.saved)
     return Timeline(
@@ -170,6 +155,61 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
         step,
         _returned(graph, plan, tenants, lives),
     )
+
+
+def _as_they_are(lives: Trace, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """For each copy the first and the last position at which it takes bytes, when every op runs by itself."""
+    last = len(lives.runs) - 1
+    return [
+        (max(c.born, 0), last if c.outlives else reads[i][-1] if reads[i] else max(c.born, 0))
+        for i, c in enumerate(lives.copies)
+    ]
+
+
+def _spans(graph: JointGraph, there: Residence, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """The same under a compiler that fuses and overwrites.
+
+    On a CPU all that stands between two ops that do not fuse is one function: it is called when everything it writes
+    has been allocated, and nothing is freed before it returns.
+    """
+    lives = there.lives
+    spans = _as_they_are(lives, reads)
+    fuses = [graph.ops[run.op].kind in FUSIBLE | FREE for run in lives.runs]
+    first, end = list(range(len(fuses))), list(range(len(fuses)))
+    if graph.device == "cpu":
+        for position in range(1, len(fuses)):
+            if fuses[position] and fuses[position - 1] and position != lives.first_backward:
+                first[position] = first[position - 1]
+        for position in range(len(fuses) - 2, -1, -1):
+            if first[position + 1] == first[position]:
+                end[position] = end[position + 1]
+    taken_over: set[int] = set()  # copies whose place another one takes
+    takes_over: set[int] = set()
+    for position, copies in enumerate(there.read):
+        if fuses[position] and graph.ops[lives.runs[position].op].kind in FUSIBLE:
+            written = [c for c in lives.writes[position] if there.in_memory(c)]
+            dying = [c for c in copies if spans[c][1] == position and not lives.copies[c].outlives] if written else []
+            dying = [c for c in dying if not _is_reduced(graph, lives, reads[c], first[position], position)]
+            for old, new in _overwritten(graph, lives, written, dying):
+                taken_over.add(old)
+                takes_over.add(new)
+    return [
+        (
+            born if c in takes_over else first[born],
+            until if lives.copies[c].outlives else until - 1 if c in taken_over else end[until],
+        )
+        for c, (born, until) in enumerate(spans)
+    ]
+
+
+def _is_reduced(graph: JointGraph, lives: Trace, reads: Sequence[int], first: int, position: int) -> bool:
+    """Whether a reduction between ``first`` and ``position`` reads it too: the loop that overwrites comes after it."""
+    for r in reversed(reads):
+        if r < first:
+            break
+        if r != position and graph.ops[lives.runs[r].op].kind is Kind.REDUCTION:
+            return True
+    return False
 
 
 def _sums(spans: Iterable[tuple[int, int, int]], count: int) -> list[int]:
@@ -266,17 +306,15 @@ def _made_and_read_in_one_kernel(
     return frozenset(drawn)
 
 
-def _overwritten(graph: JointGraph, lives: Trace, written: list[int], dying: list[int]) -> int:
-    """Bytes that a run writes into copies of the same size that die with it."""
-    sizes = [
-        graph.values[lives.copies[c].value].nbytes
-        for c in dying
-        if graph.values[lives.copies[c].value].origin is Origin.OP
-    ]
-    total = 0
-    for c in written:
-        nbytes = graph.values[lives.copies[c].value].nbytes
-        if nbytes in sizes:
-            sizes.remove(nbytes)
-            total += nbytes
-    return total
+def _overwritten(
+    graph: JointGraph, lives: Trace, written: Sequence[int], dying: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of a copy that dies with a run and a copy of the same size that the run writes in its place."""
+    left = [c for c in dying if graph.values[lives.copies[c].value].origin is Origin.OP]
+    for new in written:
+        nbytes = graph.values[lives.copies[new].value].nbytes
+        for old in left:
+            if graph.values[lives.copies[old].value].nbytes == nbytes:
+                left.remove(old)
+                yield old, new
+                break
