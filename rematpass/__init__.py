@@ -30,6 +30,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
         moments.py       the timeline that bounds and prices stand on
         boundaries.py    where to cut forward into segments
         segments.py      the planner under a peak
+        room.py          what fits under a peak and is worth saving
         descent.py       lower peaks: what lies idle is let go and made again
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch

@@ -79,7 +79,7 @@ def test_the_kind_of_an_op(kind, target, arguments):
 
 def test_inductors_random_numbers_replay_from_their_seed():
     seeds = call(prims.inductor_random.default, [3, 5], INDEX[0], "rand")
-    assert traits_of(seeds) == Traits(Kind.POINTWISE)
+    assert traits_of(seeds) == Traits(Kind.SEEDED)
 
 
 @pytest.mark.parametrize(

@@ -29,18 +29,28 @@ def graph_and_ladder():
 
 def summary(rung, **fields):
     graph, ladder = graph_and_ladder()
-    given = {"budget": Budget(), "limit": None, "planning_seconds": 0.25, "plan_hash": "c0ffee"}
+    given = {
+        "budget": Budget(),
+        "limit": None,
+        "peaks": (ladder.rungs[rung].peak, ladder.rungs[rung].peak),
+        "exact": False,
+        "planning_seconds": 0.25,
+        "dry_run_seconds": 0.5,
+        "plan_hash": "c0ffee",
+    }
     return summarize(graph, ladder, ladder.rungs[rung], **{**given, **fields})
 
 
 def test_the_numbers_of_a_plan():
-    found = summary(1, budget=Budget(BudgetKind.BYTES, nbytes=64), limit=64)
+    found = summary(1, budget=Budget(BudgetKind.BYTES, nbytes=64), limit=64, peaks=(62, 59), exact=True)
     assert dataclasses.asdict(found) == {
         "graph": "graph 0/0",
         "solver": "ladder",
         "budget": "64 B",
         "budget_nbytes": 64,
-        "planned_peak": 61,
+        "planned_peak": 62,
+        "peak_without_outputs": 59,
+        "exact": True,
         "floor": 61,
         "ceiling": 84,
         "saved_values": 1,  # the input; a parameter is there anyway
@@ -51,6 +61,7 @@ def test_the_numbers_of_a_plan():
         "recomputed_flops": 101 + 103,
         "forward_flops": 101 + 103 + 107,
         "planning_seconds": 0.25,
+        "dry_run_seconds": 0.5,
         "plan_hash": "c0ffee",
         "fallback": "",
     }
@@ -77,6 +88,13 @@ def test_the_numbers_of_a_plan():
             "graph 0/0: budget 8.00 MiB, planned peak 61 B (floor 61 B, ceiling 84 B), saves 1 values of 3 B, "
             "recomputes 2 ops (+8.6% of step seconds), plan c0ffee by ladder in 250.00 ms; "
             "fallback: PlanError: it broke",
+        ),
+        (
+            1,
+            {"peaks": (61, 47)},
+            "graph 0/0: budget no limit, planned peak 61 B or 47 B if forward's outputs are dropped (floor 61 B, "
+            "ceiling 84 B), saves 1 values of 3 B, recomputes 2 ops (+8.6% of step seconds), plan c0ffee by ladder in "
+            "250.00 ms",
         ),
     ],
 )
@@ -105,7 +123,7 @@ def large_values():
 
 def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
     graph, ladder = large_values()
-    assert infeasible(graph, ladder, 40 * MIB, 1.0) == (
+    assert infeasible(graph, ladder.rungs[0], 56 * MIB, 40 * MIB, 1.0) == (
         "graph 1/0: no plan stays under 40.00 MiB; the lowest peak is 56.00 MiB with at most 1 extra forwards of "
         "recompute. The largest values at that moment:\n"
         "  17.00 MiB  v6 bfloat16[s0, 17825792], module layers.0.mlp, at /home/me/model.py:5\n"
@@ -119,8 +137,7 @@ def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
 
 def test_the_budget_to_try_is_enough_when_typed_in():
     graph, ladder = large_values()
-    timeline = dataclasses.replace(ladder.rungs[0].timeline, live=(57 * MIB + 1,))
-    text = infeasible(graph, Ladder((Rung(ladder.rungs[0].plan, timeline),)), 40 * MIB, 1.5)
+    text = infeasible(graph, ladder.rungs[0], 57 * MIB + 1, 40 * MIB, 1.5)
     assert "with at most 1.5 extra forwards" in text
     suggested = text.split("Try memory_budget=")[1].split(" or more")[0]
     assert suggested == "57.58MiB"

@@ -183,11 +183,11 @@ def _spans(graph: JointGraph, there: Residence, reads: Sequence[Sequence[int]]) 
 
 def _sums(spans: Iterable[tuple[int, int, int]], count: int) -> list[int]:
     """For each of ``count`` positions, the bytes of the spans (first, last, bytes) that it lies in."""
-    change = [0] * (count + 1)
+    change = [0] * (count + 2)
     for first, end, nbytes in spans:
         change[first] += nbytes
         change[end + 1] -= nbytes
-    return list(itertools.accumulate(change[:-1]))
+    return list(itertools.accumulate(change[:count]))
 
 
 def _returned(graph: JointGraph, plan: Plan, tenants: Sequence[Tenant], lives: Trace) -> tuple[int, ...]:
@@ -214,7 +214,7 @@ def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[list[tuple[in
     written: set[int] = set()
     for index, c in enumerate(lives.copies):
         may_be_virtual = (
-            c.born >= 0
+            0 <= c.born < len(lives.runs)
             and graph.producer[c.value] is not None
             and inlines[lives.runs[c.born].op]
             and not c.outlives

@@ -24,17 +24,20 @@ import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rematpass.core.graph import Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Tenant, Timeline, residence
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.room import Room
 from rematpass.errors import PlanError
 
 _STEP = 0.04  # a target lies this far below the peak
 _LEAST = 0.002  # progress in the peak that is worth going on for
 _MOST_TRIALS = 150  # simulations of one descent
+_MOST_FILLS = 3  # rounds of filling up what one level leaves free
 
 # A way to let go of one idle copy: (value, moment). -1: not saved at all; i: forgotten after backward's i-th own op.
 Letting = tuple[int, int]
@@ -46,6 +49,10 @@ class State:
 
     saved: frozenset[int]
     forgotten: frozenset[Letting] = frozenset()
+
+    def saving(self, values: frozenset[int]) -> State:
+        """Save these as well, and do not let them go in between."""
+        return State(self.saved | values, frozenset(x for x in self.forgotten if x[0] not in values))
 
     def after(self, lettings: frozenset[Letting]) -> State:
         dropped = {v for v, moment in lettings if moment < 0}
@@ -68,10 +75,17 @@ class _Choice:
 
 
 def descend(problem: Problem, saved: frozenset[int]) -> Iterator[Plan]:
-    """Plans of falling peak, from the one that saves ``saved`` on."""
+    """Plans of falling peak, from the one that saves ``saved`` on; each as fast as what it leaves free allows."""
     search = _Search(problem, State(saved))
-    while search.lower():
-        yield search.plan
+    while True:
+        lowered = search.lower()
+        if lowered:
+            yield search.plan
+        filled = search.fill()
+        if filled:
+            yield search.plan
+        if not lowered and not filled:
+            return
 
 
 @dataclass
@@ -125,6 +139,28 @@ class _Search:
         timeline = self.problem.timeline(plan)
         most = self.problem.max_recompute * self.problem.forward_seconds
         if timeline.recompute_seconds > most or _above(timeline, target) >= 0.98 * _above(self.timeline, target):
+            return False
+        self.state, self.plan, self.timeline = state, plan, timeline
+        return True
+
+    def fill(self) -> bool:
+        """Save what is recomputed, as far as it fits under the peak; whether anything was gained."""
+        limit, start = self.timeline.peak, self.timeline.step_seconds
+        for _ in range(_MOST_FILLS):
+            room = Room(self.problem, self.state.saved, self.timeline, limit)
+            values = room.worth_saving()
+            while values and not self._takes(self.state.saving(frozenset(values)), limit):
+                values = values[: len(values) // 2]
+            if not values:
+                break
+        return self.timeline.step_seconds < start * (1 - _LEAST)
+
+    def _takes(self, state: State, limit: int) -> bool:
+        """Go on from ``state`` if it is faster and stays under ``limit``."""
+        self.trials += 1
+        plan = state.plan(self.problem, "descent")
+        timeline = self.problem.timeline(plan)
+        if timeline.peak > limit or timeline.step_seconds >= self.timeline.step_seconds:
             return False
         self.state, self.plan, self.timeline = state, plan, timeline
         return True
@@ -216,7 +252,28 @@ class _Idle:
         chain = graph.ancestors([t.value], self._alive(after) - gone)
         if any(graph.ops[op].never_recompute for op in chain):
             return None
+        again = self.moment[after - self.timeline.first_backward]
+        for v in (v for op in chain for v in graph.ops[op].writes if v not in gone):
+            last = self._last_read(v, after)
+            if last is not None and last < again:
+                lettings.add((v, last))  # it is over by then: making t again must not keep it alive
         return _Choice(frozenset(lettings), t.nbytes, sum(self.problem.costs.run[op] for op in chain))
+
+    def _last_read(self, value: int, before: int) -> int | None:
+        """The own op at which backward has made or read ``value`` for the last time before a position."""
+        positions = self._touched.get(value, [])
+        index = bisect_left(positions, before)
+        return self.moment[positions[index - 1] - self.timeline.first_backward] if index else None
+
+    @cached_property
+    def _touched(self) -> dict[int, list[int]]:
+        """For each value, the positions of backward that make or read it, ascending."""
+        graph, first = self.problem.graph, self.timeline.first_backward
+        found: dict[int, list[int]] = {}
+        for position, run in enumerate(self.timeline.runs[first:], first):
+            for v in (*graph.touched[run.op], *graph.ops[run.op].writes):
+                found.setdefault(v, []).append(position)
+        return found
 
     def _alive(self, position: int) -> set[int]:
         """Values that can be read at ``position``."""
