@@ -255,3 +255,8 @@ def default_environment(**variables: str) -> None:
     """Set variables of other libraries that are not set yet: how torch's loggers are kept quiet, say."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """The environment of this process, for one that it starts, with these variables set."""
+    return {**os.environ, **variables}

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Record:
 
 
 _records: list[Record] = []
+listeners: list[Callable[[Record], None]] = []  # told of each planned graph before it is compiled; may end that
 
 
 def records() -> list[Record]:
@@ -143,6 +144,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         )
         _records.append(Record(summary, graph, rung.plan, ladder))
         _tell(summary, always=bool(self.config.memory_budget.given))
+        for listener in listeners:
+            listener(_records[-1])
         return modules
 
     def _budget(self, graph: JointGraph) -> Budget:
