@@ -58,6 +58,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       worker.py          the same in a process of its own
       store.py           measurements in a file
       session.py         strategies side by side on one model
+      results.py         tables and pictures of what a store holds
       compare.py         the command that shows them
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass

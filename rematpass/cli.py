@@ -86,6 +86,9 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "returns the loss (default: llama-small)",
     )
     compare.add_argument(
+        "--size", action="append", default=[], metavar="NAME=N", help="of a model of the catalog, as in batch=16"
+    )
+    compare.add_argument(
         "--peers",
         metavar="LIST",
         help="what to compare with, of eager, eager+checkpoint, inductor, inductor+checkpoint and inductor@B, where B "
@@ -122,6 +125,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         peers=compare.PEERS if arguments.peers is None else arguments.peers,
         budgets=compare.BUDGETS if arguments.budgets is None else arguments.budgets,
+        sizes=arguments.size,
         device=arguments.device,
         rounds=arguments.rounds,
         picture=None if arguments.no_picture else arguments.picture,

@@ -35,9 +35,9 @@ class Request:
     model: str
     peers: str = PEERS
     budgets: str = BUDGETS
+    sizes: Sequence[str] = ()
     device: str = "cpu"
     rounds: int = 5
-    jobs: int = 1
     timeout: float | None = 600.0
     picture: Path | None = None
     json: Path | None = None
@@ -63,17 +63,20 @@ def run(request: Request, console: Console) -> int:
     for file in filter(None, (request.picture, request.json)):
         check_writable(file)
     store = Store()
-    settings = Settings(request.device, rounds=request.rounds, jobs=request.jobs, timeout=request.timeout)
+    sizes = models.parse_sizes(request.sizes)
+    if sizes and ":" in request.model:
+        raise MeasureError("--size is for models of the catalog; your own function decides on its sizes itself")
+    settings = Settings(request.device, sizes, rounds=request.rounds, timeout=request.timeout)
     with progress_bar(console) as progress:
         watcher = Watcher(progress, request.model, expected(wanted))
         with Session(request.model, store, settings, watcher.on_stage) as session:
             strategies = session.run(wanted)
             rows = {row.strategy: row for row in resolve(session.rows([INDUCTOR, *strategies]))}
-            parameters = session.parameters
-    heading = f"{request.model}, {parameters / 1e6:.1f} million parameters, {device_label(device)}"
+            parameters, name = session.parameters, session.model
+    heading = f"{name}, {parameters / 1e6:.1f} million parameters, {device_label(device)}"
     show(console, strategies, rows, heading)
     if request.json:
-        _write(request.json, as_json(request.model, strategies, rows))
+        _write(request.json, as_json(name, strategies, rows))
     if request.picture:
         drawn = pictures.seconds_against_peak(list(rows.values()), heading, request.picture)
         console.print(

@@ -7,7 +7,10 @@ taken nothing else runs, and each is divided by plain Inductor's in the same rou
 
 from __future__ import annotations
 
+import math
+import shutil
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -60,13 +63,18 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. ``rounds`` of step times, 0 for none; ``timeout`` in seconds for each strategy's bytes."""
+    """How to measure. ``rounds`` of step times, 0 for none; ``timeout`` in seconds for each strategy's bytes.
+
+    ``until``: a time on ``time.monotonic``'s clock after which nothing more is begun, and what is not done is given
+    up and left for another session. ``retry``: measure again what failed. ``alive``: how many workers may wait at once.
+    """
 
     device: str = "cpu"
     sizes: Mapping[str, Any] = field(default_factory=dict)
     rounds: int = 5
     jobs: int = 1
     timeout: float | None = None
+    until: float = math.inf
     retry: bool = False
     alive: int = ALIVE
 
@@ -99,6 +107,11 @@ class Session:
             worker.close()
         self._scratch.cleanup()
 
+    @property
+    def model(self) -> str:
+        """The model's name in the store: the target and its sizes."""
+        return self.blank(INDUCTOR).model
+
     def blank(self, strategy: Strategy) -> Measurement:
         return trial.blank(self._job(strategy))
 
@@ -124,6 +137,11 @@ class Session:
         self._run([s for s in wanted.given if self.is_pending(s)], last=False)
         derived = wanted.derived(self.rows(wanted.given))
         self._run([s for s in derived if self.is_pending(s)], last=True)
+        return self.listed(wanted)
+
+    def listed(self, wanted: Wanted) -> list[Strategy]:
+        """All strategies that are wanted, as far as they follow from what is in the store."""
+        derived = wanted.derived(self.rows(wanted.given))
         liked = {s.like: s for s in derived if s.like}
         beside = [s for peer in wanted.given for s in (peer, liked.get(peer.name)) if s is not None]
         return unique([*beside, *derived])
@@ -131,6 +149,7 @@ class Session:
     def _run(self, pending: Sequence[Strategy], *, last: bool) -> None:
         """Bytes of all that is pending; seconds when enough workers wait for it, or at the end."""
         if pending and INDUCTOR not in self._workers:
+            self._warm_up()
             self._measure(INDUCTOR)  # first: the others' gradients may be compared with its, and their seconds
         rest = [s for s in pending if s != INDUCTOR]
         room = max(1, self.settings.alive - 1)
@@ -144,14 +163,38 @@ class Session:
         if last:
             self._time_and_release()
 
+    def _left(self) -> float:
+        """Seconds that a strategy may take from now on."""
+        return min(self.settings.timeout or math.inf, self.settings.until - time.monotonic())
+
+    @property
+    def _warm_cache(self) -> Path:
+        return Path(self._scratch.name) / "warm"
+
+    def _warm_up(self) -> None:
+        """Fill the cache that every worker gets a copy of with what Inductor finds out about this machine."""
+        if self._warm_cache.exists():
+            return
+        self._warm_cache.mkdir()
+        self.on_stage(INDUCTOR, "trying the compiler")
+        worker = Worker(Path(self._scratch.name) / "log", self._warm_cache)
+        try:
+            worker.ask({"do": "warm up", "device": self.settings.device}, timeout=self._left())
+        except WorkerDied:
+            pass  # then nothing can be compiled, and each row says so
+        finally:
+            worker.close()
+
     def _job(self, strategy: Strategy) -> trial.Job:
         return trial.Job(self.target, strategy, self.settings.device, self.settings.sizes)
 
     def _measure(self, strategy: Strategy) -> None:
         """Bytes, FLOPs, gradients and compile seconds, in a new worker, which is kept for its seconds."""
+        if self._left() <= 0:
+            return
         place = Path(self._scratch.name) / strategy.name.replace("@", "_")
-        place.mkdir()
         self.on_stage(strategy, "starting")
+        shutil.copytree(self._warm_cache, place / "cache")
         worker = Worker(place / "log", place / "cache")
         blank = self.blank(strategy)
         known = {r.plan_hash: r for r in self.store.of_planner(blank) if r.peak is not None and r.plan_hash}
@@ -165,11 +208,12 @@ class Session:
             "known_plans": [] if strategy.is_peer else sorted(known),
         }
         try:
-            answer = worker.ask(
-                request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self.settings.timeout
-            )
+            answer = worker.ask(request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self._left())
             found = _found(answer, blank)
         except WorkerDied as error:
+            if self._left() <= 0:
+                worker.close()
+                return
             found = replace(blank, status=FAILED, error=str(error))
         except BaseException:
             worker.close()
@@ -209,7 +253,7 @@ class Session:
             for strategy in names[start:] + names[:start]:
                 self.on_stage(strategy, f"timing, round {round_ + 1} of {self.settings.rounds}")
                 try:
-                    answer = self._workers[strategy].ask({"do": "time"}, timeout=self.settings.timeout)
+                    answer = self._workers[strategy].ask({"do": "time"}, timeout=self.settings.timeout or math.inf)
                     seconds[strategy].append(answer["seconds"])
                 except (WorkerDied, KeyError):
                     del seconds[strategy]

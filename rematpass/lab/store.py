@@ -7,11 +7,10 @@ Which planner made a row is part of its key; ``rows`` returns those of the plann
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from rematpass.errors import MeasureError
-from rematpass.report.measurement import Measurement, Strategy
+from rematpass.report.measurement import Measurement
 
 Key = tuple[str, str, str, str, str]
 
@@ -26,6 +25,7 @@ class Store:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
+        self.added = 0  # how many measurements this object was given
         self._rows: dict[Key, Measurement] = {}
         if path is None or not path.exists():
             return
@@ -50,6 +50,7 @@ class Store:
             MeasureError: the file cannot be written.
         """
         self._keep(measurement)
+        self.added += 1
         if self.path is None:
             return
         try:
@@ -86,15 +87,3 @@ class Store:
 
 def _but_strategy(key: Key) -> tuple[str, ...]:
     return key[:1] + key[2:]
-
-
-def ordered(rows: Sequence[Measurement]) -> list[Measurement]:
-    """Peers first, then remat; within each from the largest budget to the smallest."""
-    return sorted(rows, key=lambda row: _place(Strategy.parse(row.strategy)))
-
-
-def _place(strategy: Strategy) -> tuple[object, ...]:
-    fraction = strategy.fraction
-    runner = ("eager", "inductor", "remat").index(strategy.runner)
-    size = -(strategy.nbytes or 0) if fraction is None else -fraction
-    return runner, not strategy.checkpoint if strategy.budget else strategy.checkpoint, fraction is None, size

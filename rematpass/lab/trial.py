@@ -3,7 +3,8 @@
 The model is built and trained one step in eager mode first, which gives the gradients and FLOPs that the strategy is
 compared with. A model that draws random numbers (dropout) draws others when it is compiled, so there a compiled
 strategy is compared with plain Inductor under the same seed, and plain Inductor, once more compiled with
-``fallback_random``, with eager mode. Compile seconds are cold if the process was given an empty cache.
+``fallback_random``, with eager mode. Compile seconds are cold if the process was given a cache in which nothing but
+``warm_up`` was compiled: that finds out what the machine's compiler can do, once for all.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ def source_hash(device: torch.device) -> str:
 def device_label(device: torch.device) -> str:
     """The device as results name it: "NVIDIA H200", or "cpu, 2 threads"."""
     name = device_name(device)
-    return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return name if device.type == "cuda" else f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _stop_at(known: frozenset[str]) -> Callable[[partitioner.Record], None]:
@@ -265,6 +267,12 @@ def _line(error: BaseException) -> str:
     """An error's message in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else "no message"
+
+
+def warm_up(device: str) -> None:
+    """Compile something small, so that Inductor's cache holds what it finds out about the machine."""
+    weight = torch.ones(64, 64, device=models.usable(device), requires_grad=True)
+    torch.compile(lambda w: (w.sin() @ w).sum())(weight).backward()
 
 
 def warm_seconds(step: Callable[[], None], device: str) -> float:

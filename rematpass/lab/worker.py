@@ -4,6 +4,7 @@ The parent asks in JSON, one line each, and is answered likewise::
 
     {"do": "measure", "target": "llama", "strategy": "remat@0.5", ...}   -> {"stage": "compiling"}, ..., {"found": ...}
     {"do": "time"}                                                       -> {"seconds": 0.31}
+    {"do": "warm up", "device": "cpu"}                                   -> {}
 
 The worker stays alive between the two, with its compiled step: all strategies can then be timed in turns, without
 compiling anything twice. It ends when its input does, so it never outlives its parent.
@@ -12,6 +13,7 @@ compiling anything twice. It ends when its input does, so it never outlives its 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -49,7 +51,7 @@ class Worker:
             )
 
     def ask(
-        self, request: dict[str, Any], *, on_stage: Callable[[str], None] = lambda _: None, timeout: float | None = None
+        self, request: dict[str, Any], *, on_stage: Callable[[str], None] = lambda _: None, timeout: float = math.inf
     ) -> dict[str, Any]:
         """The answer to a request.
 
@@ -62,7 +64,7 @@ class Worker:
             late.set()
             self._process.kill()
 
-        timer = threading.Timer(timeout or threading.TIMEOUT_MAX, end)
+        timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), end)
         timer.daemon = True
         timer.start()
         try:
@@ -107,7 +109,7 @@ class Worker:
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
     """The worker's side: answer until there are no more requests. An error of the job is an answer as well."""
-    from rematpass.lab.trial import warm_seconds
+    from rematpass.lab.trial import warm_seconds, warm_up
 
     step: Callable[[], None] | None = None
     device = "cpu"
@@ -119,7 +121,10 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
     for line in requests:
         request = json.loads(line)
         try:
-            if request.pop("do") == "measure":
+            if (what := request.pop("do")) == "warm up":
+                warm_up(request["device"])
+                answer()
+            elif what == "measure":
                 device = request.get("device", "cpu")
                 found, step = _measure(request, lambda stage: answer(stage=stage))
                 answer(**found)

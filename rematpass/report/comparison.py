@@ -14,9 +14,9 @@ from rematpass.units import format_bytes, format_percent, format_seconds
 NOT_MEASURED = "not measured"
 TITLES = {
     "eager": "eager",
-    "eager+checkpoint": "eager, blocks checkpointed",
+    "eager+checkpoint": "eager, checkpointed",
     "inductor": "Inductor",
-    "inductor+checkpoint": "Inductor, blocks checkpointed",
+    "inductor+checkpoint": "Inductor, checkpointed",
 }
 
 
@@ -82,33 +82,36 @@ COLUMNS = (
     Column("plan", lambda s, row: "" if s.is_peer else _seconds(row.planning_seconds)),
 )
 PEAK_OTHER = Column("peak of others", lambda _, row: _bytes(row.peak_other))
+WITH_OTHERS = (*COLUMNS[:4], PEAK_OTHER, *COLUMNS[4:])
 MEASURED_AT = 2  # where a row that has no measures says why
 
 
 def title(strategy: Strategy) -> str:
     """The strategy in words, without its budget, which has a column of its own."""
     if not strategy.is_peer:
-        return f"remat, as {TITLES.get(strategy.like, strategy.like.replace('@', ' '))}" if strategy.like else "remat"
+        return "└ remat in as many bytes" if strategy.like else "remat"
     return TITLES.get(strategy.name.partition("@")[0], strategy.name)
 
 
-def cells(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> tuple[list[list[str]], list[str]]:
+def cells(
+    strategies: Sequence[Strategy], rows: Mapping[str, Measurement], columns: Sequence[Column] = COLUMNS
+) -> tuple[list[list[str]], list[str]]:
     """The texts of every row, and notes on those that failed. ``rows``: by the strategy's name; one may be missing."""
     texts, notes = [], []
     for strategy in strategies:
         row = rows.get(strategy.name)
         if row is None:
             budget = _budget(strategy, Measurement("", "", "", ""))
-            texts.append([title(strategy), budget, *[NOT_MEASURED] * (len(COLUMNS) - 1)])
+            texts.append([title(strategy), budget, *[NOT_MEASURED] * (len(columns) - 1)])
         elif row.status in (FAILED, INFEASIBLE):
-            line = [""] * len(COLUMNS)
+            line = [""] * len(columns)
             line[0] = _budget(strategy, row)
             line[MEASURED_AT] = row.error if row.status == INFEASIBLE else "failed"
             texts.append([title(strategy), *line])
             if row.status == FAILED:
                 notes.append(f"{title(strategy)} {line[0]}".strip() + f" failed: {row.error}")
         else:
-            texts.append([title(strategy), *(column.cell(strategy, row) for column in COLUMNS)])
+            texts.append([title(strategy), *(column.cell(strategy, row) for column in columns)])
             if row.fallback:
                 notes.append(f"{title(strategy)} {_budget(strategy, row)}: the planner fell back: {row.fallback}")
     return texts, notes + _on_gradients(list(rows.values()))
@@ -128,7 +131,7 @@ def table(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> tu
     """A table for the terminal, and notes to print below it."""
     texts, notes = cells(strategies, rows)
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column("")
+    made.add_column("", no_wrap=True)
     for column in COLUMNS:
         made.add_column(column.title, justify="right")
     for text in texts:
@@ -136,10 +139,12 @@ def table(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> tu
     return made, notes
 
 
-def markdown(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> str:
+def markdown(
+    strategies: Sequence[Strategy], rows: Mapping[str, Measurement], columns: Sequence[Column] = WITH_OTHERS
+) -> str:
     """The same as a Markdown table, the notes below it as a list."""
-    texts, notes = cells(strategies, rows)
-    lines = [["", *(column.title for column in COLUMNS)], ["---", *["---:"] * len(COLUMNS)], *texts]
+    texts, notes = cells(strategies, rows, columns)
+    lines = [["", *(column.title for column in columns)], ["---", *["---:"] * len(columns)], *texts]
     made = "\n".join("| " + " | ".join(text.replace("|", "/") for text in line) + " |" for line in lines)
     return made + "\n" + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
 
@@ -152,12 +157,13 @@ def same_peak(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -
         if not strategy.like or theirs is None or theirs.peak is None or ours is None:
             continue
         peer = f"{title(Strategy.parse(strategy.like))} {Strategy.parse(strategy.like).budget}".strip()
+        given = f"Given the {format_bytes(theirs.peak)} of {peer}, remat"
         if ours.peak is None:
-            found.append(f"In {peer}'s {format_bytes(theirs.peak)}: remat {ours.error or ours.status}")
+            found.append(f"{given} has no plan: {ours.error or ours.status}.")
             continue
         times = ""
         if ours.step_ratio and theirs.step_ratio:
-            times = f" at {ours.step_ratio[1] / theirs.step_ratio[1]:.2f} times its seconds"
-        over = "" if ours.peak <= theirs.peak else ", OVER that budget"
-        found.append(f"In {peer}'s {format_bytes(theirs.peak)}: remat takes {format_bytes(ours.peak)}{over}{times}")
+            times = f" and {ours.step_ratio[1] / theirs.step_ratio[1]:.2f} times its seconds"
+        over = "" if ours.peak <= theirs.peak else f", {format_bytes(ours.peak - theirs.peak)} OVER it,"
+        found.append(f"{given} takes {format_bytes(ours.peak)}{over}{times}.")
     return found
