@@ -40,10 +40,9 @@ def write_results(
         text.append(f"![Measured peak against budget]({overview.name})\n")
     for name, rows in found.items():
         by_name = {row.strategy: row for row in rows}
+        summary = f"{MODELS[name].summary}.\n\n" if name in MODELS else ""
         listed = _in_order([*strategies[name], *(Strategy.parse(row.strategy) for row in rows)])
-        spec = MODELS.get(name.partition(",")[0])
-        summary = spec.summary if spec else name
-        text.append(f"## {name}\n\n{summary}\n\n{markdown(listed, by_name)}")
+        text.append(f"## {name}\n\n{summary}{markdown(listed, by_name)}")
         if lines := same_peak(listed, by_name):
             text.append("".join(f"- {line}\n" for line in lines))
         picture = directory / f"{stem}_{_slug(name)}.svg"

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
+from rematpass.core.frontier import least_budget
 from rematpass.errors import MeasureError
 from rematpass.lab import trial
 from rematpass.lab.measure import Timing
@@ -55,7 +56,7 @@ class Wanted:
                 found.append(Strategy("remat", budget=f"{peak}B", like=peer.name))
         planned = next((row for row in rows if row.floor is not None and row.ceiling is not None), None)
         if self.between and planned:
-            low, high = planned.floor or 0, planned.ceiling or 0
+            low, high = least_budget(planned.floor or 0), least_budget(planned.ceiling or 0)
             steps = max(1, self.between - 1)
             found += [Strategy("remat", budget=f"{low + (high - low) * i // steps}B") for i in range(self.between)]
         return unique(found)

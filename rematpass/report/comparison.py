@@ -58,9 +58,10 @@ def _again(strategy: Strategy, row: Measurement) -> str:
 
 
 def _gradients(strategy: Strategy, row: Measurement) -> str:
+    star = " *" if row.gradient_reference == "Inductor" else ""
     if row.gradient_error is None:
-        return NOT_MEASURED
-    return f"{row.gradient_error:.0e}" + {"eager": "", "Inductor": " *"}.get(row.gradient_reference, " **")
+        return f"reference{star}" if star else NOT_MEASURED
+    return f"{row.gradient_error:.0e}{star}"
 
 
 def _compile(strategy: Strategy, row: Measurement) -> str:
@@ -118,13 +119,9 @@ def cells(
 
 
 def _on_gradients(rows: Sequence[Measurement]) -> list[str]:
-    whose = {row.gradient_reference for row in rows}
-    notes = []
-    if "Inductor" in whose:
-        notes.append("* compared with plain Inductor's under the same seed: dropout draws other numbers when compiled")
-    if "eager, fallback_random" in whose:
-        notes.append("** compiled once more with fallback_random, which draws the same numbers as eager mode")
-    return notes
+    if all(row.gradient_reference != "Inductor" for row in rows):
+        return []
+    return ["* off plain Inductor's under the same seed: dropout draws other numbers when a model is compiled"]
 
 
 def table(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> tuple[Table, list[str]]:
