@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--timeout", type=float, default=1800, metavar="S", help="for each strategy (default: 1800)")
     made.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin nothing after so many")
     made.add_argument("--retry", action="store_true", help="measure again what failed")
+    made.add_argument("--retime", action="store_true", help="take the step times again: the machine was not quiet")
     made.add_argument("--quick", action="store_true", help="one small model, few budgets: under 5 minutes")
     made.add_argument("--show", action="store_true", help="measure nothing; only make the tables and pictures")
     made.add_argument("--name", default="", help="of the results (default: five-models, or quick)")
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     default_environment(TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="99")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers end and scratch files go
     arguments = parser().parse_args(argv)
     if arguments.quick:
         vars(arguments).update(QUICK)
@@ -102,6 +105,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         timeout=arguments.timeout,
         until=time.monotonic() + 60 * arguments.minutes,
         retry=arguments.retry,
+        retime=arguments.retime,
     )
     store = Store(arguments.store)
     begun = time.perf_counter()

@@ -67,7 +67,8 @@ class Settings:
     """How to measure. ``rounds`` of step times, 0 for none; ``timeout`` in seconds for each strategy's bytes.
 
     ``until``: a time on ``time.monotonic``'s clock after which nothing more is begun, and what is not done is given
-    up and left for another session. ``retry``: measure again what failed. ``alive``: how many workers may wait at once.
+    up and left for another session. ``retry``: measure again what failed; ``retime``: take all step times again.
+    ``alive``: how many workers may wait at once.
     """
 
     device: str = "cpu"
@@ -77,6 +78,7 @@ class Settings:
     timeout: float | None = None
     until: float = math.inf
     retry: bool = False
+    retime: bool = False
     alive: int = ALIVE
 
 
@@ -96,6 +98,7 @@ class Session:
         self.target, self.store, self.settings, self.on_stage = target, store, settings, on_stage
         self.parameters = 0
         self._workers: dict[Strategy, Worker] = {}
+        self._to_retime: set[Strategy] = set()
         self._scratch = TemporaryDirectory(prefix="rematpass_")
 
     def __enter__(self) -> Session:
@@ -126,7 +129,7 @@ class Session:
         row = self.store.get(self.blank(strategy))
         if row is None or (row.status == FAILED and self.settings.retry):
             return True
-        untimed = row.step_seconds is None and not row.same_plan_as
+        untimed = (row.step_seconds is None or strategy in self._to_retime) and not row.same_plan_as
         return row.status == MEASURED and untimed and self.settings.rounds > 0
 
     def run(self, wanted: Wanted) -> list[Strategy]:
@@ -135,6 +138,8 @@ class Session:
         Raises:
             MeasureError: the model cannot be built or does not train; the store cannot be written.
         """
+        if self.settings.retime:
+            self._to_retime = {INDUCTOR, *wanted.given, *wanted.derived(self.rows(wanted.given))}
         self._run([s for s in wanted.given if self.is_pending(s)], last=False)
         derived = wanted.derived(self.rows(wanted.given))
         self._run([s for s in derived if self.is_pending(s)], last=True)
@@ -239,7 +244,9 @@ class Session:
         if self.settings.rounds and self._workers and (others or self.is_pending(INDUCTOR)):
             for strategy, timing, ratio in self._timings():
                 row = self.store.get(self.blank(strategy))
-                if row is not None and (strategy != INDUCTOR or row.step_seconds is None):
+                again = strategy != INDUCTOR or strategy in self._to_retime
+                self._to_retime.discard(strategy)
+                if row is not None and (again or row.step_seconds is None):
                     self.store.add(
                         replace(row, step_seconds=timing.median, step_ratio=ratio, rounds=len(timing.seconds))
                     )

@@ -1,10 +1,10 @@
 """One strategy on one model, in the process that calls: everything that is measured of it but its seconds.
 
 The model is built and trained one step in eager mode first, which gives the gradients and FLOPs that the strategy is
-compared with. A model that draws random numbers (dropout) draws others when it is compiled, so there a compiled
-strategy is compared with plain Inductor under the same seed, which draws the same numbers as all of them. (With
-``fallback_random`` Inductor's dropout still is not eager mode's on the CPU.) Compile seconds are cold if the process was given a cache in which nothing but
-``warm_up`` was compiled: that finds out what the machine's compiler can do, once for all.
+compared with. A model that draws random numbers (dropout) draws others when it is compiled, on the CPU even with
+``fallback_random``; there a compiled strategy is compared with plain Inductor under the same seed, whose numbers all
+of them draw. Compile seconds are cold if the process was given a cache in which nothing but ``warm_up`` was compiled:
+that finds out what the machine's compiler can do, once for all.
 """
 
 from __future__ import annotations
