@@ -79,6 +79,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         self.device = device or torch.device("cpu")
         if config.hardware:
             hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
+        self.planned_peak: int | None = None  # of the last graph; None before, and where planning failed
         self._free: int | None = None
 
     def uuid(self) -> bytes:
@@ -142,6 +143,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
         )
+        self.planned_peak = summary.planned_peak
         _records.append(Record(summary, graph, rung.plan, ladder))
         _tell(summary, always=bool(self.config.memory_budget.given))
         for listener in listeners:
