@@ -161,6 +161,6 @@ def same_peak(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -
         times = ""
         if ours.step_ratio and theirs.step_ratio:
             times = f" and {ours.step_ratio[1] / theirs.step_ratio[1]:.2f} times its seconds"
-        over = "" if ours.peak <= theirs.peak else f", {format_bytes(ours.peak - theirs.peak)} OVER it,"
+        over = "" if ours.peak <= theirs.peak else f" ({format_bytes(ours.peak - theirs.peak)} too much)"
         found.append(f"{given} takes {format_bytes(ours.peak)}{over}{times}.")
     return found
