@@ -178,18 +178,32 @@ class Session:
         return Path(self._scratch.name) / "warm"
 
     def _warm_up(self) -> None:
-        """Fill the cache that every worker gets a copy of with what Inductor finds out about this machine."""
+        """See that the model trains, and fill the cache that every worker gets a copy of.
+
+        Raises:
+            MeasureError: the model cannot be built or does not train.
+        """
         if self._warm_cache.exists():
             return
         self._warm_cache.mkdir()
-        self.on_stage(INDUCTOR, "trying the compiler")
+        self.on_stage(INDUCTOR, "trying model and compiler")
         worker = Worker(Path(self._scratch.name) / "log", self._warm_cache)
+        blank, request = self.blank(INDUCTOR), self._request(INDUCTOR)
         try:
-            worker.ask({"do": "warm up", "device": self.settings.device}, timeout=self._left())
+            _found(worker.ask({**request, "do": "warm up"}, timeout=self._left()), blank)
         except WorkerDied:
-            pass  # then nothing can be compiled, and each row says so
+            pass  # each row will say so
         finally:
             worker.close()
+
+    def _request(self, strategy: Strategy) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "strategy": strategy.name,
+            "device": self.settings.device,
+            "sizes": dict(self.settings.sizes),
+            "inductor_gradients": str(Path(self._scratch.name) / "inductor_gradients"),
+        }
 
     def _job(self, strategy: Strategy) -> trial.Job:
         return trial.Job(self.target, strategy, self.settings.device, self.settings.sizes)
@@ -204,15 +218,8 @@ class Session:
         worker = Worker(place / "log", place / "cache")
         blank = self.blank(strategy)
         known = {r.plan_hash: r for r in self.store.of_planner(blank) if r.peak is not None and r.plan_hash}
-        request = {
-            "do": "measure",
-            "target": self.target,
-            "strategy": strategy.name,
-            "device": self.settings.device,
-            "sizes": dict(self.settings.sizes),
-            "inductor_gradients": str(Path(self._scratch.name) / "inductor_gradients"),
-            "known_plans": [] if strategy.is_peer else sorted(known),
-        }
+        plans = [] if strategy.is_peer else sorted(known)
+        request = {**self._request(strategy), "do": "measure", "known_plans": plans}
         try:
             answer = worker.ask(request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self._left())
             found = _found(answer, blank)
@@ -291,4 +298,4 @@ def _found(answer: dict[str, Any], blank: Measurement) -> Measurement:
         raise MeasureError(answer["error"]) from _Remote(answer.get("traceback", ""))
     if "failed" in answer:
         return replace(blank, status=FAILED, error=answer["failed"])
-    return Measurement.from_json(answer["found"])
+    return Measurement.from_json(answer["found"]) if "found" in answer else blank

@@ -4,7 +4,7 @@ The parent asks in JSON, one line each, and is answered likewise::
 
     {"do": "measure", "target": "llama", "strategy": "remat@0.5", ...}   -> {"stage": "compiling"}, ..., {"found": ...}
     {"do": "time"}                                                       -> {"seconds": 0.31}
-    {"do": "warm up", "device": "cpu"}                                   -> {}
+    {"do": "warm up", ...}     (the model's eager step, then something small is compiled)        -> {}
 
 The worker stays alive between the two, with its compiled step: all strategies can then be timed in turns, without
 compiling anything twice. It ends when its input does, so it never outlives its parent.
@@ -23,10 +23,13 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rematpass.config import child_environment
 from rematpass.errors import MeasureError
+
+if TYPE_CHECKING:
+    from rematpass.lab.trial import Job
 
 
 class WorkerDied(MeasureError):
@@ -111,7 +114,7 @@ class Worker:
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
     """The worker's side: answer until there are no more requests. An error of the job is an answer as well."""
-    from rematpass.lab.trial import warm_seconds, warm_up
+    from rematpass.lab.trial import look, warm_seconds, warm_up
 
     step: Callable[[], None] | None = None
     device = "cpu"
@@ -124,6 +127,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         request = json.loads(line)
         try:
             if (what := request.pop("do")) == "warm up":
+                look(_job(request))
                 warm_up(request["device"])
                 answer()
             elif what == "measure":
@@ -140,13 +144,18 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             answer(failed=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
 
 
-def _measure(request: dict[str, Any], stage: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None] | None]:
-    from rematpass.lab import trial
+def _job(request: dict[str, Any]) -> Job:
+    from rematpass.lab.trial import Job
     from rematpass.report.measurement import Strategy
 
-    strategy = Strategy.parse(request.pop("strategy"))
-    job = trial.Job(strategy=strategy, **request)
+    return Job(**{**request, "strategy": Strategy.parse(request["strategy"])})
+
+
+def _measure(request: dict[str, Any], stage: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None] | None]:
+    from rematpass.lab import trial
+
     stage("building")
+    job = _job(request)
     subject = trial.look(job)
     found, step = trial.measure(job, subject, stage)
     parameters = sum(p.numel() for p in subject.model.parameters)
