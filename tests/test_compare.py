@@ -74,7 +74,7 @@ def test_from_end_to_end(here, capsys):
         (["--model", "lama"], "no model 'lama'; there are llama, llama-small"),
         (["--model", "no.such:thing"], "cannot import 'no.such:thing': No module named 'no'; expected package.module:"),
         (["--model", "tiny_user_model:made"], "module 'tiny_user_model' has no attribute 'made'; expected package."),
-        pytest.param(["--device", "cuda:77"], "cuda", id="no such CUDA device"),
+        pytest.param(["--device", "cuda:77"], "CUDA device", id="no such CUDA device"),
         (["--device", "gpu"], "'gpu' is not a device; try cpu or cuda"),
         (["--json", "none/found.json"], "cannot write 'none/found.json': No such file or directory"),
         (["--json", "."], "cannot write '.': Is a directory"),
