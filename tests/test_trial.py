@@ -9,10 +9,12 @@ from torch import nn
 
 from rematpass.compiler import partitioner
 from rematpass.compiler.backend import remat_aot_eager
+from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError
 from rematpass.lab import trial
 from rematpass.lab.trial import Job, look, measure
 from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Strategy
+from rematpass.units import format_bytes
 
 SIZES = {"layers": 4, "width": 16, "batch": 64}
 ONE = 2 * 64 * 16 * 16  # FLOPs of a layer's forward
@@ -91,7 +93,9 @@ class TestRemat:
     def test_infeasible_through_dynamo_s_wrapping(self):
         error = RuntimeError("backend raised")
         error.inner_exception = BudgetInfeasible("none", budget=3, floor=5 * 2**20)
-        assert trial._failed(trial.blank(Job("chain", Strategy("eager"))), error).error == "the floor is 5.00 MiB"
+        assert trial._failed(trial.blank(Job("chain", Strategy("eager"))), error).error == (
+            f"the floor is {format_bytes(least_budget(5 * 2**20), round_up=True)}"
+        )
 
 
 def test_dropout_is_compared_with_inductor_under_the_same_seed(tmp_path):

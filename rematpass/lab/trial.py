@@ -23,6 +23,7 @@ from rematpass.compiler._torch import device_name, functorch_config
 from rematpass.compiler.backend import remat
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.config import Config
+from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError, RematError, our_cause
 from rematpass.lab import models
 from rematpass.lab.catalog import MODELS
@@ -211,7 +212,7 @@ def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
 def _failed(found: Measurement, error: Exception) -> Measurement:
     cause = our_cause(error)
     if isinstance(cause, BudgetInfeasible):
-        text = f"the floor is {format_bytes(cause.floor, round_up=True)}"
+        text = f"the floor is {format_bytes(least_budget(cause.floor), round_up=True)}"
         return replace(found, status=INFEASIBLE, error=text, floor=cause.floor)
     inner = cause or error
     while (behind := getattr(inner, "inner_exception", None)) is not None:

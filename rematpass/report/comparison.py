@@ -130,7 +130,7 @@ def table(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> tu
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("", no_wrap=True)
     for column in COLUMNS:
-        made.add_column(column.title, justify="right")
+        made.add_column(column.title, justify="right", no_wrap=True)
     for text in texts:
         made.add_row(*text)
     return made, notes
