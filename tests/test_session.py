@@ -1,6 +1,7 @@
 """Strategies side by side, with workers that answer from a table: what is measured, what is not, and in which order."""
 
 import math
+import threading
 import time
 
 import pytest
@@ -230,6 +231,35 @@ def test_after_the_time_nothing_is_begun(workers):
     assert used.measured == []
     assert rows == {}
     assert len(pending) == 5
+
+
+def test_what_an_interruption_ended_is_no_failure(workers, monkeypatch):
+    """One job is interrupted, the other's worker is ended under its hands: neither leaves a row."""
+    store, used = Store(), workers()
+    others_turn, closed = threading.Event(), threading.Event()
+    ask, close = Worker.ask, Worker.close
+
+    def slow(worker, request, **options):
+        if request["do"] == "measure" and request["strategy"] == "inductor@0.2":
+            others_turn.set()
+            assert closed.wait(30)
+            raise WorkerDied("the process was killed by SIGKILL")
+        if request["do"] == "measure" and request["strategy"] == "eager":
+            assert others_turn.wait(30)
+            raise KeyboardInterrupt
+        return ask(worker, request, **options)
+
+    def closing(worker):
+        close(worker)
+        if others_turn.is_set() and worker.name == "inductor":
+            closed.set()
+
+    monkeypatch.setattr(Worker, "ask", slow)
+    monkeypatch.setattr(Worker, "close", closing)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, settings=Settings(rounds=1, jobs=2))
+    assert [row.strategy for row in store.rows()] == ["inductor"]
+    assert used.alive == 0
 
 
 def test_sizes_are_a_part_of_the_name(workers):

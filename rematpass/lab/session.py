@@ -98,6 +98,8 @@ class Session:
         self.target, self.store, self.settings, self.on_stage = target, store, settings, on_stage
         self.parameters = 0
         self._workers: dict[Strategy, Worker] = {}
+        self._measuring: set[Worker] = set()
+        self._ended = False
         self._to_retime: set[Strategy] = set()
         self._scratch = TemporaryDirectory(prefix="rematpass_")
 
@@ -107,9 +109,14 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in self._workers.values():
-            worker.close()
+        self._end()
         self._scratch.cleanup()
+
+    def _end(self) -> None:
+        """End all workers; what they were at is not recorded."""
+        self._ended = True
+        for worker in (*self._workers.values(), *self._measuring):
+            worker.close()
 
     @property
     def model(self) -> str:
@@ -163,7 +170,11 @@ class Session:
             while rest:
                 free = max(1, room - len(self._workers) + 1)
                 chunk, rest = rest[:free], rest[free:]
-                list(pool.map(self._measure, chunk))
+                try:
+                    list(pool.map(self._measure, chunk))
+                except BaseException:
+                    self._end()  # else the pool would wait for what is being measured
+                    raise
                 if len(self._workers) > room:
                     self._time_and_release()
         if last:
@@ -210,12 +221,13 @@ class Session:
 
     def _measure(self, strategy: Strategy) -> None:
         """Bytes, FLOPs, gradients and compile seconds, in a new worker, which is kept for its seconds."""
-        if self._left() <= 0:
+        if self._left() <= 0 or self._ended:
             return
         place = Path(self._scratch.name) / strategy.name.replace("@", "_")
         self.on_stage(strategy, "starting")
         shutil.copytree(self._warm_cache, place / "cache")
         worker = Worker(place / "log", place / "cache")
+        self._measuring.add(worker)
         blank = self.blank(strategy)
         known = {r.plan_hash: r for r in self.store.of_planner(blank) if r.peak is not None and r.plan_hash}
         plans = [] if strategy.is_peer else sorted(known)
@@ -224,7 +236,7 @@ class Session:
             answer = worker.ask(request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self._left())
             found = _found(answer, blank)
         except WorkerDied as error:
-            if self._left() <= 0:
+            if self._left() <= 0 or self._ended:
                 worker.close()
                 return
             found = replace(blank, status=FAILED, error=str(error))
@@ -233,6 +245,8 @@ class Session:
             raise
         else:
             self.parameters = answer.get("parameters", self.parameters)
+        finally:
+            self._measuring.discard(worker)
         if found.status == MEASURED and found.peak is None and found.plan_hash in known:
             found = replace(found, same_plan_as=known[found.plan_hash].strategy)
         if found.status == MEASURED and not found.same_plan_as:

@@ -52,6 +52,7 @@ class Worker:
                 stderr=errors,
                 text=True,
                 env=environment,
+                start_new_session=True,  # an interrupt at the terminal is for the parent, who ends this one
             )
 
     def ask(
