@@ -258,7 +258,7 @@ def test_what_an_interruption_ended_is_no_failure(workers, monkeypatch):
     monkeypatch.setattr(Worker, "close", closing)
     with pytest.raises(KeyboardInterrupt):
         run(store, settings=Settings(rounds=1, jobs=2))
-    assert [row.strategy for row in store.rows()] == ["inductor"]
+    assert not {"eager", "inductor@0.2"} & {row.strategy for row in store.rows()}
     assert used.alive == 0
 
 
