@@ -49,6 +49,9 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       backend.py         the backends, and enable()
     report/              tells; no torch
       summary.py         one planned graph in one line; why a budget cannot be reached
+      measurement.py     a strategy by name, and what one measurement found
+      comparison.py      measurements in a table
+      pictures.py        measurements in pictures
     lab/                 measures
       networks.py        models in plain torch
       zoo.py             models of transformers, from their configurations
@@ -59,6 +62,12 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       flops.py           FLOPs of a step, counted exactly
       check.py           a training run measures its own first steps
       demo.py            with and without a budget, side by side
+      trial.py           one strategy on one model, in this process
+      worker.py          the same in a process of its own
+      store.py           measurements in a file
+      session.py         strategies side by side on one model
+      results.py         tables and pictures of what a store holds
+      compare.py         the command that shows them
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass
 

@@ -1,4 +1,6 @@
-"""The commands: ``rematpass demo``. Each loads torch only when it runs, so ``--help`` is there at once.
+"""The commands: ``rematpass demo`` and ``rematpass compare``.
+
+Each loads torch only when it runs, so ``--help`` is there at once.
 
 Exit codes: 0 done; 1 done, and the result is not as it should be; 2 cannot be done as asked, with one line that says
 why (``--debug`` shows where as well).
@@ -9,15 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rematpass import __version__
 from rematpass.config import default_environment
-from rematpass.errors import RematError
+from rematpass.errors import our_cause
 
 EXAMPLES = """examples:
   rematpass demo                               train a small GPT under a budget of 0.25 and measure it
   rematpass demo --budget 80MiB                the same, in a peak of at most 80 MiB
   rematpass demo --device cuda                 the same, on a GPU
+  rematpass compare                            a small Llama: remat beside eager, Inductor and checkpointing
+  rematpass compare --model mypackage.train:make --budgets 1,0.5,8GiB --json found.json
 
 the budget elsewhere:
   REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rematpass: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        cause = _cause(error)
+        cause = our_cause(error)
         if arguments.debug or cause is None:
             raise
         print(f"rematpass: error: {cause}", file=sys.stderr)
@@ -60,9 +65,73 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=_steps, default=10, metavar="N", help="training steps of each (default: 10)")
     demo.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     demo.set_defaults(run=_demo)
-    for command in (demo,):
+    compare = _add_compare(commands)
+    for command in (demo, compare):
         command.add_argument("--debug", action="store_true", help="on an error, show the whole traceback")
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    compare = commands.add_parser(
+        "compare",
+        help="measure a model's training step under remat and its peers, side by side",
+        description="Measure a training step under remat, Inductor, eager mode and per-block checkpointing, each in a "
+        "process of its own: peak bytes, step time, recomputation and gradients. Needs the extra 'bench'.",
+    )
+    compare.add_argument(
+        "--model",
+        default="llama-small",
+        metavar="MODEL",
+        help="a model of rematpass.lab.catalog, or package.module:function that returns (module, step), where step() "
+        "returns the loss (default: llama-small)",
+    )
+    compare.add_argument(
+        "--size", action="append", default=[], metavar="NAME=N", help="of a model of the catalog, as in batch=16"
+    )
+    compare.add_argument(
+        "--peers",
+        metavar="LIST",
+        help="what to compare with, of eager, eager+checkpoint, inductor, inductor+checkpoint and inductor@B, where B "
+        "is torch's activation_memory_budget; or none (default: the four, inductor@0.5 and inductor@0.2)",
+    )
+    compare.add_argument("--budgets", metavar="LIST", help=f"of remat: {BUDGETS}; or none (default: 1,0)")
+    compare.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    compare.add_argument("--rounds", type=_rounds, default=5, metavar="N", help="of step times; 0: none (default: 5)")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured to this file")
+    compare.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("rematpass-compare.svg"),
+        metavar="FILE",
+        help="step time against peak, as .svg or .png (default: rematpass-compare.svg)",
+    )
+    compare.add_argument("--no-picture", action="store_true", help="draw none")
+    compare.set_defaults(run=_compare)
+    return compare
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) > 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rounds, 0 to 1000")
+    return int(text)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rematpass.lab import compare
+
+    request = compare.Request(
+        model=arguments.model,
+        peers=compare.PEERS if arguments.peers is None else arguments.peers,
+        budgets=compare.BUDGETS if arguments.budgets is None else arguments.budgets,
+        sizes=arguments.size,
+        device=arguments.device,
+        rounds=arguments.rounds,
+        picture=None if arguments.no_picture else arguments.picture,
+        json=arguments.json,
+    )
+    return compare.run(request, Console())
 
 
 def _steps(text: str) -> int:
@@ -85,13 +154,3 @@ def _quiet() -> None:
     The CPU allocator warns of every block that is older than a measurement, the profiler of its own start and stop.
     """
     default_environment(TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="99")
-
-
-def _cause(error: BaseException) -> RematError | None:
-    """The package's own error behind ``error``, which Dynamo wraps in one of its own; None if it is someone else's."""
-    while not isinstance(error, RematError):
-        inner = getattr(error, "inner_exception", None) or error.__cause__
-        if inner is None:
-            return None
-        error = inner
-    return error

@@ -12,6 +12,7 @@ variable                  default    means
 ``REMAT_SOLVER``          ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
 ``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
 ``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
+``REMAT_CHECK``           ``0``      ``1``: measure the peak of the first steps, and warn if it is above the plan's
 ========================  =========  ===================================================================================
 
 Switches take 1, true, yes, on, 0, false, no, off. Bytes are written as in ``units``. A variable that looks like one of
@@ -97,6 +98,7 @@ class Config:
     solver: str = "ladder"
     hardware: str = ""
     auto_reserve: int | None = None
+    check: bool = False
 
     @classmethod
     def read(cls, options: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -129,7 +131,7 @@ class Config:
         Under ``auto`` the bytes that were free belong to the key as well; the caller adds them.
         """
         fields = dataclasses.asdict(self)
-        del fields["memory_budget"]["given"]
+        del fields["check"], fields["memory_budget"]["given"]
         return json.dumps(fields, sort_keys=True)
 
 
@@ -245,6 +247,7 @@ _SETTINGS = {
     "solver": _Setting(_solver, ", ".join(SOLVERS)),
     "hardware": _Setting(_text, "the name of a hardware preset"),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
+    "check": _Setting(_switch, _SWITCH),
 }
 OPTIONS = tuple(_SETTINGS)
 _VARIABLES = {name: PREFIX + name.upper() for name in _SETTINGS}
@@ -255,3 +258,8 @@ def default_environment(**variables: str) -> None:
     """Set variables of other libraries that are not set yet: how torch's loggers are kept quiet, say."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """The environment of this process, for one that it starts, with these variables set."""
+    return {**os.environ, **variables}

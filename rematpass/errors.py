@@ -53,3 +53,13 @@ class MeasureError(RematError):
 
 class CaptureError(RematError):
     """A joint graph with something in it that the graph model cannot express; torch's own partitioner takes over."""
+
+
+def our_cause(error: BaseException) -> RematError | None:
+    """The package's own error behind ``error``, which Dynamo wraps in one of its own; None if it is someone else's."""
+    while not isinstance(error, RematError):
+        inner = getattr(error, "inner_exception", None) or error.__cause__
+        if inner is None:
+            return None
+        error = inner
+    return error

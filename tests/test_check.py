@@ -2,11 +2,17 @@
 
 import logging
 
+import pytest
 import torch
 from torch import nn
 
-from rematpass.lab.allocations import Event, Recording
-from rematpass.lab.check import check_steps, own_events
+import rematpass.lab.check
+from rematpass.compiler.backend import remat_aot_eager
+from rematpass.lab.allocations import Event
+from rematpass.lab.check import check_steps
+from rematpass.lab.measure import measure_memory
+from rematpass.lab.networks import chain
+from rematpass.units import format_bytes
 
 
 class Training:
@@ -22,7 +28,7 @@ class Training:
             return check_steps(aot_eager(module, inputs), planned, device="cpu", report=told, **options)
 
         self.weight = nn.Parameter(torch.ones(1009))
-        self.forward = torch.compile(lambda w: w.exp().sin(), backend=backend)
+        self.forward = torch.compile(options.pop("function", lambda w: w.exp().sin()), backend=backend)
         self.optimizer = torch.optim.SGD([self.weight], lr=0.1)
 
     def step(self) -> None:
@@ -109,9 +115,87 @@ class TestCheckSteps:
         assert training.reports == []
         assert "the check measures nothing in this step of the graph: a torch profiler is running" in caplog.text
 
-    def test_own_events_are_those_of_forward_and_backward(self):
-        marks = {"forward done": 10, "backward starts": 20, "backward done": 30}
-        inside, between, later, after = Event(1, 1, 3), Event(11, 2, 5), Event(21, 3, 7), Event(31, 4, 11)
-        released, of_others = Event(22, 1, -3), Event(23, 2, -5)
-        found = own_events(Recording((inside, between, later, released, of_others, after), marks))
-        assert list(found) == [inside, later, released]
+    def test_blocks_of_others_that_are_released_inside_do_not_count(self):
+        window = rematpass.lab.check._CpuWindow(torch.device("cpu"))
+        window._follow([Event(1, 1, 3), Event(2, 2, 5), Event(3, 2, -5)])
+        assert window.peak == 8
+        window._follow([Event(4, 9, -1000), Event(5, 3, 7), Event(6, 1, -3), Event(7, 3, -7)])
+        assert window.peak == 10
+
+    def test_outputs_that_nobody_kept_are_gone_before_backward(self):
+        window = rematpass.lab.check._CpuWindow(torch.device("cpu"))
+        with window.forward():
+            kept, dropped = torch.ones(1009), torch.ones(4001)
+        window.leave((kept, dropped))
+        del dropped
+        with window.backward():
+            more = torch.ones(2003)
+        assert window.peak == 4 * max(1009 + 4001, 1009 + 2003)
+        assert (kept.numel(), more.numel()) == (1009, 2003)
+
+    def test_backward_that_raises_ends_the_check(self):
+        training = Training(1 << 20, steps=3, function=lambda w: w * w)
+        training.step()
+        loss = training.forward(training.weight).sum()
+        with torch.no_grad():
+            training.weight.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        for _ in range(3):
+            training.step()
+        assert training.reports == []
+        assert not torch.autograd._profiler_enabled()
+
+
+class Halves(nn.Module):
+    """Two graphs: Dynamo breaks between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+        self.second = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return self.second(x).square().mean()
+
+
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_two_graphs_are_both_measured_while_spans_and_compiles_come_and_go(with_optimizer, caplog):
+    """What crashed when one profiler ran from a graph's forward to its next: run after run, spans around every step."""
+    caplog.set_level(logging.INFO, logger="rematpass")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module = Halves()
+    module.compile(backend=remat_aot_eager, options={"check": True, "memory_budget": 0})
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(8):
+        with torch.profiler.record_function("a step of the user's"):
+            module(torch.ones(64, 16)).backward()
+            if with_optimizer:
+                optimizer.step()
+            module.zero_grad()
+    told = [record.getMessage() for record in caplog.records if ", measured step" in record.getMessage()]
+    graphs = {message.partition(",")[0] for message in told}
+    assert len(graphs) == 2
+    assert len(told) == 6
+    assert all("a peak of" in message for message in told)
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_the_check_of_one_graph_takes_what_a_measured_step_takes(caplog):
+    """The same figure as ``measure_memory``, but for what the loss outside of the graph takes."""
+    caplog.set_level(logging.INFO, logger="rematpass")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module = chain(layers=4, width=32, segments=2)
+    x = torch.randn(256, 32)
+    module.compile(backend=remat_aot_eager, options={"check": True, "memory_budget": 0})
+    for _ in range(4):
+        module(x).backward()
+        module.zero_grad()
+    peak = measure_memory(lambda: module(x), module.parameters(), warm=0).peak
+    told = [record.getMessage() for record in caplog.records if ", measured step" in record.getMessage()]
+    assert len(told) == 3
+    assert all(format_bytes(peak) in message or format_bytes(peak - 4) in message for message in told), (peak, told)

@@ -149,6 +149,7 @@ def test_a_budget_that_is_refused(value, reason):
         ("max_recompute", "0.5", 0.5),
         *(("strict", text, True) for text in ("1", "true", "YES", " on ")),
         *(("strict", text, False) for text in ("0", "False", "no", "off")),
+        ("check", "1", True),
         *(("solver", name, name) for name in config.SOLVERS),
         ("hardware", "h100", "h100"),
         ("hardware", "", ""),
@@ -186,6 +187,7 @@ def test_options_of_python_types(name, given, value):
         ("max_recompute", "two", "not a number. Accepted: a finite number above 0, in extra forwards."),
         ("strict", "maybe", f"neither on nor off. {SWITCH_FORMS}"),
         ("strict", "2", f"neither on nor off. {SWITCH_FORMS}"),
+        ("check", "", f"neither on nor off. {SWITCH_FORMS}"),
         (
             *("solver", "min_cut"),
             "no such solver; did you mean mincut? Accepted: ladder, mincut, save_all, recompute_all, chen_sqrt.",
@@ -236,7 +238,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         ("memory_buget", "did you mean memory_budget?"),
         (
             "xyz",
-            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve",
+            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve, check",
         ),
     ],
 )
@@ -255,7 +257,7 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_AUTO_RESERVE",
+            "REMAT_AUTO_RESERVE, REMAT_CHECK",
         ),
     ],
 )
@@ -294,13 +296,14 @@ def test_the_key_tells_apart_whatever_can_change_a_plan(name, value):
 
 
 def test_the_key_leaves_out_what_cannot():
+    assert Config.read({"check": True}, {}).key() == Config().key()
     assert Config.read({"memory_budget": "1GiB"}, {}).key() == Config.read({}, {"REMAT_MEMORY_BUDGET": "1024MiB"}).key()
 
 
 def test_every_field_is_a_setting_and_in_the_key_unless_left_out():
     names = [field.name for field in dataclasses.fields(Config)]
     assert names == list(config.OPTIONS)
-    assert {name for name in names if f'"{name}"' not in Config().key()} == set()
+    assert {name for name in names if f'"{name}"' not in Config().key()} == {"check"}
 
 
 def test_the_key_is_the_same_in_every_process():

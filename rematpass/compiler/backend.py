@@ -39,8 +39,10 @@ def remat(
     config = Config.read(ours)
     patches = {**_patches(config), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
-    patches["custom_partitioner_fn"] = RematPartitioner(config, device=_device(example_inputs))
-    return _torch.compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
+    partitioner = RematPartitioner(config, device=_device(example_inputs))
+    patches["custom_partitioner_fn"] = partitioner
+    compiled = _torch.compile_fx(gm, list(example_inputs), config_patches=patches)
+    return _checked_steps(compiled, partitioner)
 
 
 def remat_aot_eager(
@@ -61,7 +63,7 @@ def remat_aot_eager(
     backend = _torch.aot_autograd(
         fw_compiler=_torch.boxed_nop, partition_fn=partitioner, keep_inference_input_mutations=True
     )
-    return backend(gm, list(example_inputs))  # type: ignore[no-any-return]
+    return _checked_steps(backend(gm, list(example_inputs)), partitioner)
 
 
 class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
@@ -106,6 +108,16 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
 def _patches(config: Config) -> dict[str, Any]:
     """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
     return order.config_patches(split=not config.memory_budget.is_unlimited)
+
+
+def _checked_steps(compiled: Compiled, partitioner: RematPartitioner) -> Compiled:
+    """Under REMAT_CHECK, a function that measures its first steps and warns if they take more than was planned."""
+    if not partitioner.config.check:
+        return compiled
+    from rematpass.lab.check import check_steps  # the one thing of the lab that a training run may ask for
+
+    name = f"graph {_torch.compile_id()}".strip()
+    return check_steps(compiled, lambda: partitioner.planned_peak, device=partitioner.device, name=name)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Record:
 
 
 _records: list[Record] = []
+listeners: list[Callable[[Record], None]] = []  # told of each planned graph before it is compiled; may end that
 
 
 def records() -> list[Record]:
@@ -78,6 +79,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         self.device = device or torch.device("cpu")
         if config.hardware:
             hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
+        self.planned_peak: int | None = None  # of the last graph; None before, and where planning failed
         self._free: int | None = None
 
     def uuid(self) -> bytes:
@@ -144,8 +146,11 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             plan_hash=hashlib.sha256(trial.rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
         )
+        self.planned_peak = summary.planned_peak
         _records.append(Record(summary, graph, trial.rung.plan, ladder))
         _tell(summary, always=bool(self.config.memory_budget.given))
+        for listener in listeners:
+            listener(_records[-1])
         return trial.modules
 
     def _budget(self, graph: JointGraph) -> Budget:

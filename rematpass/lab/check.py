@@ -1,4 +1,4 @@
-"""A training run measures its own first steps and says so if they took more than was planned.
+"""REMAT_CHECK=1: a training run measures its own first steps and says so if they took more than was planned.
 
 The backend hands over its compiled function; what comes back measures some calls of it and then does nothing more.
 
@@ -6,30 +6,34 @@ The backend hands over its compiled function; what comes back measures some call
         ╰───── window ───────╯                                       ╰────── window ──────╯
 
 Bytes count if they were allocated inside the two windows, which is what a plan speaks of: what lies between them, the
-loss say, belongs to others. The node of a graph's backward is found behind its outputs, and hooks on it open and close
-the second window. On the CPU a profiler runs from the first to the second, and on to the optimizer's step or the next
-forward, so none of the user's can at that time; on CUDA the device's peak statistics are reset.
+loss say, belongs to others. The node of a graph's backward is found behind its outputs, and hooks right before and
+right after it open and close the second window. On CUDA the device's peak statistics are reset at its beginning.
+
+On the CPU each window is a profiler of its own, stopped in the very call (or around the very node) that started it.
+One that ran from forward to backward, or to the next forward, crashed the process: torch's spans (``Torch-Compiled
+Region``, ``Optimizer.step``) that began under one profiler and ended under the next wrote into the first one's freed
+memory. So no window is open between calls, two graphs never share one, and none of the user's profilers is disturbed.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from rematpass.errors import MeasureError
-from rematpass.lab.allocations import Event, Recording, course, record
+from rematpass.lab.allocations import Event, record
 from rematpass.units import format_bytes
 
 logger = logging.getLogger("rematpass")
 
 BACKWARD_NODE = "CompiledFunctionBackward"
-FORWARD_DONE, BACKWARD_STARTS, BACKWARD_DONE = "forward done", "backward starts", "backward done"
 
 
 def check_steps(
@@ -63,7 +67,7 @@ def _log(measured: int, planned: int, message: str) -> None:
 
 
 class _Check:
-    """What is left to do, and the step under way, if any."""
+    """What is left to do for one graph."""
 
     def __init__(
         self,
@@ -76,72 +80,78 @@ class _Check:
     ) -> None:
         self.planned, self.device, self.name, self.report = planned, device, name, report
         self.left, self.skip, self.done = steps, skip, 0
-        self.window: _CpuWindow | _CudaWindow | None = None
-        self.before_optimizer: Any = (
-            None  # the hook's handle; removed at the next call, since torch iterates over hooks
-        )
+        self._in_backward: ExitStack | None = None  # still there at the next call if that backward raised
 
     def call(self, compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._settle()
-        if self.before_optimizer is not None:
-            self.before_optimizer.remove()
-            self.before_optimizer = None
+        if self._in_backward is not None:
+            self._abandon()
         if self.left < 1 or not torch.is_grad_enabled():
             return compiled(*args, **kwargs)
         if self.skip > 0:
             outputs = compiled(*args, **kwargs)
             self.skip -= backward_node(outputs) is not None
             return outputs
+        window = _CudaWindow(self.device) if self.device.type == "cuda" else _CpuWindow(self.device)
+        with _one_at_a_time, ExitStack() as stack:
+            if not self._open(stack, window.forward):
+                return compiled(*args, **kwargs)
+            outputs = compiled(*args, **kwargs)
+        if (node := backward_node(outputs)) is not None:
+            window.leave(outputs)
+            self._watch(window, node)
+        return outputs
+
+    def _open(self, stack: ExitStack, window: Callable[[], AbstractContextManager[None]]) -> bool:
+        """Whether measuring began; a step in which it cannot is told of and given up."""
         try:
-            self.window = _CudaWindow(self.device) if self.device.type == "cuda" else _CpuWindow(self.device)
+            stack.enter_context(window())
         except MeasureError as error:
             logger.warning("the check measures nothing in this step of %s: %s", self.name, error)
             self.left -= 1
-            return compiled(*args, **kwargs)
-        try:
-            outputs = compiled(*args, **kwargs)
-        except BaseException:
-            self._settle()
-            raise
-        self.window.forward_done()
-        if (node := backward_node(outputs)) is None:
-            self._settle()
-        else:
-            self._watch(self.window, node)
-        return outputs
+            return False
+        return True
 
     def _watch(self, window: _CpuWindow | _CudaWindow, node: Any) -> None:
+        """Measure this node when it runs, once: hooks before and after it, on the thread that runs it."""
         hooks: list[Any] = []
+        stack = ExitStack()
+        is_open = [False]
 
-        def opened(_: object) -> None:
-            if self.window is window:
-                window.backward_starts()
+        def before(_: object) -> None:
+            if self.left > 0:
+                stack.enter_context(_one_at_a_time)
+                self._in_backward = stack
+                is_open[0] = self._open(stack, window.backward)
 
-        def closed(_: object, __: object) -> None:
+        def after(_: object, __: object) -> None:
             for hook in hooks:
                 hook.remove()
-            if self.window is window:
-                window.backward_done()
-                self.before_optimizer = register_optimizer_step_pre_hook(settle)
+            stack.close()
+            self._in_backward = None
+            if is_open[0]:
+                self._tell(window.peak)
 
-        def settle(*_: object) -> None:
-            if self.window is window:
-                self._settle()
+        hooks += [node.register_prehook(before), node.register_hook(after)]
 
-        hooks += [node.register_prehook(opened), node.register_hook(closed)]
+    def _abandon(self) -> None:
+        """End a window that a failed backward left open, and measure no more: its profiler is in no known state."""
+        stack, self._in_backward, self.left = self._in_backward, None, 0
+        if stack is not None:
+            with suppress(RuntimeError, AssertionError):
+                stack.close()
 
-    def _settle(self) -> None:
-        """End the step under way, outside of backward: autograd brings back a profiler that is stopped inside it."""
-        if self.window is None:
-            return
-        measured, self.window = self.window.close(), None
+    def _tell(self, measured: int) -> None:
         planned = self.planned() if callable(self.planned) else self.planned
         if planned is None:
             self.left = 0
-        elif measured is not None:
-            self.left -= 1
-            self.done += 1
-            self.report(measured, planned, self._message(measured, planned))
+            logger.warning(
+                "the check of %s has nothing to compare with: its plan is not known, since planning failed or its code "
+                "comes from a compile cache; TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 plans it anew", self.name
+            )  # fmt: skip
+            return
+        self.left -= 1
+        self.done += 1
+        self.report(measured, planned, self._message(measured, planned))
 
     def _message(self, measured: int, planned: int) -> str:
         what = f"{self.name}, measured step {self.done}: a peak of {format_bytes(measured)}"
@@ -154,64 +164,76 @@ class _Check:
         )
 
 
+_one_at_a_time = threading.RLock()  # several threads may train, and the profiler's memory events are the process's
+
+
 class _CpuWindow:
+    """``peak``: bytes, of both windows. What forward leaves alive is there when backward starts, if nobody let go."""
+
     def __init__(self, device: torch.device) -> None:
-        self.stack = ExitStack()
-        self.recording = self.stack.enter_context(record(device))
+        self.device = device
+        self.peak = 0
+        self._alive: dict[int, int] = {}
+        self._outputs: dict[int, StorageWeakRef] = {}
 
-    def forward_done(self) -> None:
-        self.recording.mark(FORWARD_DONE)
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        with record(self.device) as recording:
+            yield
+        self._follow(recording.events)
 
-    def backward_starts(self) -> None:
-        self.recording.mark(BACKWARD_STARTS)
+    def leave(self, outputs: Any) -> None:
+        """Remember which blocks are outputs: whoever called may drop them before backward."""
+        for output in outputs if isinstance(outputs, Sequence) else [outputs]:
+            if isinstance(output, torch.Tensor):
+                storage = output.untyped_storage()
+                self._outputs[storage.data_ptr()] = StorageWeakRef(storage)
 
-    def backward_done(self) -> None:
-        self.recording.mark(BACKWARD_DONE)
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        for address, storage in self._outputs.items():
+            if storage.expired():
+                self._alive.pop(address, None)
+        with record(self.device) as recording:
+            yield
+        self._follow(recording.events)
 
-    def close(self) -> int | None:
-        """The peak, None if backward has not come."""
-        self.stack.close()
-        if BACKWARD_DONE not in self.recording.marks:
-            return None
-        return max((moment.nbytes for moment in course(tuple(own_events(self.recording)), set())), default=0)
+    def _follow(self, events: Sequence[Event]) -> None:
+        total = sum(self._alive.values())
+        self.peak = max(self.peak, total)
+        for event in events:
+            total -= self._alive.pop(event.address, 0)
+            if event.nbytes > 0:
+                self._alive[event.address] = event.nbytes
+                total += event.nbytes
+            self.peak = max(self.peak, total)
 
 
 class _CudaWindow:
+    """The same from the allocator's statistics."""
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stood = torch.cuda.memory_allocated(device)
-        self.others = 0
-        self.in_backward: int | None = None
-        torch.cuda.reset_peak_memory_stats(device)
+        self.peak = 0
+        self._stood = torch.cuda.memory_allocated(device)
+        self._after = 0
 
-    def forward_done(self) -> None:
-        self.in_forward = torch.cuda.max_memory_allocated(self.device) - self.stood
-        self.after = torch.cuda.memory_allocated(self.device)
-
-    def backward_starts(self) -> None:
-        self.others = max(0, torch.cuda.memory_allocated(self.device) - self.after)
+    @contextmanager
+    def forward(self) -> Iterator[None]:
         torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        self.peak = torch.cuda.max_memory_allocated(self.device) - self._stood
+        self._after = torch.cuda.memory_allocated(self.device)
 
-    def backward_done(self) -> None:
-        self.in_backward = torch.cuda.max_memory_allocated(self.device) - self.stood - self.others
+    def leave(self, outputs: Any) -> None:
+        pass  # the statistics know
 
-    def close(self) -> int | None:
-        return None if self.in_backward is None else max(self.in_forward, self.in_backward)
-
-
-def own_events(recording: Recording) -> Iterator[Event]:
-    """Events of blocks that were allocated in forward or in backward, not between or after them."""
-    left, entered, done = (recording.marks[name] for name in (FORWARD_DONE, BACKWARD_STARTS, BACKWARD_DONE))
-    own: set[int] = set()
-    for event in recording.events:
-        if event.nanoseconds > done:
-            break
-        if event.nbytes > 0 and not left < event.nanoseconds < entered:
-            own.add(event.address)
-            yield event
-        elif event.nbytes < 0 and event.address in own:
-            own.discard(event.address)
-            yield event
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        others = max(0, torch.cuda.memory_allocated(self.device) - self._after)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        yield
+        self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) - self._stood - others)
 
 
 def backward_node(outputs: Any) -> Any:

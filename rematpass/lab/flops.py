@@ -8,16 +8,40 @@ formulas. What a step has beyond eager's total is what is computed again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from rematpass.compiler._torch import CustomGraphPass, hint, inductor_config
 from rematpass.lab.measure import Step, run_step
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+
+
+_attention._get_raw = _attention_backward._get_raw = True  # type: ignore[attr-defined]  # tensors, not their shapes
+# The CPU's attention, which torch's registry leaves out.
+FORMULAS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,7 @@ def eager_flops(step: Step, parameters: Iterable[torch.nn.Parameter]) -> Flops:
         MeasureError: as ``run_step`` does.
     """
     after_forward: list[int] = []
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         run_step(step, parameters, between=lambda: after_forward.append(int(counter.get_total_flops())))
         return Flops(after_forward[0], int(counter.get_total_flops()))
 
@@ -70,9 +94,10 @@ def compiled_flops() -> Iterator[GraphFlops]:
 def graph_flops(graph: fx.Graph) -> int:
     """FLOPs of one run of ``graph``, whose nodes carry example values; symbolic sizes count at their hints."""
     total = 0
+    formulas = {**flop_registry, **FORMULAS}
     for node in graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
-        if node.op == "call_function" and packet in flop_registry:
+        if node.op == "call_function" and packet in formulas:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-            total += hint(flop_registry[packet](*args, **kwargs, out_val=node.meta["val"]))
+            total += hint(formulas[packet](*args, **kwargs, out_val=node.meta["val"]))
     return total

@@ -16,6 +16,7 @@ of them down; quotients are taken within a round and their median is reported.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -208,3 +209,21 @@ def compile_seconds(run: Callable[[], object], *, device: torch.device | str = "
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def gradient_error(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference of a gradient's entry from ``theirs``, relative to its parameter's largest entry there.
+
+    A parameter whose gradient is nothing but rounding (a key's bias under softmax) would make noise look like error,
+    so what is divided by is never below a thousandth of the largest entry of all gradients. A gradient that only one
+    of the two has, or that is not finite, is infinitely far off.
+    """
+    if ours.keys() != theirs.keys():
+        return math.inf
+    least = 1e-3 * max((float(gradient.abs().max()) for gradient in theirs.values()), default=0.0)
+    worst = 0.0
+    for name, gradient in theirs.items():
+        scale = max(float(gradient.abs().max()), least) or 1.0
+        error = float((ours[name].float() - gradient.float()).abs().max()) / scale
+        worst = max(worst, error) if math.isfinite(error) else math.inf
+    return worst

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,15 @@ def build(
     floating-point inputs get ``dtype``, by default the configuration's.
 
     Raises:
-        MeasureError: no model of that name; no such device; transformers is missing.
+        MeasureError: no model of that name, or no size; no such device; transformers is missing.
     """
     if name not in MODELS:
         raise MeasureError(f"no model {name!r}; there are {', '.join(MODELS)}, or give package.module:function")
     spec, device = MODELS[name], usable(device)
+    accepted = list(inspect.signature(spec.make).parameters)
+    for size in sizes:
+        if size not in accepted:
+            raise MeasureError(f"{name} has no size {size!r}; it has {', '.join(accepted)}")
     dtype = dtype or spec.dtype
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -89,6 +94,21 @@ def build(
         return result if isinstance(result, torch.Tensor) else result.loss
 
     return Model(name, module, step, find_blocks(module, spec.blocks))
+
+
+def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """Sizes of a model from texts like "batch=16".
+
+    Raises:
+        MeasureError: one is not of this form.
+    """
+    sizes = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if not name or not number.isdecimal() or int(number) < 1:
+            raise MeasureError(f"{text!r} is no size; expected a name and a whole number above 0, as in batch=16")
+        sizes[name] = int(number)
+    return sizes
 
 
 def usable(device: torch.device | str) -> torch.device:

@@ -82,7 +82,9 @@ def gpt2(
         attn_implementation=attention,
         use_cache=False,
     )
-    return hf.GPT2LMHeadModel(config), _tokens(vocabulary, batch, length)
+    module = hf.GPT2LMHeadModel(config)
+    module.loss_type = "ForCausalLM"  # what it would take anyway, after a warning that breaks the compiled graph in two
+    return module, _tokens(vocabulary, batch, length)
 
 
 def vit(

@@ -1,0 +1,146 @@
+"""Everything that is to be measured on a GPU, from a bare checkout, in slices of under 9 minutes: see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SITE, WHEELS = HERE / "site", HERE / "wheels"
+MINUTES = 9.0
+NEEDED = {  # module -> wheel
+    "ortools": "ortools",
+    "numpy": "numpy",
+    "psutil": "psutil",
+    "rich": "rich",
+    "pytest": "pytest",
+    "xdist": "pytest-xdist",
+    "hypothesis": "hypothesis",
+    "matplotlib": "matplotlib",
+}
+TAKEN_AS_GIVEN = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A command from the checkout; ``{device}`` stands for the device, ``{minutes}`` for when to begin nothing more."""
+
+    what: str
+    command: tuple[str, ...]
+
+
+def store(models: str, *options: str) -> Slice:
+    command = ("benchmarks/run.py", "--device", "{device}", "--minutes", "{minutes}", "--models", models, *options)
+    return Slice(f"the store: {models}", command)
+
+
+# Models are too large to keep many of them for timing; torch's seven budgets are spread over as many slices as needed.
+FEW = ("--alive", "4", "--timeout", "420", "--rounds", "7", "--budgets", "1,0.75,0.5,0.25,0", "--like-peers")
+SLICES = {
+    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-m", "gpu", "tests")),
+    "compare": Slice(
+        "rematpass compare",
+        ("-m", "rematpass", "compare", "--device", "{device}", "--picture", "{results}/compare_{slug}_{date}.svg",
+         "--json", "{results}/compare_{slug}_{date}.json"),
+    ),
+    "quick": store("llama-small", "--quick"),
+    "llama-2k": store("llama-1b-2k", "--name", "llama-1b-2k", *FEW),
+    "llama-4k": store("llama-1b-4k", "--name", "llama-1b-4k", *FEW),
+    "llama-8k": store("llama-1b-8k", "--name", "llama-1b-8k", *FEW),
+    "llama-16k": store("llama-1b-16k", "--name", "llama-1b-16k", *FEW),
+    "gpt2": store("gpt2-medium", "--name", "gpt2-medium", *FEW),
+    "vit": store("vit-l", "--name", "vit-l", *FEW),
+    "resnet": store("resnet50-224", "--name", "resnet50-224", *FEW),
+    "unet": store("unet-512", "--name", "unet-512", *FEW),
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("slices", nargs="*", metavar="SLICE", help=f"of {', '.join(SLICES)} (default: all)")
+    parser.add_argument("--list", action="store_true", help="show what would be run")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the commands (default: cuda)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"of each slice (default: {MINUTES:g})")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.slices if name not in SLICES]
+    if unknown:
+        print(f"error: no slice {unknown[0]!r}; there are {', '.join(SLICES)}", file=sys.stderr)
+        return 2
+    names = arguments.slices or list(SLICES)
+    if arguments.list:
+        for name in names:
+            print(f"{name:10} {SLICES[name].what}")
+        return 0
+    sys.path.insert(0, str(SITE))
+    if complaint := provide():
+        print(f"error: {complaint}", file=sys.stderr)
+        return 2
+    places = where(arguments.device)
+    codes = {name: run(name, arguments, places) for name in names}
+    for name, code in codes.items():
+        print(f"{name:10} {'done' if code == 0 else f'exit code {code}'}")
+    return int(any(codes.values()))
+
+
+def provide() -> str:
+    """Install what cannot be imported from the wheels beside this file; what is in the way, if something is."""
+    for module in TAKEN_AS_GIVEN:
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed, and is too large to carry along"
+    missing = [wheel for module, wheel in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return ""
+    if not WHEELS.is_dir():
+        return (
+            f"missing are {', '.join(missing)}, and there is no {WHEELS.relative_to(ROOT)}; README.md says how to fetch"
+        )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(WHEELS)]
+    done = subprocess.run([*pip, "--target", str(SITE), *missing], check=False)
+    importlib.invalidate_caches()
+    return "" if done.returncode == 0 else f"pip could not install {', '.join(missing)} from {WHEELS.relative_to(ROOT)}"
+
+
+def where(device: str) -> dict[str, str]:
+    """What the commands' placeholders stand for."""
+    import re
+
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else device
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    results = (ROOT / "benchmarks" / "results").relative_to(ROOT).as_posix()
+    return {"device": device, "slug": slug, "date": time.strftime("%Y-%m-%d"), "results": results}
+
+
+def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int:
+    """One slice, ended when its minutes are over; what it measured until then is in the store."""
+    # The last strategy that is begun may still take its step times.
+    values = {**places, "minutes": f"{0.75 * arguments.minutes:g}"}
+    command = [sys.executable, *(part.format(**values) for part in SLICES[name].command)]
+    print(f"=== {name}: {SLICES[name].what}", flush=True)
+    path = os.pathsep.join(filter(None, [str(ROOT), str(SITE), os.environ.get("PYTHONPATH", "")]))
+    begun = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"})
+    try:
+        code = process.wait(timeout=60 * arguments.minutes)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        code = process.wait()
+        print(f"=== {name}: ended after {arguments.minutes:g} minutes; run it again to go on")
+    except BaseException:
+        process.terminate()
+        raise
+    print(f"=== {name}: exit code {code}, {time.monotonic() - begun:.0f} s", flush=True)
+    # pytest's 5: no test is there that needs a GPU
+    return 0 if (name, code) == ("tests", 5) else code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

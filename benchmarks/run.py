@@ -1,0 +1,131 @@
+"""Fill the store of measurements, and make its tables and pictures: ``python benchmarks/run.py --help``.
+
+Run it again to go on after an interruption; what is in the store is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from rematpass.config import default_environment
+from rematpass.errors import RematError
+
+HERE = Path(__file__).parent
+STORE = HERE / "results" / "measurements.jsonl"
+MODELS = "llama,gpt2,vit,resnet50,mlp,chain"
+CHECKPOINTS = "eager,eager+checkpoint,inductor+checkpoint"
+TORCH_BUDGETS = "1.0,0.8,0.6,0.4,0.2,0.1,0.0"
+BUDGETS = "1,0.75,0.5,0.25,0"
+QUICK = {"models": "llama-small", "torch_budgets": "1.0,0.2", "budgets": "1,0.5,0", "rounds": 3}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--models", default=MODELS, metavar="LIST", help=f"of the catalog (default: {MODELS})")
+    made.add_argument("--only", choices=("peers", "remat"), help="measure no others")
+    made.add_argument("--checkpoints", default=CHECKPOINTS, metavar="LIST", help=f"peers (default: {CHECKPOINTS})")
+    made.add_argument("--torch-budgets", default=TORCH_BUDGETS, metavar="LIST", help=f"(default: {TORCH_BUDGETS})")
+    made.add_argument("--budgets", default=BUDGETS, metavar="LIST", help=f"of remat (default: {BUDGETS})")
+    made.add_argument("--between", type=int, default=0, metavar="N", help="remat at N byte budgets, floor to ceiling")
+    made.add_argument("--like-peers", action="store_true", help="remat at the bytes that each peer was measured with")
+    made.add_argument("--size", action="append", default=[], metavar="NAME=N", help="of the models, as in batch=16")
+    made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that measure bytes at a time")
+    made.add_argument("--rounds", type=int, default=5, metavar="N", help="of step times, 0 for none (default: 5)")
+    made.add_argument("--alive", type=int, default=16, metavar="N", help="models kept at once to be timed in turns")
+    made.add_argument("--timeout", type=float, default=1800, metavar="S", help="for each strategy (default: 1800)")
+    made.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin nothing after so many")
+    made.add_argument("--retry", action="store_true", help="measure again what failed")
+    made.add_argument("--retime", action="store_true", help="take the step times again: the machine was not quiet")
+    made.add_argument("--quick", action="store_true", help="one small model, few budgets: under 5 minutes")
+    made.add_argument("--show", action="store_true", help="measure nothing; only make the tables and pictures")
+    made.add_argument("--name", default="", help="of the results (default: five-models, or quick)")
+    made.add_argument("--store", type=Path, default=STORE, metavar="FILE", help="(default: results/measurements.jsonl)")
+    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="for tables and pictures")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    default_environment(TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="99")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers end and scratch files go
+    arguments = parser().parse_args(argv)
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    try:
+        return run(arguments, Console())
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    except RematError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    from rematpass.lab import models
+    from rematpass.lab.catalog import MODELS as KNOWN
+    from rematpass.lab.compare import Watcher, expected, progress_bar
+    from rematpass.lab.results import write_results
+    from rematpass.lab.session import Session, Settings, Wanted
+    from rematpass.lab.store import Store
+    from rematpass.report.measurement import Strategy, parse_list
+
+    models.usable(arguments.device)
+    names = [name.strip() for name in arguments.models.split(",")]
+    for name in names:
+        if name not in KNOWN:
+            raise models.MeasureError(f"no model {name!r}; there are {', '.join(KNOWN)}")
+    peers = parse_list(arguments.checkpoints)
+    if arguments.torch_budgets != "none":
+        limited = parse_list(arguments.torch_budgets, "inductor")
+        # A budget of 1 is what Inductor does by itself: one strategy, not two.
+        peers += [Strategy("inductor") if s.fraction == 1 else s for s in limited]
+    budgets = parse_list(arguments.budgets, "remat")
+    wanted = Wanted(
+        peers=[] if arguments.only == "remat" else peers,
+        budgets=[] if arguments.only == "peers" else budgets,
+        like_peers=arguments.like_peers,
+        between=arguments.between,
+    )
+    if arguments.like_peers and arguments.only == "remat":
+        wanted = Wanted(peers, budgets, like_peers=True, between=arguments.between)  # their bytes have to be known
+    settings = Settings(
+        device=arguments.device,
+        sizes=models.parse_sizes(arguments.size),
+        rounds=arguments.rounds,
+        jobs=arguments.jobs,
+        alive=arguments.alive,
+        timeout=arguments.timeout,
+        until=time.monotonic() + 60 * arguments.minutes,
+        retry=arguments.retry,
+        retime=arguments.retime,
+    )
+    store = Store(arguments.store)
+    begun = time.perf_counter()
+    strategies: dict[str, list[Strategy]] = {}
+    pending = 0
+    with progress_bar(console) as progress:
+        for name in names:
+            watcher = Watcher(progress, name, expected(wanted))
+            with Session(name, store, settings, watcher.on_stage) as session:
+                found = session.listed(wanted) if arguments.show else session.run(wanted)
+                strategies[session.model] = found
+                pending += sum(session.is_pending(s) for s in found)
+            progress.update(watcher.task, completed=expected(wanted), description=f"{name}: done")
+    what = arguments.name or ("quick" if arguments.quick else "five-models")
+    for path in write_results(store, strategies, settings.device, what, arguments.results):
+        console.print(f"wrote {path}", soft_wrap=True)
+    left = f"; {pending} strategies are still to be measured" if pending else ""
+    console.print(f"{store.added} measurements added in {time.perf_counter() - begun:.0f} s{left}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,315 @@
+"""Strategies side by side on one model: bytes one after the other, each in a process of its own; seconds in turns.
+
+What is in the store already is not measured again, and of strategies that come to the same plan only the first is.
+The peak that a peer needed can be given to remat as its budget: at the same peak, who is faster? While step times are
+taken nothing else runs, and each is divided by plain Inductor's in the same round. So Inductor always takes part.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any
+
+from rematpass.core.frontier import least_budget
+from rematpass.errors import MeasureError
+from rematpass.lab import trial
+from rematpass.lab.measure import Timing
+from rematpass.lab.store import Store
+from rematpass.lab.worker import Worker, WorkerDied
+from rematpass.report.measurement import FAILED, MEASURED, Measurement, Strategy, unique
+
+INDUCTOR = Strategy("inductor")
+ALIVE = 16  # workers that wait for their turn, each with its model
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure. ``like_peers``: remat also at the bytes of each peer; ``between``: and at so many byte budgets
+    spread evenly from floor to ceiling, both included.
+    """
+
+    peers: Sequence[Strategy] = ()
+    budgets: Sequence[Strategy] = ()
+    like_peers: bool = False
+    between: int = 0
+
+    @property
+    def given(self) -> list[Strategy]:
+        """Those that are known before anything is measured."""
+        return unique([*self.peers, *self.budgets])
+
+    def derived(self, rows: Sequence[Measurement]) -> list[Strategy]:
+        """Those that follow from what was measured: ``rows``, of one model."""
+        found = []
+        peaks = {row.strategy: row.peak for row in rows if row.status == MEASURED}
+        for peer in self.peers if self.like_peers else ():
+            if (peak := peaks.get(peer.name)) is not None:
+                found.append(Strategy("remat", budget=f"{peak}B", like=peer.name))
+        planned = next((row for row in rows if row.floor is not None and row.ceiling is not None), None)
+        if self.between and planned:
+            low, high = least_budget(planned.floor or 0), least_budget(planned.ceiling or 0)
+            steps = max(1, self.between - 1)
+            found += [Strategy("remat", budget=f"{low + (high - low) * i // steps}B") for i in range(self.between)]
+        return unique(found)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. ``rounds`` of step times, 0 for none; ``timeout`` in seconds for each strategy's bytes.
+
+    ``until``: a time on ``time.monotonic``'s clock after which nothing more is begun, and what is not done is given
+    up and left for another session. ``retry``: measure again what failed; ``retime``: take all step times again.
+    ``alive``: how many workers may wait at once.
+    """
+
+    device: str = "cpu"
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 5
+    jobs: int = 1
+    timeout: float | None = None
+    until: float = math.inf
+    retry: bool = False
+    retime: bool = False
+    alive: int = ALIVE
+
+
+class Session:
+    """Workers for one model, and where they keep their caches and logs; a context manager, which ends them.
+
+    ``on_stage(strategy, stage)`` is told of what is being done, from several threads if there are several jobs.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        store: Store,
+        settings: Settings,
+        on_stage: Callable[[Strategy, str], None] = lambda *_: None,
+    ) -> None:
+        self.target, self.store, self.settings, self.on_stage = target, store, settings, on_stage
+        self.parameters = 0
+        self._workers: dict[Strategy, Worker] = {}
+        self._measuring: set[Worker] = set()
+        self._ended = False
+        self._to_retime: set[Strategy] = set()
+        self._scratch = TemporaryDirectory(prefix="rematpass_")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+        self._scratch.cleanup()
+
+    def _end(self) -> None:
+        """End all workers; what they were at is not recorded."""
+        self._ended = True
+        for worker in (*self._workers.values(), *self._measuring):
+            worker.close()
+
+    @property
+    def model(self) -> str:
+        """The model's name in the store: the target and its sizes."""
+        return self.blank(INDUCTOR).model
+
+    def blank(self, strategy: Strategy) -> Measurement:
+        return trial.blank(self._job(strategy))
+
+    def rows(self, strategies: Iterable[Strategy]) -> list[Measurement]:
+        """What the store has of these strategies."""
+        found = (self.store.get(self.blank(strategy)) for strategy in strategies)
+        return [row for row in found if row is not None]
+
+    def is_pending(self, strategy: Strategy) -> bool:
+        """Whether something of it is still to be measured."""
+        row = self.store.get(self.blank(strategy))
+        if row is None or (row.status == FAILED and self.settings.retry):
+            return True
+        untimed = (row.step_seconds is None or strategy in self._to_retime) and not row.same_plan_as
+        return row.status == MEASURED and untimed and self.settings.rounds > 0
+
+    def run(self, wanted: Wanted) -> list[Strategy]:
+        """Measure what is pending, and return all strategies, those at a peer's bytes behind it.
+
+        Raises:
+            MeasureError: the model cannot be built or does not train; the store cannot be written.
+        """
+        if self.settings.retime:
+            self._to_retime = {INDUCTOR, *wanted.given, *wanted.derived(self.rows(wanted.given))}
+        self._run([s for s in wanted.given if self.is_pending(s)], last=False)
+        derived = wanted.derived(self.rows(wanted.given))
+        self._run([s for s in derived if self.is_pending(s)], last=True)
+        return self.listed(wanted)
+
+    def listed(self, wanted: Wanted) -> list[Strategy]:
+        """All strategies that are wanted, as far as they follow from what is in the store."""
+        derived = wanted.derived(self.rows(wanted.given))
+        liked = {s.like: s for s in derived if s.like}
+        beside = [s for peer in wanted.given for s in (peer, liked.get(peer.name)) if s is not None]
+        return unique([*beside, *derived])
+
+    def _run(self, pending: Sequence[Strategy], *, last: bool) -> None:
+        """Bytes of all that is pending; seconds when enough workers wait for it, or at the end."""
+        if pending and INDUCTOR not in self._workers:
+            self._warm_up()
+            self._measure(INDUCTOR)  # first: the others' gradients may be compared with its, and their seconds
+        rest = [s for s in pending if s != INDUCTOR]
+        room = max(1, self.settings.alive - 1)
+        with ThreadPoolExecutor(max_workers=self.settings.jobs) as pool:
+            while rest:
+                free = max(1, room - len(self._workers) + 1)
+                chunk, rest = rest[:free], rest[free:]
+                try:
+                    list(pool.map(self._measure, chunk))
+                except BaseException:
+                    self._end()  # else the pool would wait for what is being measured
+                    raise
+                if len(self._workers) > room:
+                    self._time_and_release()
+        if last:
+            self._time_and_release()
+
+    def _left(self) -> float:
+        """Seconds that a strategy may take from now on."""
+        return min(self.settings.timeout or math.inf, self.settings.until - time.monotonic())
+
+    @property
+    def _warm_cache(self) -> Path:
+        return Path(self._scratch.name) / "warm"
+
+    def _warm_up(self) -> None:
+        """See that the model trains, and fill the cache that every worker gets a copy of.
+
+        Raises:
+            MeasureError: the model cannot be built or does not train.
+        """
+        if self._warm_cache.exists():
+            return
+        self._warm_cache.mkdir()
+        self.on_stage(INDUCTOR, "trying model and compiler")
+        worker = Worker(Path(self._scratch.name) / "log", self._warm_cache)
+        blank, request = self.blank(INDUCTOR), self._request(INDUCTOR)
+        try:
+            _found(worker.ask({**request, "do": "warm up"}, timeout=self._left()), blank)
+        except WorkerDied:
+            pass  # each row will say so
+        finally:
+            worker.close()
+
+    def _request(self, strategy: Strategy) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "strategy": strategy.name,
+            "device": self.settings.device,
+            "sizes": dict(self.settings.sizes),
+            "inductor_gradients": str(Path(self._scratch.name) / "inductor_gradients"),
+        }
+
+    def _job(self, strategy: Strategy) -> trial.Job:
+        return trial.Job(self.target, strategy, self.settings.device, self.settings.sizes)
+
+    def _measure(self, strategy: Strategy) -> None:
+        """Bytes, FLOPs, gradients and compile seconds, in a new worker, which is kept for its seconds."""
+        if self._left() <= 0 or self._ended:
+            return
+        place = Path(self._scratch.name) / strategy.name.replace("@", "_")
+        self.on_stage(strategy, "starting")
+        shutil.copytree(self._warm_cache, place / "cache")
+        worker = Worker(place / "log", place / "cache")
+        self._measuring.add(worker)
+        blank = self.blank(strategy)
+        known = {r.plan_hash: r for r in self.store.of_planner(blank) if r.peak is not None and r.plan_hash}
+        plans = [] if strategy.is_peer else sorted(known)
+        request = {**self._request(strategy), "do": "measure", "known_plans": plans}
+        try:
+            answer = worker.ask(request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self._left())
+            found = _found(answer, blank)
+        except WorkerDied as error:
+            if self._left() <= 0 or self._ended:
+                worker.close()
+                return
+            found = replace(blank, status=FAILED, error=str(error))
+        except BaseException:
+            worker.close()
+            raise
+        else:
+            self.parameters = answer.get("parameters", self.parameters)
+        finally:
+            self._measuring.discard(worker)
+        if found.status == MEASURED and found.peak is None and found.plan_hash in known:
+            found = replace(found, same_plan_as=known[found.plan_hash].strategy)
+        if found.status == MEASURED and not found.same_plan_as:
+            self._workers[strategy] = worker
+        else:
+            worker.close()
+        before = self.store.get(blank)
+        if before is None or before.status == FAILED or found.status == MEASURED:
+            times = {} if before is None else _times_of(before)
+            self.store.add(replace(found, **times))
+        self.on_stage(strategy, "done")
+
+    def _time_and_release(self) -> None:
+        """Step seconds of all workers that wait, in turns; then all but Inductor's end."""
+        others = [s for s in self._workers if s != INDUCTOR]
+        if self.settings.rounds and self._workers and (others or self.is_pending(INDUCTOR)):
+            for strategy, timing, ratio in self._timings():
+                row = self.store.get(self.blank(strategy))
+                again = strategy != INDUCTOR or strategy in self._to_retime
+                self._to_retime.discard(strategy)
+                if row is not None and (again or row.step_seconds is None):
+                    self.store.add(
+                        replace(row, step_seconds=timing.median, step_ratio=ratio, rounds=len(timing.seconds))
+                    )
+        for strategy in others:
+            self._workers.pop(strategy).close()
+
+    def _timings(self) -> list[tuple[Strategy, Timing, tuple[float, float, float] | None]]:
+        seconds: dict[Strategy, list[float]] = {s: [] for s in self._workers}
+        for round_ in range(self.settings.rounds):
+            names = list(seconds)
+            start = round_ % max(1, len(names))
+            for strategy in names[start:] + names[:start]:
+                self.on_stage(strategy, f"timing, round {round_ + 1} of {self.settings.rounds}")
+                try:
+                    answer = self._workers[strategy].ask({"do": "time"}, timeout=self.settings.timeout or math.inf)
+                    seconds[strategy].append(answer["seconds"])
+                except (WorkerDied, KeyError):
+                    del seconds[strategy]
+        timings = {s: Timing(tuple(found)) for s, found in seconds.items()}
+        reference = timings.get(INDUCTOR)
+        return [
+            (s, timing, _quartiles(timing.relative_to(reference)) if reference else None)
+            for s, timing in timings.items()
+        ]
+
+
+def _times_of(row: Measurement) -> dict[str, Any]:
+    return {"step_seconds": row.step_seconds, "step_ratio": row.step_ratio, "rounds": row.rounds}
+
+
+def _quartiles(timing: Timing) -> tuple[float, float, float]:
+    lower, upper = timing.spread
+    return lower, statistics.median(timing.seconds), upper
+
+
+class _Remote(Exception):
+    """A traceback of another process, for --debug."""
+
+
+def _found(answer: dict[str, Any], blank: Measurement) -> Measurement:
+    if "error" in answer:
+        raise MeasureError(answer["error"]) from _Remote(answer.get("traceback", ""))
+    if "failed" in answer:
+        return replace(blank, status=FAILED, error=answer["failed"])
+    return Measurement.from_json(answer["found"]) if "found" in answer else blank

@@ -1,0 +1,166 @@
+"""Measurements in a table, for the terminal and for a Markdown file, by one list of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy
+from rematpass.units import format_bytes, format_percent, format_seconds
+
+NOT_MEASURED = "not measured"
+TITLES = {
+    "eager": "eager",
+    "eager+checkpoint": "eager, checkpointed",
+    "inductor": "Inductor",
+    "inductor+checkpoint": "Inductor, checkpointed",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """``cell(strategy, row)`` is the text of a measured row; "" where the strategy has no such thing."""
+
+    title: str
+    cell: Callable[[Strategy, Measurement], str]
+
+
+def _bytes(nbytes: int | None) -> str:
+    return NOT_MEASURED if nbytes is None else format_bytes(nbytes)
+
+
+def _seconds(seconds: float | None) -> str:
+    return NOT_MEASURED if seconds is None else format_seconds(seconds)
+
+
+def _budget(strategy: Strategy, row: Measurement) -> str:
+    return format_bytes(strategy.nbytes) if strategy.nbytes is not None else strategy.budget
+
+
+def _planned(strategy: Strategy, row: Measurement) -> str:
+    if strategy.is_peer:
+        return ""
+    return "no plan" if row.planned_peak is None else format_bytes(row.planned_peak)
+
+
+def _ratio(strategy: Strategy, row: Measurement) -> str:
+    if row.step_ratio is None:
+        return NOT_MEASURED
+    lower, median, upper = row.step_ratio
+    return f"{median:.2f} ({lower:.2f}-{upper:.2f})"
+
+
+def _again(strategy: Strategy, row: Measurement) -> str:
+    return NOT_MEASURED if row.recomputed_share is None else format_percent(row.recomputed_share)
+
+
+def _gradients(strategy: Strategy, row: Measurement) -> str:
+    star = " *" if row.gradient_reference == "Inductor" else ""
+    if row.gradient_error is None:
+        return f"reference{star}" if star else NOT_MEASURED
+    return f"{row.gradient_error:.0e}{star}"
+
+
+def _compile(strategy: Strategy, row: Measurement) -> str:
+    if strategy.runner == "eager":
+        return ""
+    return "as above" if row.same_plan_as else _seconds(row.compile_seconds)
+
+
+COLUMNS = (
+    Column("budget", _budget),
+    Column("planned", _planned),
+    Column("measured", lambda _, row: _bytes(row.peak)),
+    Column("less gradients", lambda _, row: _bytes(row.peak_less_gradients)),
+    Column("step / Inductor", _ratio),
+    Column("saved", lambda _, row: _bytes(row.saved)),
+    Column("recomputed", _again),
+    Column("gradients off", _gradients),
+    Column("compile", _compile),
+    Column("plan", lambda s, row: "" if s.is_peer else _seconds(row.planning_seconds)),
+)
+PEAK_OTHER = Column("peak of others", lambda _, row: _bytes(row.peak_other))
+WITH_OTHERS = (*COLUMNS[:4], PEAK_OTHER, *COLUMNS[4:])
+MEASURED_AT = 2  # where a row that has no measures says why
+
+
+def title(strategy: Strategy) -> str:
+    """The strategy in words, without its budget, which has a column of its own."""
+    if not strategy.is_peer:
+        return "└ remat in as many bytes" if strategy.like else "remat"
+    return TITLES.get(strategy.name.partition("@")[0], strategy.name)
+
+
+def cells(
+    strategies: Sequence[Strategy], rows: Mapping[str, Measurement], columns: Sequence[Column] = COLUMNS
+) -> tuple[list[list[str]], list[str]]:
+    """The texts of every row, and notes on those that failed. ``rows``: by the strategy's name; one may be missing."""
+    texts, notes = [], []
+    for strategy in strategies:
+        row = rows.get(strategy.name)
+        if row is None:
+            budget = _budget(strategy, Measurement("", "", "", ""))
+            texts.append([title(strategy), budget, *[NOT_MEASURED] * (len(columns) - 1)])
+        elif row.status in (FAILED, INFEASIBLE):
+            line = [""] * len(columns)
+            line[0] = _budget(strategy, row)
+            line[MEASURED_AT] = row.error if row.status == INFEASIBLE else "failed"
+            texts.append([title(strategy), *line])
+            if row.status == FAILED:
+                notes.append(f"{title(strategy)} {line[0]}".strip() + f" failed: {row.error}")
+        else:
+            texts.append([title(strategy), *(column.cell(strategy, row) for column in columns)])
+            if row.fallback:
+                notes.append(f"{title(strategy)} {_budget(strategy, row)}: the planner fell back: {row.fallback}")
+    return texts, notes + _on_gradients(list(rows.values()))
+
+
+def _on_gradients(rows: Sequence[Measurement]) -> list[str]:
+    if all(row.gradient_reference != "Inductor" for row in rows):
+        return []
+    return ["* off plain Inductor's under the same seed: dropout draws other numbers when a model is compiled"]
+
+
+def table(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> tuple[Table, list[str]]:
+    """A table for the terminal, and notes to print below it."""
+    texts, notes = cells(strategies, rows)
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column("", no_wrap=True)
+    for column in COLUMNS:
+        made.add_column(column.title, justify="right", no_wrap=True)
+    for text in texts:
+        made.add_row(*text)
+    return made, notes
+
+
+def markdown(
+    strategies: Sequence[Strategy], rows: Mapping[str, Measurement], columns: Sequence[Column] = WITH_OTHERS
+) -> str:
+    """The same as a Markdown table, the notes below it as a list."""
+    texts, notes = cells(strategies, rows, columns)
+    lines = [["", *(column.title for column in columns)], ["---", *["---:"] * len(columns)], *texts]
+    made = "\n".join("| " + " | ".join(text.replace("|", "/") for text in line) + " |" for line in lines)
+    return made + "\n" + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
+
+
+def same_peak(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> list[str]:
+    """For each peer whose bytes remat was given: which of the two took less memory, and which less time."""
+    found = []
+    for strategy in strategies:
+        ours, theirs = rows.get(strategy.name), rows.get(strategy.like)
+        if not strategy.like or theirs is None or theirs.peak is None or ours is None:
+            continue
+        peer = f"{title(Strategy.parse(strategy.like))} {Strategy.parse(strategy.like).budget}".strip()
+        given = f"Given the {format_bytes(theirs.peak)} of {peer}, remat"
+        if ours.peak is None:
+            found.append(f"{given} has no plan: {ours.error or ours.status}.")
+            continue
+        times = ""
+        if ours.step_ratio and theirs.step_ratio:
+            times = f" and {ours.step_ratio[1] / theirs.step_ratio[1]:.2f} times its seconds"
+        over = "" if ours.peak <= theirs.peak else f" ({format_bytes(ours.peak - theirs.peak)} too much)"
+        found.append(f"{given} takes {format_bytes(ours.peak)}{over}{times}.")
+    return found

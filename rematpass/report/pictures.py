@@ -1,0 +1,150 @@
+"""Measurements in pictures: SVG or PNG, by the file's name. The same measurements give the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rematpass.errors import MeasureError
+from rematpass.report.comparison import title
+from rematpass.report.measurement import Measurement, Strategy
+
+FORMATS = (".svg", ".png")
+MIB = 2**20
+
+
+def matplotlib() -> Any:
+    """matplotlib's Figure, set so that files can be repeated and their text be searched.
+
+    Raises:
+        MeasureError: it is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MeasureError(
+            "pictures are drawn with matplotlib, which is missing: pip install 'rematpass[bench]'"
+        ) from error
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "rematpass", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    )
+    return Figure
+
+
+def check(path: Path) -> None:
+    """Raise now what drawing would raise later.
+
+    Raises:
+        MeasureError: a format that is not drawn, no such directory, or no matplotlib.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise MeasureError(f"{str(path)!r} ends in neither .svg nor .png, and pictures are drawn as one of them")
+    if not path.parent.is_dir():
+        raise MeasureError(f"there is no directory {str(path.parent)!r} to write {path.name!r} to")
+    matplotlib()
+
+
+def seconds_against_peak(rows: Sequence[Measurement], heading: str, path: Path) -> bool:
+    """Step time over measured peak: peers as points with names, remat as a line. False, and no file, without times."""
+    timed = [(Strategy.parse(row.strategy), row) for row in rows if row.peak is not None and row.step_ratio]
+    if not timed:
+        return False
+    figure = matplotlib()(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    ours = sorted({(row.peak or 0, row.step_ratio or (1.0, 1.0, 1.0)) for s, row in timed if not s.is_peer})
+    if ours:
+        _line(axes, ours, "remat", "C0", "o-")
+    torchs = [(row.peak or 0, row.step_ratio or (1.0, 1.0, 1.0)) for s, row in timed if s.is_peer and not s.checkpoint]
+    _line(axes, sorted(torchs), "torch", "C1", "s")
+    others = [(row.peak or 0, row.step_ratio or (1.0, 1.0, 1.0)) for s, row in timed if s.is_peer and s.checkpoint]
+    if others:
+        _line(axes, sorted(others), "torch.utils.checkpoint per block", "C2", "^")
+    for strategy, row in timed:
+        if strategy.is_peer and row.step_ratio and row.peak is not None:
+            name = f"{title(strategy)} {strategy.budget}".strip()
+            at = (row.peak / MIB, row.step_ratio[1])
+            axes.annotate(name, at, textcoords="offset points", xytext=(6, 5), fontsize=8)
+    axes.set_xlabel("measured peak of a training step, MiB")
+    axes.set_ylabel("step time / Inductor's")
+    axes.set_title(heading, loc="left", fontsize=10)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+    return True
+
+
+def _line(
+    axes: Any, points: Sequence[tuple[int, tuple[float, float, float]]], label: str, color: str, form: str
+) -> None:
+    """Medians, with the quartiles as bars."""
+    medians = [ratio[1] for _, ratio in points]
+    down = [ratio[1] - ratio[0] for _, ratio in points]
+    up = [ratio[2] - ratio[1] for _, ratio in points]
+    peaks = [peak / MIB for peak, _ in points]
+    axes.errorbar(peaks, medians, yerr=[down, up], fmt=form, color=color, label=label, markersize=5, elinewidth=0.8)
+
+
+def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: str, path: Path) -> bool:
+    """Per model the measured peak at every budget, torch's and ours. False, and no file, if nothing can be drawn.
+
+    Both run from 0 to 1, on scales of their own: torch's is a share of what could be saved, ours lies between floor
+    and ceiling, where byte budgets have their place as well. What was planned is a thin dashed line.
+    """
+    lines = {name: _budget_lines(rows) for name, rows in models.items()}
+    drawn = {name: found for name, found in lines.items() if any(found)}
+    if not drawn:
+        return False
+    columns = min(3, len(drawn))
+    down = -(-len(drawn) // columns)
+    figure = matplotlib()(figsize=(4 * columns, 3.2 * down), layout="constrained")
+    grid = figure.subplots(down, columns, squeeze=False).flatten()
+    for axes, (name, (torchs, ours, planned)) in zip(grid, drawn.items(), strict=False):
+        for points, label, color, form in (
+            (torchs, "torch's activation_memory_budget", "C1", "s-"),
+            (planned, "remat, planned", "C0", "--"),
+            (ours, "remat, measured", "C0", "o-"),
+        ):
+            if points:
+                axes.plot(*zip(*points, strict=True), form, color=color, label=label, markersize=4, linewidth=1.2)
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_ylim(bottom=0)
+    for axes in grid[len(drawn) :]:
+        axes.set_axis_off()
+    handles = {text: handle for axes in grid for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.supxlabel("budget, each on its own scale from 0 to 1", fontsize=9)
+    figure.supylabel("measured peak of a training step, MiB", fontsize=9)
+    figure.suptitle(heading, fontsize=10)
+    _save(figure, path)
+    return True
+
+
+Points = list[tuple[float, float]]
+
+
+def _budget_lines(rows: Sequence[Measurement]) -> tuple[Points, Points, Points]:
+    torchs, ours, planned = [], [], []
+    for row in rows:
+        strategy = Strategy.parse(row.strategy)
+        if row.peak is None or strategy.checkpoint or strategy.runner == "eager":
+            continue
+        fraction = strategy.fraction
+        if strategy.runner == "inductor":
+            torchs.append((fraction or 0.0, row.peak / MIB))
+            continue
+        if fraction is None and row.floor is not None and row.ceiling is not None and strategy.nbytes is not None:
+            fraction = (strategy.nbytes - row.floor) / max(1, row.ceiling - row.floor)
+        if fraction is not None and fraction <= 1.0:
+            ours.append((fraction, row.peak / MIB))
+            if row.planned_peak is not None:
+                planned.append((fraction, row.planned_peak / MIB))
+    return sorted(torchs), sorted(ours), sorted(planned)
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    except OSError as error:
+        raise MeasureError(f"cannot write {str(path)!r}: {error.strerror}") from error

@@ -1,0 +1,107 @@
+"""Tables: what each cell says when all was measured, and when it was not."""
+
+from rematpass.report.comparison import COLUMNS, cells, markdown, same_peak, table, title
+from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy
+
+KIB = 1024
+FULL = {"device": "cpu", "torch": "2.13.0", "model": "m"}
+EAGER = Measurement(
+    strategy="eager", peak=13 * KIB, gradients=3 * KIB, saved=7 * KIB, step_flops=30, eager_flops=30, forward_flops=10,
+    gradient_error=0.0, gradient_reference="eager", step_ratio=(1.0, 1.5, 2.0), **FULL,
+)  # fmt: skip
+OURS = Measurement(
+    strategy="remat@13312B", budget_nbytes=13 * KIB, planned_peak=11 * KIB, peak=11 * KIB, gradients=3 * KIB,
+    saved=5 * KIB, step_flops=37, eager_flops=30, forward_flops=10, gradient_error=3e-7, gradient_reference="Inductor",
+    step_ratio=(1.1, 1.2, 1.3), compile_seconds=17.0, planning_seconds=0.5, **FULL,
+)  # fmt: skip
+LIKE = Strategy("remat", budget="13312B", like="eager")
+
+
+def one(strategy, *rows):
+    texts, notes = cells([strategy], {row.strategy: row for row in rows})
+    return dict(zip(["", *(column.title for column in COLUMNS)], texts[0], strict=True)), notes
+
+
+def test_measured_row():
+    row, notes = one(LIKE, OURS)
+    assert row == {
+        "": "└ remat in as many bytes",
+        "budget": "13.00 KiB",
+        "planned": "11.00 KiB",
+        "measured": "11.00 KiB",
+        "less gradients": "8.00 KiB",
+        "step / Inductor": "1.20 (1.10-1.30)",
+        "saved": "5.00 KiB",
+        "recomputed": "70.0%",
+        "gradients off": "3e-07 *",
+        "compile": "17.00 s",
+        "plan": "500.00 ms",
+    }
+    assert notes == ["* off plain Inductor's under the same seed: dropout draws other numbers when a model is compiled"]
+
+
+def test_what_a_peer_does_not_have_is_empty():
+    row, notes = one(Strategy("eager"), EAGER)
+    assert [row[name] for name in ("budget", "planned", "compile", "plan")] == [""] * 4
+    assert (row["gradients off"], notes) == ("0e+00", [])
+
+
+def test_what_was_not_measured_says_so():
+    row, _ = one(Strategy("inductor", budget="0.2"))
+    assert row.pop("") == "Inductor"
+    assert row.pop("budget") == "0.2"
+    assert set(row.values()) == {"not measured"}
+    only_bytes, _ = one(Strategy("eager"), Measurement(strategy="eager", peak=KIB, gradients=0, **FULL))
+    assert [only_bytes[n] for n in ("measured", "step / Inductor", "gradients off")] == ["1.00 KiB"] + [
+        "not measured"
+    ] * 2
+
+
+def test_row_that_failed_and_row_below_the_floor():
+    failed = Measurement(strategy="inductor", status=FAILED, error="CppCompileError: no compiler", **FULL)
+    row, notes = one(Strategy("inductor"), failed)
+    assert row["measured"] == "failed"
+    assert notes == ["Inductor failed: CppCompileError: no compiler"]
+    below = Measurement(strategy="remat@13312B", status=INFEASIBLE, error="the floor is 17.00 KiB", **FULL)
+    row, notes = one(LIKE, below)
+    assert (row["measured"], row["planned"], notes) == ("the floor is 17.00 KiB", "", [])
+
+
+def test_fallback_is_told():
+    _, notes = one(Strategy("remat", budget="0"), Measurement(strategy="remat@0", fallback="PlanError: x", **FULL))
+    assert notes == ["remat 0: the planner fell back: PlanError: x"]
+
+
+def test_who_is_faster_at_the_same_peak():
+    rows = {row.strategy: row for row in (EAGER, OURS)}
+    assert same_peak([LIKE], rows) == [
+        "Given the 13.00 KiB of eager, remat takes 11.00 KiB and 0.80 times its seconds."
+    ]
+    over = Measurement(strategy="remat@13312B", peak=14 * KIB, **FULL)
+    assert same_peak([LIKE], {"eager": EAGER, over.strategy: over}) == [
+        "Given the 13.00 KiB of eager, remat takes 14.00 KiB (1.00 KiB too much)."
+    ]
+    below = Measurement(strategy="remat@13312B", status=INFEASIBLE, error="the floor is 17.00 KiB", **FULL)
+    assert same_peak([LIKE], {"eager": EAGER, below.strategy: below}) == [
+        "Given the 13.00 KiB of eager, remat has no plan: the floor is 17.00 KiB."
+    ]
+    assert same_peak([LIKE], {}) == []
+
+
+def test_markdown_has_a_line_per_row_and_the_notes():
+    text = markdown([Strategy("eager"), LIKE], {row.strategy: row for row in (EAGER, OURS)})
+    lines = text.splitlines()
+    assert lines[0].startswith("|  | budget | planned | measured | less gradients | peak of others |")
+    assert lines[2].startswith("| eager |  |  | 13.00 KiB | 10.00 KiB | not measured | 1.50 (1.00-2.00) |")
+    assert lines[-1].startswith("- * off plain Inductor's")
+
+
+def test_table_for_the_terminal_has_the_same_columns():
+    made, _ = table([Strategy("eager")], {"eager": EAGER})
+    assert [column.header for column in made.columns] == ["", *(column.title for column in COLUMNS)]
+    assert made.row_count == 1
+
+
+def test_titles():
+    assert title(Strategy("inductor", checkpoint=True)) == "Inductor, checkpointed"
+    assert title(Strategy("remat", budget="0")) == "remat"

@@ -1,0 +1,84 @@
+"""Pictures: that they are drawn, say what they show, and are the same for the same measurements."""
+
+import sys
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from rematpass.errors import MeasureError
+from rematpass.report.measurement import Measurement
+from rematpass.report.pictures import check, peak_against_budget, seconds_against_peak
+
+MIB = 2**20
+
+
+def row(strategy, peak, ratio=None, **fields):
+    return Measurement("m", strategy, "cpu", "2.13.0", peak=peak * MIB, step_ratio=ratio, **fields)
+
+
+ROWS = [
+    row("eager", 13, (1.0, 1.1, 1.2)),
+    row("inductor", 11, (1.0, 1.0, 1.0)),
+    row("inductor@0.2", 17, (1.1, 1.2, 1.3)),
+    row("inductor+checkpoint", 7, (1.2, 1.3, 1.4)),
+    row("remat@1", 11, (0.9, 1.0, 1.1), planned_peak=11 * MIB, floor=5 * MIB, ceiling=11 * MIB),
+    row("remat@8388608B", 7, (1.1, 1.2, 1.3), planned_peak=7 * MIB, floor=5 * MIB, ceiling=11 * MIB),
+]
+
+
+def test_seconds_against_peak(tmp_path):
+    path, again = tmp_path / "a.svg", tmp_path / "b.svg"
+    assert seconds_against_peak(ROWS, "a heading", path)
+    assert seconds_against_peak(ROWS, "a heading", again)
+    text = path.read_text()
+    assert text == again.read_text()
+    for said in (
+        "a heading",
+        "Inductor 0.2",
+        "Inductor, checkpointed",
+        ">remat<",
+        "measured peak of a training step, MiB",
+    ):
+        assert said in text
+
+
+def test_without_times_nothing_is_drawn(tmp_path):
+    assert not seconds_against_peak([row("eager", 13)], "a heading", tmp_path / "a.svg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_peak_against_budget(tmp_path):
+    path = tmp_path / "a.svg"
+    assert peak_against_budget({"one": ROWS, "two": ROWS[:3], "nothing": ROWS[:1]}, "a heading", path)
+    text = path.read_text()
+    for said in (">one<", ">two<", "activation_memory_budget", "remat, measured", "remat, planned"):
+        assert said in text
+    assert ">nothing<" not in text
+    assert not peak_against_budget({"nothing": ROWS[:1]}, "a heading", tmp_path / "b.svg")
+
+
+def test_png_by_the_name(tmp_path):
+    seconds_against_peak(ROWS, "a heading", tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+
+
+class TestCheck:
+    def test_format(self, tmp_path):
+        with pytest.raises(MeasureError, match=r"'.*a\.pdf' ends in neither \.svg nor \.png"):
+            check(tmp_path / "a.pdf")
+
+    def test_directory(self, tmp_path):
+        with pytest.raises(MeasureError, match=r"there is no directory '.*none' to write 'a\.svg' to"):
+            check(tmp_path / "none" / "a.svg")
+
+    def test_missing_extra(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        with pytest.raises(MeasureError, match=r"matplotlib, which is missing: pip install 'rematpass\[bench\]'"):
+            check(tmp_path / "a.svg")
+
+
+def test_file_that_cannot_be_written(tmp_path):
+    (tmp_path / "a.svg").mkdir()
+    with pytest.raises(MeasureError, match=r"cannot write .*: Is a directory"):
+        seconds_against_peak(ROWS, "a heading", tmp_path / "a.svg")

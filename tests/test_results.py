@@ -1,0 +1,173 @@
+"""Files that are made from a store, and the runner that fills it."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from test_session import Workers
+
+from rematpass.lab import session
+from rematpass.lab.results import write_results
+from rematpass.lab.store import Store
+from rematpass.lab.trial import Job, blank
+from rematpass.report.measurement import Strategy, parse_list
+
+ROOT = Path(__file__).parents[1]
+MIB = 2**20
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("a_benchmark", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their annotations
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+    return module
+
+
+def measured(strategy, peak, **fields):
+    row = blank(Job("llama", Strategy.parse(strategy)))
+    return dataclasses.replace(row, peak=peak * MIB, gradients=MIB, date="2026-11-30", **fields)
+
+
+def test_tables_and_pictures(tmp_path):
+    store = Store()
+    store.add(measured("inductor", 11, step_ratio=(1.0, 1.0, 1.0)))
+    store.add(measured("inductor@0.2", 13, step_ratio=(1.1, 1.2, 1.3), peak_other=12 * MIB))
+    wanted = {"llama": parse_list("eager,inductor,inductor@0.2"), "gpt2": parse_list("eager")}
+    document, *pictures = write_results(store, wanted, "cpu", "peers", tmp_path)
+    device = f"cpu-{torch.get_num_threads()}-thread" + ("s" if torch.get_num_threads() > 1 else "")
+    stem = f"peers_{device}_2026-11-30"
+    assert [p.name for p in (document, *pictures)] == [f"{stem}.md", f"{stem}.svg", f"{stem}_llama.svg"]
+    text = document.read_text()
+    assert "## llama\n\nLlama: 8 layers of width 256, 4 x 256 tokens, sdpa.\n" in text
+    assert "| Inductor | 0.2 |  | 13.00 MiB | 12.00 MiB | 12.00 MiB | 1.20 (1.10-1.30) |" in text
+    assert text.count("| eager |  | not measured |") == 2
+    assert f"![Measured peak against budget]({stem}.svg)" in text
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    """``benchmarks/run.py`` with workers that answer from a table: exit code, store, and what was asked of whom."""
+    module = load(Path("benchmarks/run.py"))
+    used = Workers()
+    monkeypatch.setattr(session, "Worker", used)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    path = tmp_path / "measurements.jsonl"
+
+    def call(*arguments):
+        used.asked.clear()
+        code = module.main(["--store", str(path), "--results", str(tmp_path), *arguments])
+        return code, used.measured
+
+    call.path = path
+    return call
+
+
+SOME = ("--models", "llama,chain", "--checkpoints", "eager", "--torch-budgets", "1.0,0.2", "--budgets", "1,0")
+
+
+def test_a_second_run_measures_nothing_anew(runner, capsys):
+    code, asked = runner(*SOME)
+    assert (code, asked) == (0, ["inductor", "eager", "inductor@0.2", "remat@1", "remat@0"] * 2)
+    lines = runner.path.read_text()
+    assert runner(*SOME) == (0, [])
+    assert runner.path.read_text() == lines
+    assert "0 measurements added" in capsys.readouterr().out
+    models = {json.loads(line)["model"] for line in lines.splitlines()}
+    assert models == {"llama", "chain"}
+
+
+def test_one_half(runner):
+    assert runner(*SOME, "--only", "peers", "--models", "mlp")[1] == ["inductor", "eager", "inductor@0.2"]
+    assert runner(*SOME, "--only", "remat", "--models", "mlp")[1] == ["inductor", "remat@1", "remat@0"]
+
+
+def test_budget_of_one_is_inductor_by_itself(runner):
+    code, asked = runner("--models", "mlp", "--only", "peers", "--checkpoints", "none", "--torch-budgets", "1.0")
+    assert (code, asked) == (0, ["inductor"])
+
+
+def test_quick_is_one_model_and_few_strategies(runner):
+    code, asked = runner("--quick", "--rounds", "0")
+    assert (code, len(asked)) == (0, 8)
+
+
+def test_show_measures_nothing(runner, capsys):
+    assert runner(*SOME, "--show") == (0, [])
+    assert "strategies are still to be measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "lama"], "error: no model 'lama'; there are llama,"),
+        (["--device", "gpu"], "error: 'gpu' is not a device; try cpu or cuda"),
+        (["--budgets", "16"], "error: 'remat@16': memory_budget='16'"),
+        (["--size", "batch"], "error: 'batch' is no size"),
+    ],
+)
+def test_bad_input(runner, capsys, arguments, message):
+    assert runner(*arguments) == (2, [])
+    assert message in capsys.readouterr().err
+
+
+class TestOnAGPUMachine:
+    @pytest.fixture
+    def gpu(self):
+        return load(Path("benchmarks/gpu/run.py"))
+
+    def test_commands_of_all_slices_are_understood(self, gpu, monkeypatch):
+        from rematpass.cli import _parser as commands
+        from rematpass.lab.catalog import MODELS
+
+        understood = load(Path("benchmarks/run.py")).parser()
+        values = {
+            "device": "cuda",
+            "minutes": "6",
+            "results": "benchmarks/results",
+            "slug": "h100",
+            "date": "2026-11-30",
+        }
+        for name, piece in gpu.SLICES.items():
+            command = [part.format(**values) for part in piece.command]
+            if command[0] == "benchmarks/run.py":
+                found = understood.parse_args(command[1:])
+                assert found.models in MODELS
+                assert found.device == "cuda"
+            elif name == "compare":
+                assert commands().parse_args(command[2:]).json.name == "compare_h100_2026-11-30.json"
+        sizes = [name for name, spec in MODELS.items() if spec.for_gpu]
+        assert sizes == [p.command[6] for p in gpu.SLICES.values() if "--alive" in p.command]
+
+    def test_what_is_missing_and_not_carried(self, gpu, monkeypatch, tmp_path):
+        monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "ortools" else name)
+        monkeypatch.setattr(gpu, "WHEELS", gpu.ROOT / "benchmarks" / "gpu" / "none")
+        assert gpu.provide() == (
+            "missing are ortools, and there is no benchmarks/gpu/none; README.md says how to fetch"
+        )
+        monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+        assert gpu.provide() == "torch is not installed, and is too large to carry along"
+
+    def test_every_wheel_that_is_installed_is_carried(self, gpu):
+        lines = (ROOT / "benchmarks/gpu/wheels.txt").read_text().splitlines()
+        listed = {line.partition(">")[0].partition("<")[0] for line in lines}
+        assert set(gpu.NEEDED.values()) <= listed
+
+    def test_slice_that_takes_too_long_is_ended(self, gpu, monkeypatch, capsys):
+        monkeypatch.setitem(gpu.SLICES, "tests", gpu.Slice("sleep", ("-c", "import time; time.sleep(60)")))
+        arguments = type("Arguments", (), {"minutes": 0.5 / 60})
+        begun = time.monotonic()
+        assert gpu.run("tests", arguments, {"device": "cpu", "slug": "", "date": "", "results": ""}) != 0
+        assert time.monotonic() - begun < 30
+        assert "run it again to go on" in capsys.readouterr().out

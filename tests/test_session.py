@@ -1,0 +1,268 @@
+"""Strategies side by side, with workers that answer from a table: what is measured, what is not, and in which order."""
+
+import math
+import threading
+import time
+
+import pytest
+
+from rematpass.core.frontier import least_budget
+from rematpass.errors import MeasureError
+from rematpass.lab import session, trial
+from rematpass.lab.session import Session, Settings, Wanted
+from rematpass.lab.store import Store
+from rematpass.lab.worker import WorkerDied
+from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy, parse_list
+
+KIB = 1024
+PEAKS = {"eager": 13, "inductor": 11, "inductor@0.2": 17, "remat@1": 10, "remat@0": 5}
+SECONDS = {"eager": 6.0, "inductor": 4.0, "inductor@0.2": 8.0, "remat@1": 5.0, "remat@0": 6.0}
+
+
+class Workers:
+    """Stands in for the class: each call makes a worker, each request is written down."""
+
+    def __init__(self, peaks=PEAKS, seconds=SECONDS):
+        self.peaks, self.seconds = peaks, seconds
+        self.asked, self.alive, self.most_alive = [], 0, 0
+
+    def __call__(self, log, cache):
+        self.alive += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        return Worker(self)
+
+    @property
+    def measured(self):
+        return [name for what, name in self.asked if what == "measure"]
+
+    @property
+    def timed(self):
+        return [name for what, name in self.asked if what == "time"]
+
+
+class Worker:
+    def __init__(self, workers):
+        self.workers, self.name, self.is_open = workers, "", True
+
+    def ask(self, request, *, on_stage=lambda _: None, timeout=math.inf):
+        self.name = request.get("strategy", self.name)
+        self.workers.asked.append((request["do"], self.name))
+        if request["do"] == "warm up":
+            return (
+                answer if isinstance(answer := self.workers.peaks.get("inductor"), dict) and "error" in answer else {}
+            )
+        if request["do"] == "time":
+            return {"seconds": self.workers.seconds[self.name]}
+        on_stage("compiling")
+        return self.measure(request)
+
+    def measure(self, request):
+        answer = self.workers.peaks.get(self.name)
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, dict):
+            return answer
+        strategy = Strategy.parse(self.name)
+        blank = trial.blank(trial.Job(request["target"], strategy, request["device"], request["sizes"]))
+        fields = vars(blank) | {"peak": KIB * (answer or 0), "gradients": 3 * KIB}
+        if strategy.runner == "remat":
+            planned = 10 if (strategy.nbytes or 1e9) >= 10 * KIB and self.name != "remat@0" else 5
+            fields |= {
+                "planned_peak": planned * KIB,
+                "floor": 5 * KIB,
+                "ceiling": 10 * KIB,
+                "plan_hash": f"plan {planned}",
+            }
+            if strategy.nbytes is not None and strategy.nbytes < 5 * KIB:
+                fields |= {"status": INFEASIBLE, "error": "the floor is 5.00 KiB", "peak": None}
+            elif fields["plan_hash"] in request["known_plans"]:
+                fields |= {"peak": None, "gradients": None}
+        return {"found": Measurement(**fields).to_json(), "parameters": 7}
+
+    def close(self):
+        self.workers.alive -= self.is_open
+        self.is_open = False
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    def use(**options):
+        made = Workers(**options)
+        monkeypatch.setattr(session, "Worker", made)
+        return made
+
+    return use
+
+
+def run(store, peers="eager,inductor,inductor@0.2", budgets="1,0", settings=None, **wanted):
+    wanted = Wanted(parse_list(peers), parse_list(budgets, "remat"), **wanted)
+    with Session("llama", store, settings or Settings(rounds=3)) as found:
+        strategies = found.run(wanted)
+        rows = {row.strategy: row for row in found.rows(strategies)}
+        pending = [s.name for s in strategies if found.is_pending(s)]
+    return [s.name for s in strategies], rows, pending
+
+
+def test_each_is_measured_once_and_timed_in_turns(workers):
+    used = workers()
+    names, rows, pending = run(Store())
+    assert names == ["eager", "inductor", "inductor@0.2", "remat@1", "remat@0"]
+    assert used.measured == ["inductor", "eager", "inductor@0.2", "remat@1", "remat@0"]
+    first, second, third = used.timed[:5], used.timed[5:10], used.timed[10:]
+    assert second == first[1:] + first[:1]
+    assert third == second[1:] + second[:1]
+    assert {name: row.step_ratio for name, row in rows.items()} == {
+        name: (seconds / 4, seconds / 4, seconds / 4) for name, seconds in SECONDS.items()
+    }
+    assert rows["eager"].rounds == 3
+    assert pending == []
+    assert used.alive == 0
+
+
+def test_a_second_run_measures_nothing(workers):
+    store = Store()
+    used = workers()
+    first = run(store, like_peers=True, between=3)
+    asked, added = len(used.asked), store.added
+    assert run(store, like_peers=True, between=3) == first
+    assert (len(used.asked), store.added) == (asked, added)
+
+
+def test_an_interruption_is_gone_on_from(workers):
+    store = Store()
+    workers(peaks=PEAKS | {"inductor@0.2": KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        run(store)
+    used = workers()
+    _, rows, pending = run(store)
+    assert pending == []
+    assert "eager" in used.measured  # its bytes were known, its seconds were not
+    assert rows["inductor@0.2"].peak == 17 * KIB
+
+
+def test_remat_gets_the_bytes_of_each_peer_and_equal_plans_are_measured_once(workers):
+    used = workers()
+    names, rows, _ = run(Store(), like_peers=True)
+    assert names == [
+        "eager", "remat@13312B", "inductor", "remat@11264B", "inductor@0.2", "remat@17408B", "remat@1", "remat@0"
+    ]  # fmt: skip
+    assert {rows[f"remat@{n}B"].same_plan_as for n in (13312, 11264, 17408)} == {"remat@1"}
+    assert rows["remat@13312B"].budget_nbytes == 13 * KIB
+    assert not any("B" in name for name in used.timed)
+
+
+def test_byte_budgets_between_floor_and_ceiling(workers):
+    workers()
+    names, _, _ = run(Store(), peers="none", between=3)
+    budgets = [Strategy.parse(name).nbytes for name in names if name.endswith("B")]
+    assert budgets == [least_budget(5 * KIB), pytest.approx(least_budget(15 * KIB // 2), abs=1), least_budget(10 * KIB)]
+
+
+def test_budget_below_the_floor_is_a_row(workers):
+    workers()
+    _, rows, pending = run(Store(), peers="none", budgets="0,2KiB")
+    assert (rows["remat@2KiB"].status, rows["remat@2KiB"].error) == (INFEASIBLE, "the floor is 5.00 KiB")
+    assert pending == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (WorkerDied("the process was killed by SIGSEGV"), "the process was killed by SIGSEGV"),
+        ({"failed": "ValueError: odd"}, "ValueError: odd"),
+    ],
+)
+def test_one_that_fails_is_a_row_and_the_others_go_on(workers, answer, error):
+    store = Store()
+    workers(peaks=PEAKS | {"inductor@0.2": answer})
+    _, rows, pending = run(store)
+    assert (rows["inductor@0.2"].status, rows["inductor@0.2"].error) == (FAILED, error)
+    assert rows["remat@0"].step_ratio == (1.5, 1.5, 1.5)
+    assert pending == []
+    used = workers()
+    run(store)
+    assert used.asked == []
+    _, rows, _ = run(store, settings=Settings(rounds=3, retry=True))
+    assert rows["inductor@0.2"].peak == 17 * KIB
+
+
+def test_without_inductor_seconds_have_nothing_to_be_divided_by(workers):
+    workers(peaks=PEAKS | {"inductor": {"failed": "CppCompileError: none"}})
+    _, rows, _ = run(Store())
+    assert (rows["eager"].step_seconds, rows["eager"].step_ratio) == (6.0, None)
+
+
+def test_a_model_that_is_none_ends_it(workers):
+    workers(peaks={"inductor": {"error": "cannot import 'x:y'", "traceback": "Traceback: over there"}})
+    with pytest.raises(MeasureError, match="cannot import 'x:y'") as raised:
+        run(Store())
+    assert str(raised.value.__cause__) == "Traceback: over there"
+
+
+def test_seconds_can_be_taken_again(workers):
+    store = Store()
+    workers()
+    run(store)
+    workers(seconds=SECONDS | {"eager": 2.0, "inductor": 1.0})
+    _, rows, pending = run(store, settings=Settings(rounds=5, retime=True))
+    assert (rows["eager"].step_ratio, rows["eager"].rounds, rows["inductor"].step_seconds) == ((2.0, 2.0, 2.0), 5, 1.0)
+    assert pending == []
+
+
+def test_no_rounds_no_seconds(workers):
+    used = workers()
+    _, rows, pending = run(Store(), settings=Settings(rounds=0))
+    assert used.timed == []
+    assert rows["eager"].step_seconds is None
+    assert pending == []
+
+
+def test_few_stay_alive_at_once(workers):
+    used = workers()
+    _, rows, pending = run(Store(), settings=Settings(rounds=1, alive=3))
+    assert used.most_alive == 3
+    assert all(row.step_ratio for row in rows.values())
+    assert pending == []
+
+
+def test_after_the_time_nothing_is_begun(workers):
+    used = workers()
+    _, rows, pending = run(Store(), settings=Settings(rounds=1, until=time.monotonic() - 1))
+    assert used.measured == []
+    assert rows == {}
+    assert len(pending) == 5
+
+
+def test_what_an_interruption_ended_is_no_failure(workers, monkeypatch):
+    """One job is interrupted, the other's worker is ended under its hands: neither leaves a row."""
+    store, used = Store(), workers()
+    others_turn, closed = threading.Event(), threading.Event()
+    ask, close = Worker.ask, Worker.close
+
+    def slow(worker, request, **options):
+        if request["do"] == "measure" and request["strategy"] == "inductor@0.2":
+            others_turn.set()
+            assert closed.wait(30)
+            raise WorkerDied("the process was killed by SIGKILL")
+        if request["do"] == "measure" and request["strategy"] == "eager":
+            assert others_turn.wait(30)
+            raise KeyboardInterrupt
+        return ask(worker, request, **options)
+
+    def closing(worker):
+        close(worker)
+        if others_turn.is_set() and worker.name == "inductor":
+            closed.set()
+
+    monkeypatch.setattr(Worker, "ask", slow)
+    monkeypatch.setattr(Worker, "close", closing)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, settings=Settings(rounds=1, jobs=2))
+    assert not {"eager", "inductor@0.2"} & {row.strategy for row in store.rows()}
+    assert used.alive == 0
+
+
+def test_sizes_are_a_part_of_the_name(workers):
+    workers()
+    with Session("llama", Store(), Settings(sizes={"layers": 2, "batch": 3})) as found:
+        assert found.model == "llama,batch=3,layers=2"

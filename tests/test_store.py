@@ -1,0 +1,67 @@
+"""A file of measurements: what is in it after additions, interruptions and other people's edits."""
+
+import dataclasses
+
+import pytest
+
+from rematpass.errors import MeasureError
+from rematpass.lab.store import Store
+from rematpass.report.measurement import Measurement
+
+ROW = Measurement("llama", "eager", "cpu, 2 threads", "2.13.0", peak=7)
+OURS = Measurement("llama", "remat@0", "cpu, 2 threads", "2.13.0", source="planner 1", peak=5)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "made on demand" / "measurements.jsonl"
+
+
+def test_what_was_added_is_there_again(path):
+    store = Store(path)
+    for row in (ROW, OURS):
+        store.add(row)
+    again = Store(path)
+    assert again.rows() == [ROW, OURS]
+    assert again.get(dataclasses.replace(ROW, peak=None)) == ROW
+    assert (store.added, again.added) == (2, 0)
+
+
+def test_last_line_of_a_key_counts(path):
+    timed = dataclasses.replace(ROW, step_seconds=0.5)
+    for row in (ROW, OURS, timed):
+        Store(path).add(row)
+    assert len(path.read_text().splitlines()) == 3
+    assert Store(path).rows() == [OURS, timed]
+
+
+def test_line_that_an_interruption_cut_off_is_dropped(path):
+    Store(path).add(ROW)
+    path.write_text(path.read_text() + OURS.to_json()[:20])
+    Store(path).add(OURS)
+    assert Store(path).rows() == [ROW, OURS]
+
+
+def test_other_lines_that_are_no_measurements_are_named(path):
+    Store(path).add(ROW)
+    path.write_text("nonsense\n" + path.read_text())
+    with pytest.raises(MeasureError, match="line 1: not a measurement: 'nonsense'"):
+        Store(path)
+
+
+def test_rows_are_those_of_the_planner_measured_last():
+    store = Store()
+    newer = dataclasses.replace(OURS, source="planner 2", peak=3)
+    other_device = dataclasses.replace(OURS, device="NVIDIA H100")
+    for row in (OURS, newer, ROW, other_device):
+        store.add(row)
+    assert store.rows("llama", "cpu, 2 threads") == [newer, ROW]
+    assert store.rows(device="NVIDIA H100") == [other_device]
+    assert store.of_planner(OURS) == [OURS]
+
+
+def test_file_that_cannot_be_written(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(MeasureError, match=r"cannot write .*: File exists"):
+        Store(blocked / "measurements.jsonl").add(ROW)

@@ -1,0 +1,142 @@
+"""One strategy on one model: figures that can be counted, and what is refused. Nothing here is compiled by Inductor."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from rematpass.compiler import partitioner
+from rematpass.compiler.backend import remat_aot_eager
+from rematpass.core.frontier import least_budget
+from rematpass.errors import BudgetInfeasible, MeasureError
+from rematpass.lab import trial
+from rematpass.lab.trial import Job, look, measure
+from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Strategy
+from rematpass.units import format_bytes
+
+SIZES = {"layers": 4, "width": 16, "batch": 64}
+ONE = 2 * 64 * 16 * 16  # FLOPs of a layer's forward
+VALUE, LOSS = 4 * 64 * 16, 4
+
+
+def tried(strategy, target="chain", sizes=SIZES, **fields):
+    job = Job(target, Strategy.parse(strategy), sizes=sizes, **fields)
+    return measure(job, look(job))
+
+
+@pytest.fixture(autouse=True)
+def op_by_op(monkeypatch):
+    """remat without code generation, which takes seconds."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(trial, "remat", remat_aot_eager)
+    yield
+    partitioner.listeners.clear()
+
+
+class TestEager:
+    def test_figures_by_hand(self):
+        found, step = tried("eager")
+        assert (found.status, found.model) == (MEASURED, "chain,batch=64,layers=4,width=16")
+        assert found.saved == 4 * VALUE + LOSS
+        assert found.gradients == 4 * 4 * (16 * 16 + 16)
+        assert (found.forward_flops, found.step_flops, found.eager_flops) == (4 * ONE, 11 * ONE, 11 * ONE)
+        assert (found.recomputed_share, found.gradient_error, found.gradient_reference) == (0, 0, "eager")
+        assert (found.compile_seconds, found.source, found.plan_hash) == (None, "", "")
+        assert trial.warm_seconds(step, "cpu") > 0
+
+    def test_checkpointed_blocks_run_again(self):
+        found, _ = tried("eager+checkpoint")
+        assert found.step_flops - found.eager_flops == 4 * ONE
+        assert (found.recomputed_share, found.gradient_error) == (1, 0)
+
+    def test_without_blocks_it_says_so(self):
+        found, step = tried("eager+checkpoint", sizes=SIZES | {"layers": 1})
+        assert (found.status, step) == (FAILED, None)
+        assert "holds no list of equal blocks" in found.error
+
+
+class TestRemat:
+    def test_plan_is_recorded(self):
+        found, _ = tried("remat@0")
+        assert found.status == MEASURED
+        assert found.floor == found.planned_peak <= found.ceiling
+        assert found.budget_nbytes == found.planned_peak
+        assert len(found.plan_hash) == 12
+        assert len(found.source) == 12
+        assert found.gradient_error == 0
+        assert found.planning_seconds > 0
+
+    def test_plan_that_is_known_is_not_compiled(self):
+        first, _ = tried("remat@1")
+        torch._dynamo.reset()
+        found, step = tried("remat@1", known_plans=[first.plan_hash])
+        assert (found.plan_hash, found.peak, step) == (first.plan_hash, None, None)
+        assert found.status == MEASURED
+        assert found.planned_peak == first.planned_peak
+
+    def test_budget_below_the_floor(self):
+        found, step = tried("remat@1KiB")
+        floor = tried("remat@0")[0].floor
+        assert (found.status, found.floor, found.budget_nbytes, step) == (INFEASIBLE, floor, 1024, None)
+        assert found.error.startswith("the floor is ")
+
+    def test_error_of_the_compiler_is_one_line(self, monkeypatch):
+        def broken(module, inputs, **options):
+            raise ValueError("first line\nsecond line")
+
+        monkeypatch.setattr(trial, "remat", broken)
+        found, step = tried("remat@0")
+        assert (found.status, found.error, step) == (FAILED, "ValueError: first line", None)
+
+    def test_infeasible_through_dynamo_s_wrapping(self):
+        error = RuntimeError("backend raised")
+        error.inner_exception = BudgetInfeasible("none", budget=3, floor=5 * 2**20)
+        assert trial._failed(trial.blank(Job("chain", Strategy("eager"))), error).error == (
+            f"the floor is {format_bytes(least_budget(5 * 2**20), round_up=True)}"
+        )
+
+
+def test_dropout_is_compared_with_inductor_under_the_same_seed(tmp_path):
+    sizes = {"width": 32, "layers": 2, "vocabulary": 64, "length": 16}
+    subject = look(Job("gpt2", Strategy("eager"), sizes=sizes))
+    assert subject.draws_random
+    assert not look(Job("chain", Strategy("eager"), sizes=SIZES)).draws_random
+    kept = str(tmp_path / "gradients")
+    ours = Job("gpt2", Strategy("remat", budget="0"), sizes=sizes, inductor_gradients=kept)
+    assert trial._compare(ours, subject) == (None, "")
+    assert trial._compare(replace(ours, strategy=Strategy("inductor")), subject) == (None, "Inductor")
+    assert trial._compare(ours, subject) == (0, "Inductor")
+    assert trial._compare(replace(ours, strategy=Strategy("eager")), subject) == (0, "eager")
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3), requires_grad=False)
+
+
+USERS = {
+    "a dict": (dict, "returned a dict; expected (module, step), a torch module and a function"),
+    "a model alone": (lambda: (nn.Linear(2, 2),), "returned a tuple of Linear; expected (module, step)"),
+    "no gradient": (lambda: (Frozen(), lambda: 0), "has no parameter that requires a gradient"),
+    "no loss": (lambda: (nn.Linear(2, 2), lambda: None), "the step returned NoneType; return the loss"),
+    "many losses": (lambda: (m := nn.Linear(2, 2), lambda: m(torch.ones(1, 2))), "a tensor of shape (1, 2)"),
+    "another model": (
+        lambda: (nn.Linear(2, 2), lambda: nn.Parameter(torch.ones(())) * 2),
+        "backward gave none of the model's parameters a gradient",
+    ),
+    "a bug": (lambda: (nn.Linear(2, 2), lambda: 1 / 0), "raised ZeroDivisionError: division by zero"),
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_what_a_user_may_not_give(name, monkeypatch):
+    made, message = USERS[name]
+    module = type(sys)("users")
+    module.make = made
+    monkeypatch.setitem(sys.modules, "users", module)
+    with pytest.raises(MeasureError) as raised:
+        look(Job("users:make", Strategy("eager")))
+    assert message in str(raised.value)
