@@ -43,8 +43,17 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       auto_budget.py     the budget "auto": what is free on the device
       partitioner.py     capture, plan, emit: what Inductor calls
       backend.py         the backends, and enable()
+      plan_only.py       a model's plans without compiling it
     report/              tells; no torch
       summary.py         one planned graph in one line; why a budget cannot be reached
+      occupancy.py       who takes the memory at each step: saved, recomputed, gradients, outputs, temporaries
+      fates.py           what became of each value, and why
+      layers.py          totals per module of the model
+      report.py          Report: all there is to tell about one planned graph
+      text.py            for a terminal
+      trace.py           for Perfetto and chrome://tracing
+      page.py            one HTML page that works offline (its parts are in assets/)
+      files.py           all of these in a directory
     lab/                 measures
       networks.py        models in plain torch
       zoo.py             models of transformers, from their configurations
@@ -55,6 +64,11 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       flops.py           FLOPs of a step, counted exactly
       check.py           a training run measures its own first steps
       demo.py            with and without a budget, side by side
+    commands/            one file each
+      offline.py         plan a graph from a file, without torch
+      explain.py         rematpass explain
+      plan.py            rematpass plan
+      run.py             rematpass run
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass
 

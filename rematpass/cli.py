@@ -1,4 +1,4 @@
-"""The commands: ``rematpass demo``. Each loads torch only when it runs, so ``--help`` is there at once.
+"""The commands: ``rematpass demo``, ``explain``, ``plan`` and ``run``. torch is loaded only when one needs it.
 
 Exit codes: 0 done; 1 done, and the result is not as it should be; 2 cannot be done as asked, with one line that says
 why (``--debug`` shows where as well).
@@ -11,13 +11,17 @@ import sys
 from collections.abc import Sequence
 
 from rematpass import __version__
+from rematpass.commands import explain, plan, run
 from rematpass.config import default_environment
-from rematpass.errors import RematError
+from rematpass.errors import cause_of
 
 EXAMPLES = """examples:
   rematpass demo                               train a small GPT under a budget of 0.25 and measure it
   rematpass demo --budget 80MiB                the same, in a peak of at most 80 MiB
   rematpass demo --device cuda                 the same, on a GPU
+  rematpass explain llama --budget 0.3 --open  what is saved, what is recomputed, and why, as a page
+  rematpass plan gpt.graph.json --device h200  plan a saved joint graph, without torch or a GPU
+  rematpass run --budget 8GiB train.py         every torch.compile in train.py, under a budget
 
 the budget elsewhere:
   REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rematpass: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        cause = _cause(error)
+        cause = cause_of(error)
         if arguments.debug or cause is None:
             raise
         print(f"rematpass: error: {cause}", file=sys.stderr)
@@ -60,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=_steps, default=10, metavar="N", help="training steps of each (default: 10)")
     demo.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     demo.set_defaults(run=_demo)
-    for command in (demo,):
+    others = [command.add_parser(commands) for command in (explain, plan, run)]
+    for command in (demo, *others):
         command.add_argument("--debug", action="store_true", help="on an error, show the whole traceback")
     return parser
 
@@ -85,13 +90,3 @@ def _quiet() -> None:
     The CPU allocator warns of every block that is older than a measurement, the profiler of its own start and stop.
     """
     default_environment(TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="99")
-
-
-def _cause(error: BaseException) -> RematError | None:
-    """The package's own error behind ``error``, which Dynamo wraps in one of its own; None if it is someone else's."""
-    while not isinstance(error, RematError):
-        inner = getattr(error, "inner_exception", None) or error.__cause__
-        if inner is None:
-            return None
-        error = inner
-    return error

@@ -12,6 +12,7 @@ variable                  default    means
 ``REMAT_SOLVER``          ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
 ``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
 ``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
+``REMAT_REPORT_DIR``                 where every planned graph leaves its report: a page, text, JSON, a trace
 ========================  =========  ===================================================================================
 
 Switches take 1, true, yes, on, 0, false, no, off. Bytes are written as in ``units``. A variable that looks like one of
@@ -97,6 +98,7 @@ class Config:
     solver: str = "ladder"
     hardware: str = ""
     auto_reserve: int | None = None
+    report_dir: str = ""
 
     @classmethod
     def read(cls, options: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -129,7 +131,7 @@ class Config:
         Under ``auto`` the bytes that were free belong to the key as well; the caller adds them.
         """
         fields = dataclasses.asdict(self)
-        del fields["memory_budget"]["given"]
+        del fields["memory_budget"]["given"], fields["report_dir"]
         return json.dumps(fields, sort_keys=True)
 
 
@@ -245,6 +247,7 @@ _SETTINGS = {
     "solver": _Setting(_solver, ", ".join(SOLVERS)),
     "hardware": _Setting(_text, "the name of a hardware preset"),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
+    "report_dir": _Setting(_text, "a directory, which is made if need be"),
 }
 OPTIONS = tuple(_SETTINGS)
 _VARIABLES = {name: PREFIX + name.upper() for name in _SETTINGS}
@@ -255,3 +258,13 @@ def default_environment(**variables: str) -> None:
     """Set variables of other libraries that are not set yet: how torch's loggers are kept quiet, say."""
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+
+
+def set_environment(**variables: str) -> None:
+    """Set variables for this process and for those that it starts."""
+    os.environ.update(variables)
+
+
+def environment_of(options: Mapping[str, object]) -> dict[str, str]:
+    """Options as the variables that say the same; those that are None are left out."""
+    return {_VARIABLES[name]: str(value) for name, value in options.items() if value is not None}

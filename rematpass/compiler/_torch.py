@@ -92,6 +92,7 @@ __all__ = [
     "check_version",
     "compile_fx",
     "compile_id",
+    "current_device",
     "default_partition",
     "device_name",
     "dynamo_counters",
@@ -209,6 +210,11 @@ def fake_mode_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 def device_name(device: torch.device) -> str:
     """How the device calls itself ("NVIDIA H200"), or its type where it has no name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def current_device() -> torch.device:
+    """The GPU that this process works on, or the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compile_id() -> str:

@@ -39,7 +39,7 @@ def remat(
     config = Config.read(ours)
     patches = {**(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
-    patches["custom_partitioner_fn"] = RematPartitioner(config, device=_device(example_inputs))
+    patches["custom_partitioner_fn"] = RematPartitioner(config, device=device_of(example_inputs))
     return _torch.compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
 
 
@@ -57,7 +57,7 @@ def remat_aot_eager(
     """
     if mode is not None:
         raise ConfigError(f"mode={mode!r} is for Inductor, which remat_aot_eager does not use; leave it out")
-    partitioner = RematPartitioner(Config.read(options), fuse=False, device=_device(example_inputs))
+    partitioner = RematPartitioner(Config.read(options), fuse=False, device=device_of(example_inputs))
     backend = _torch.aot_autograd(
         fw_compiler=_torch.boxed_nop, partition_fn=partitioner, keep_inference_input_mutations=True
     )
@@ -80,9 +80,9 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
     """
 
     def __init__(self, **options: object) -> None:
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        partitioner = RematPartitioner(Config.read(options))
         self._before = _torch.inductor_config.custom_partitioner_fn
-        _torch.inductor_config.custom_partitioner_fn = RematPartitioner(Config.read(options), device=device)
+        _torch.inductor_config.custom_partitioner_fn = partitioner
 
     def disable(self) -> None:
         """Go back to the partitioner that was set before."""
@@ -120,7 +120,7 @@ def _warn_of_the_other_budget() -> None:
         )
 
 
-def _device(example_inputs: Sequence[Any]) -> torch.device:
+def device_of(example_inputs: Sequence[Any]) -> torch.device:
     """The first device among the inputs that is not the CPU."""
     devices = [t.device for t in example_inputs if isinstance(t, torch.Tensor)]
     return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))

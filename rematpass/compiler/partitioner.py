@@ -33,6 +33,8 @@ from rematpass.core.graph import JointGraph, Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, ConfigError, ContradictoryMarks, RematError
+from rematpass.report.files import write
+from rematpass.report.report import explain
 from rematpass.report.summary import Summary, infeasible, summarize
 from rematpass.units import format_bytes
 
@@ -70,15 +72,19 @@ def plans(clear: bool = False) -> list[Summary]:
 class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     """The partition function, for Inductor's ``custom_partitioner_fn`` and for AOTAutograd's ``partition_fn``.
 
-    ``fuse``: whether a fusing compiler runs the result; ``device``: whose free bytes ``auto`` asks for.
+    ``fuse``: whether a fusing compiler runs the result; ``device``: whose free bytes ``auto`` asks for. None means the
+    one that is current when a graph is compiled: asking earlier would claim a GPU before a rank has chosen its own.
     """
 
     def __init__(self, config: Config, *, fuse: bool = True, device: torch.device | None = None) -> None:
-        self.config, self.fuse = config, fuse
-        self.device = device or torch.device("cpu")
+        self.config, self.fuse, self._device = config, fuse, device
         if config.hardware:
             hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
         self._free: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._device or _torch.current_device()
 
     def uuid(self) -> bytes:
         """Everything that can change a plan; a part of the keys of Inductor's and AOTAutograd's caches."""
@@ -143,6 +149,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         )
         _records.append(Record(summary, graph, rung.plan, ladder))
         _tell(summary, always=bool(self.config.memory_budget.given))
+        if self.config.report_dir:
+            _leave_report(self.config.report_dir, problem, ladder, rung, summary, preset.name)
         return modules
 
     def _budget(self, graph: JointGraph) -> Budget:
@@ -222,6 +230,18 @@ def _tell(summary: Summary, *, always: bool) -> None:
         metadata_fn=lambda: {"name": "rematpass_plan", "encoding": "json"},
         payload_fn=lambda: json.dumps(dataclasses.asdict(summary)),
     )
+
+
+def _leave_report(
+    directory: str, problem: Problem, ladder: Ladder, rung: Rung, summary: Summary, hardware_name: str
+) -> None:
+    """Write the report; where that fails, training goes on with a warning."""
+    try:
+        paths = write(explain(problem, ladder, rung, summary, hardware=hardware_name), Path(directory))
+    except Exception as error:
+        log.warning("no report of %s: %s: %s", summary.graph, type(error).__name__, error)
+    else:
+        log.info("report of %s: %s", summary.graph, paths["html"])
 
 
 _frames_under_bytes: set[object] = set()
