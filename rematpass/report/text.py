@@ -46,7 +46,7 @@ def show(report: Report, console: Console, *, values: int = 20, modules: int = 2
     for line in _picture(report, min(console.width - 14, 96)):
         console.print(line)
     console.print()
-    console.print(_value_table(report, values))
+    console.print(_value_table(report, values, wide=console.width >= 110))
     console.print()
     console.print(_module_table(report, modules))
 
@@ -128,13 +128,16 @@ def _role_at(report: Report, moment: int, level: int) -> Role | None:
     return None
 
 
-def _value_table(report: Report, most: int) -> Table:
+def _value_table(report: Report, most: int, *, wide: bool) -> Table:
     told = [a for a in report.accounts if a.in_memory]
     title = f"The largest values ({min(most, len(told))} of {len(told)} in memory; * at the peak)"
-    table = _table(title, "value", "bytes", "type", "module", "fate and reason", numbers=0)
+    table = _table(title, "value", "bytes", *["type"] * wide, "module", "fate and reason", numbers=0)
     table.columns[1].justify = "right"
+    table.columns[1].no_wrap = True
     for account in told[:most]:
-        table.add_row(*_cells(report, account), style=_FATE_STYLES.get(account.fate, ""))
+        value, nbytes, type_, module, reason = _cells(report, account)
+        cells = (value, nbytes, *[type_] * wide, module, reason)
+        table.add_row(*cells, style=_FATE_STYLES.get(account.fate, ""))
     return table
 
 
