@@ -41,6 +41,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       course.py          the bytes alive, line by line of what Inductor writes
       dry_run.py         the exact peak of both graphs, before any code is generated
       auto_budget.py     the budget "auto": what is free on the device
+      torchs_choice.py   what torch's own partitioner would save, to compare with
       partitioner.py     capture, plan, emit: what Inductor calls
       backend.py         the backends, and enable()
       plan_only.py       a model's plans without compiling it

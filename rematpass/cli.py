@@ -1,12 +1,14 @@
 """The commands: ``rematpass demo``, ``explain``, ``plan`` and ``run``. torch is loaded only when one needs it.
 
-Exit codes: 0 done; 1 done, and the result is not as it should be; 2 cannot be done as asked, with one line that says
-why (``--debug`` shows where as well).
+Exit codes: 0 done; 1 done, and the result is not as it should be (a peak above the committed one, a script that
+failed); 2 cannot be done as asked, with one line that says why; 3 a bug; 130 interrupted. ``--debug`` shows the whole
+traceback. Colours and progress are shown on terminals only, and colours not where ``NO_COLOR`` is set.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -38,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rematpass: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 141
     except Exception as error:
-        cause = cause_of(error)
-        if arguments.debug or cause is None:
+        if arguments.debug:
             raise
-        print(f"rematpass: error: {cause}", file=sys.stderr)
-        return 2
+        return _say(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     for command in (demo, *others):
         command.add_argument("--debug", action="store_true", help="on an error, show the whole traceback")
     return parser
+
+
+def _say(error: Exception) -> int:
+    """One line about an error, and the exit code."""
+    if cause := cause_of(error):
+        print(f"rematpass: error: {cause}", file=sys.stderr)
+        return 2
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        print("rematpass: error: this needs torch; install one: pip install torch==2.13.0", file=sys.stderr)
+        return 2
+    print(
+        f"rematpass: unexpected {type(error).__name__}: {error}\nThis is a bug, or a bug of torch's: "
+        "please report it, with what the same command prints with --debug",
+        file=sys.stderr,
+    )
+    return 3
 
 
 def _steps(text: str) -> int:

@@ -14,7 +14,7 @@ from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.graph import JointGraph
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
-from rematpass.report.report import Point, Report, explain
+from rematpass.report.report import Report, explain
 from rematpass.report.summary import summarize
 
 # The joint graph of the package's own GPT, 2 layers of width 32 on 2 x 16 tokens, as torch 2.13 captured it.
@@ -22,7 +22,7 @@ TINY_GPT = Path(__file__).parent / "data" / "tiny_gpt.graph.json"
 COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 
 
-def tiny_report(rung: int = 1, name: str = "graph 0/0", default: Point | None = None, **fields) -> Report:
+def tiny_report(rung: int = 1, name: str = "graph 0/0", saved_by_torch=None, **fields) -> Report:
     """Three plans of ``three_layers``: 84 bytes in 58 s, 77 in 60, and 73 in 63; the middle one is chosen."""
     graph = dataclasses.replace(three_layers(), name=name)
     problem = Problem(graph, COSTS, fuse=False)
@@ -42,7 +42,7 @@ def tiny_report(rung: int = 1, name: str = "graph 0/0", default: Point | None = 
         plan_hash="c0ffee",
     )
     summary = dataclasses.replace(summary, **fields)
-    return explain(problem, ladder, rungs[rung], summary, hardware="h100", default=default)
+    return explain(problem, ladder, rungs[rung], summary, hardware="h100", saved_by_torch=saved_by_torch)
 
 
 def _with_peak(rung: Rung, peak: int) -> Rung:

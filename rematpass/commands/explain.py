@@ -96,4 +96,4 @@ def _of_record(record: Any, config: Config) -> Planned:
     preset = hardware.preset(config.hardware) if config.hardware else hardware.for_device(record.graph.device)
     problem = Problem(record.graph, estimate(record.graph, preset), max_recompute=config.max_recompute)
     rung = next(rung for rung in record.ladder.rungs if rung.plan == record.plan)
-    return Planned(problem, record.ladder, rung, record.summary, preset)
+    return Planned(problem, record.ladder, rung, record.summary, preset, record.saved_by_torch)

@@ -53,10 +53,7 @@ _KINDS: dict[Kind, frozenset[str]] = {
         "new_zeros new_ones new_full new_empty new_empty_strided empty_strided empty_permuted linspace".split()
     ),
     Kind.SEEDED: frozenset("inductor_random inductor_randint".split()),
-    Kind.POINTWISE: frozenset(
-        "native_dropout_backward _softmax_backward slice_backward "
-        "select_backward fma".split()
-    ),
+    Kind.POINTWISE: frozenset("native_dropout_backward _softmax_backward slice_backward select_backward fma".split()),
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 _BUILTIN_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "quantized_decomposed"})

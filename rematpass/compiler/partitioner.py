@@ -25,6 +25,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.emit import emit
+from rematpass.compiler.torchs_choice import saved_by_torch
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
@@ -51,6 +52,7 @@ class Record:
     graph: JointGraph
     plan: Plan
     ladder: Ladder
+    saved_by_torch: frozenset[int] | None = None  # what its own partitioner would save, where a report was asked for
 
 
 _records: list[Record] = []
@@ -76,7 +78,10 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     one that is current when a graph is compiled: asking earlier would claim a GPU before a rank has chosen its own.
     """
 
-    def __init__(self, config: Config, *, fuse: bool = True, device: torch.device | None = None) -> None:
+    def __init__(
+        self, config: Config, *, fuse: bool = True, device: torch.device | None = None, compare: bool = False
+    ) -> None:
+        self.compare = compare or bool(config.report_dir)
         self.config, self.fuse, self._device = config, fuse, device
         if config.hardware:
             hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
@@ -122,14 +127,17 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             return self._give_up(gm, joint_inputs, kwargs, error)
         if Side.BACKWARD not in captured.graph.sides:
             return _torch.default_partition(gm, joint_inputs, **kwargs)  # type: ignore[no-any-return]
+        by_torch = saved_by_torch(captured, joint_inputs, kwargs) if self.compare else None
         try:
-            return self._plan(captured, self.config.solver)
+            return self._plan(captured, self.config.solver, by_torch=by_torch)
         except _RAISED:
             raise
         except Exception as error:
             return self._fall_back(captured, joint_inputs, kwargs, error)
 
-    def _plan(self, captured: Captured, solver: str, fallback: str = "") -> tuple[fx.GraphModule, fx.GraphModule]:
+    def _plan(
+        self, captured: Captured, solver: str, fallback: str = "", by_torch: frozenset[int] | None = None
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
         start = time.perf_counter()
         graph, budget = captured.graph, self._budget(captured.graph)
         preset = hardware.preset(self.config.hardware) if self.config.hardware else hardware.for_device(graph.device)
@@ -147,10 +155,10 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
         )
-        _records.append(Record(summary, graph, rung.plan, ladder))
+        _records.append(Record(summary, graph, rung.plan, ladder, by_torch))
         _tell(summary, always=bool(self.config.memory_budget.given))
         if self.config.report_dir:
-            _leave_report(self.config.report_dir, problem, ladder, rung, summary, preset.name)
+            _leave_report(self.config.report_dir, problem, rung, _records[-1], preset.name)
         return modules
 
     def _budget(self, graph: JointGraph) -> Budget:
@@ -232,12 +240,12 @@ def _tell(summary: Summary, *, always: bool) -> None:
     )
 
 
-def _leave_report(
-    directory: str, problem: Problem, ladder: Ladder, rung: Rung, summary: Summary, hardware_name: str
-) -> None:
+def _leave_report(directory: str, problem: Problem, rung: Rung, record: Record, hardware_name: str) -> None:
     """Write the report; where that fails, training goes on with a warning."""
+    summary, by_torch = record.summary, record.saved_by_torch
     try:
-        paths = write(explain(problem, ladder, rung, summary, hardware=hardware_name), Path(directory))
+        report = explain(problem, record.ladder, rung, summary, hardware=hardware_name, saved_by_torch=by_torch)
+        paths = write(report, Path(directory))
     except Exception as error:
         log.warning("no report of %s: %s: %s", summary.graph, type(error).__name__, error)
     else:

@@ -26,15 +26,19 @@ def plan_only(module: torch.nn.Module, step: Callable[[], Any], config: Config) 
     """
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        partitioner = RematPartitioner(config, device=device_of(example_inputs))
+        partitioner = RematPartitioner(config, device=device_of(example_inputs), compare=True)
         with _torch.functorch_config.patch(enable_autograd_cache=False):  # a hit would plan nothing
             return _torch.compile_fx(
                 gm, list(example_inputs), inner_compile=_as_it_is, config_patches={"custom_partitioner_fn": partitioner}
             )
 
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Module.compile would compile _call_impl itself, and Dynamo skips that for torch's own classes (Sequential).
+        return module._call_impl(*args, **kwargs)
+
     before = len(records())
     eager = module._compiled_call_impl
-    module.compile(backend=backend)
+    module._compiled_call_impl = torch.compile(call, backend=backend)
     try:
         step()
     finally:

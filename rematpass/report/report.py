@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.graph import JointGraph, Origin
+from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
+from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import RematError
 from rematpass.report.fates import Account, accounts
@@ -24,6 +27,7 @@ from rematpass.report.summary import Summary
 from rematpass.units import BYTE_UNITS, format_bytes, format_percent, format_seconds
 
 FORMAT = 1
+TORCH = "torch's default, in our order"
 BASELINES = (("save all", save_all), ("square root (Chen 2016)", chen_sqrt), ("recompute all", recompute_all))
 _STEPS = tuple(n * BYTE_UNITS[unit] for unit in ("GiB", "MiB", "KiB") for n in (1, 0.25, 1 / 16))
 
@@ -157,25 +161,19 @@ def explain(
     summary: Summary,
     *,
     hardware: str,
-    default: Point | None = None,
+    saved_by_torch: Iterable[int] | None = None,
     bound: tuple[tuple[int, float], ...] | None = None,
 ) -> Report:
     """Gather the report of ``rung``, chosen from ``ladder`` for ``problem``.
 
-    ``hardware``: the name of the preset behind the seconds; ``default``: what torch's own partitioner would have done,
-    where that is known.
+    ``hardware``: the name of the preset behind the seconds; ``saved_by_torch``: the values that torch's own
+    partitioner would save, where that is known. Their point is that choice run in our order: torch recomputes in one
+    block, ahead of backward, which takes more memory than the point shows.
     """
     graph, plan, timeline = problem.graph, rung.plan, rung.timeline
     who = occupancy(graph, plan, timeline)
     told = accounts(graph, plan, timeline, problem.costs)
     peak_at = timeline.live.index(timeline.peak) if timeline.live else 0
-    others = [] if default is None else [default]
-    for name, solver in BASELINES:
-        try:
-            its = problem.timeline(solver(problem)[0])
-        except RematError:
-            continue  # a baseline that the user's marks rule out is no point to compare with
-        others.append(Point(name, its.peak, its.step_seconds))
     return Report(
         summary=summary,
         hardware=hardware,
@@ -184,8 +182,22 @@ def explain(
         occupancy=who,
         seconds=tuple(problem.costs.run[run.op] for run in timeline.runs),
         frontier=tuple(Point(r.plan.solver, r.peak, r.seconds) for r in ladder.rungs),
-        others=tuple(others),
+        others=tuple(_baselines(problem, saved_by_torch)),
         accounts=tuple(told),
         modules=tuple(totals(graph, plan, problem.costs, told, who, peak_at)),
         bound=bound,
     )
+
+
+def _baselines(problem: Problem, saved_by_torch: Iterable[int] | None) -> Iterator[Point]:
+    """Those that the user's marks do not rule out."""
+
+    def torchs(problem: Problem) -> tuple[Plan, ...]:
+        return (just_in_time(problem.graph, saved_by_torch or (), "torch"),)
+
+    for name, solver in [*([(TORCH, torchs)] if saved_by_torch is not None else []), *BASELINES]:
+        try:
+            its = problem.timeline(solver(problem)[0])
+        except RematError:
+            continue
+        yield Point(name, its.peak, its.step_seconds)

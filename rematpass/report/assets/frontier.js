@@ -47,7 +47,7 @@ function drawFrontier() {
   for (const p of data.others) {
     const s = 5, x = X(p.peak), y = Y(p.seconds);
     add("path", { d: `M${x} ${y - s}L${x + s} ${y}L${x} ${y + s}L${x - s} ${y}Z`, fill: "var(--panel)", stroke: "var(--soft)", "stroke-width": 1.8, class: "other" });
-    labels.push({ x, y, text: p.name, quiet: true });
+    labels.push({ x, y: y - 12, text: p.name, quiet: true });
   }
   add("circle", { cx: X(chosen.peak), cy: Y(chosen.seconds), r: 8, fill: "var(--recomputed)", stroke: "var(--panel)", "stroke-width": 2.5, id: "chosen" });
   labels.push({ x: X(chosen.peak), y: Y(chosen.seconds) - 13, text: `this plan, ${bytes(chosen.peak)}`, quiet: false });
