@@ -43,6 +43,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       auto_budget.py     the budget "auto": what is free on the device
       torchs_choice.py   what torch's own partitioner would save, to compare with
       partitioner.py     capture, plan, emit: what Inductor calls
+      kept.py            what was planned, for processes that take the compiled graph from the cache
       backend.py         the backends, and enable()
       plan_only.py       a model's plans without compiling it
     report/              tells; no torch

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import pickle
 import subprocess
 import sys
 
@@ -215,6 +216,22 @@ def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
     keys.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {})).uuid())
     assert None not in keys
     assert len(set(keys)) == len(keys)
+
+
+def test_only_what_can_change_a_plan_is_in_the_cache_key(tmp_path):
+    """Inductor pickles the partitioner into the key: how a budget was written must not be a miss, nor a report."""
+
+    def pickled(environ=(), **options):
+        return pickle.dumps(RematPartitioner(Config.read(options, dict(environ))))
+
+    same = pickled(memory_budget="1GiB")
+    assert pickled(memory_budget="1024MiB") == same
+    assert pickled({"REMAT_MEMORY_BUDGET": "1GiB"}.items()) == same
+    assert pickled(memory_budget="1GiB", report_dir=tmp_path) == same
+    assert pickled(memory_budget="2GiB") != same
+    assert pickled(memory_budget="1GiB", hardware="l4") != same
+    again = pickle.loads(same)
+    assert (again.config.memory_budget.nbytes, again.planned) == (2**30, None)
 
 
 def test_a_report_is_left_for_every_planned_graph(tmp_path, ends):

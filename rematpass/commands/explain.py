@@ -6,13 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematpass.commands.offline import Planned, add_planning_options, plan_graph, planning_options, read_graph
+from rematpass.commands.offline import add_planning_options, plan_graph, planning_options, read_graph
 from rematpass.config import Config
-from rematpass.core import hardware
-from rematpass.core.cost import estimate
 from rematpass.core.hardware import PRESETS
-from rematpass.core.solve.problem import Problem
 from rematpass.errors import MeasureError
+from rematpass.report.report import Report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,8 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = {**planning_options(arguments), "hardware": arguments.hardware}
     config = Config.read(options)
     console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
-    for planned in _planned(arguments, config, aside):
-        report = planned.report()
+    for report in _reports(arguments, config, aside):
         paths = write(report, arguments.output)
         if arguments.json:
             print(report.to_json())
@@ -73,10 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _planned(arguments: argparse.Namespace, config: Config, aside: Console) -> list[Planned]:
+def _reports(arguments: argparse.Namespace, config: Config, aside: Console) -> list[Report]:
     if arguments.target.endswith(".json"):
         with aside.status("planning"):
-            return [plan_graph(read_graph(Path(arguments.target)), config)]
+            return [plan_graph(read_graph(Path(arguments.target)), config).report()]
     from rematpass.compiler.plan_only import plan_only
     from rematpass.lab import models
 
@@ -88,12 +85,4 @@ def _planned(arguments: argparse.Namespace, config: Config, aside: Console) -> l
         records = plan_only(model.module, model.step, config)
     if not records:
         raise MeasureError(f"{arguments.target}: nothing was planned; does its step run the module under grad?")
-    return [_of_record(record, config) for record in records]
-
-
-def _of_record(record: Any, config: Config) -> Planned:
-    """What the partitioner planned (a ``Record``), with the costs that it planned by."""
-    preset = hardware.preset(config.hardware) if config.hardware else hardware.for_device(record.graph.device)
-    problem = Problem(record.graph, estimate(record.graph, preset), max_recompute=config.max_recompute)
-    rung = next(rung for rung in record.ladder.rungs if rung.plan == record.plan)
-    return Planned(problem, record.ladder, rung, record.summary, preset, record.saved_by_torch)
+    return [record.report() for record in records]

@@ -31,17 +31,9 @@ class Planned:
     rung: Rung
     summary: Summary
     hardware: Hardware
-    saved_by_torch: frozenset[int] | None = None
 
     def report(self) -> Report:
-        return explain(
-            self.problem,
-            self.ladder,
-            self.rung,
-            self.summary,
-            hardware=self.hardware.name,
-            saved_by_torch=self.saved_by_torch,
-        )
+        return explain(self.problem, self.ladder, self.rung, self.summary, hardware=self.hardware.name)
 
 
 def add_planning_options(parser: argparse.ArgumentParser) -> None:

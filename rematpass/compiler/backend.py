@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch
+from rematpass.compiler.kept import keeping
 from rematpass.compiler.partitioner import RematPartitioner, log
 from rematpass.config import OPTIONS, Config, nearest, split_options
 from rematpass.errors import ConfigError
@@ -39,8 +40,10 @@ def remat(
     config = Config.read(ours)
     patches = {**(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
-    patches["custom_partitioner_fn"] = RematPartitioner(config, device=device_of(example_inputs))
-    return _torch.compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
+    partitioner = RematPartitioner(config, device=device_of(example_inputs))
+    patches["custom_partitioner_fn"] = partitioner
+    with keeping(partitioner, gm, example_inputs, patches):
+        return _torch.compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
 
 
 def remat_aot_eager(
@@ -80,7 +83,8 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
     """
 
     def __init__(self, **options: object) -> None:
-        partitioner = RematPartitioner(Config.read(options))
+        config = Config.read(options)
+        partitioner = RematPartitioner(config, plan_anew=bool(config.report_dir))
         self._before = _torch.inductor_config.custom_partitioner_fn
         _torch.inductor_config.custom_partitioner_fn = partitioner
 

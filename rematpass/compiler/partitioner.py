@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from rematpass.core.schedule import Plan
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, ConfigError, ContradictoryMarks, RematError
 from rematpass.report.files import write
-from rematpass.report.report import explain
+from rematpass.report.report import Report, explain
 from rematpass.report.summary import Summary, infeasible, summarize
 from rematpass.units import format_bytes
 
@@ -49,10 +50,30 @@ class Record:
     """A planned graph: what was decided, and everything needed to explain it."""
 
     summary: Summary
-    graph: JointGraph
-    plan: Plan
+    problem: Problem  # without what it has worked out on the way, which is large
     ladder: Ladder
+    rung: Rung
+    hardware: str  # the preset behind the seconds
     saved_by_torch: frozenset[int] | None = None  # what its own partitioner would save, where a report was asked for
+
+    @property
+    def graph(self) -> JointGraph:
+        return self.problem.graph
+
+    @property
+    def plan(self) -> Plan:
+        return self.rung.plan
+
+    def report(self) -> Report:
+        """All that there is to tell about it."""
+        return explain(
+            dataclasses.replace(self.problem),
+            self.ladder,
+            self.rung,
+            self.summary,
+            hardware=self.hardware,
+            saved_by_torch=self.saved_by_torch,
+        )
 
 
 _records: list[Record] = []
@@ -76,16 +97,35 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
 
     ``fuse``: whether a fusing compiler runs the result; ``device``: whose free bytes ``auto`` asks for. None means the
     one that is current when a graph is compiled: asking earlier would claim a GPU before a rank has chosen its own.
+    ``compare``: find out what torch would save, too; ``plan_anew``: no plan of another process is taken from a cache.
+    ``planned``: the last graph that was planned.
     """
 
     def __init__(
-        self, config: Config, *, fuse: bool = True, device: torch.device | None = None, compare: bool = False
+        self,
+        config: Config,
+        *,
+        fuse: bool = True,
+        device: torch.device | None = None,
+        compare: bool = False,
+        plan_anew: bool = False,
     ) -> None:
         self.compare = compare or bool(config.report_dir)
+        self.planned: Record | None = None
+        self._unlike_any_other = os.urandom(16).hex() if plan_anew else ""
         self.config, self.fuse, self._device = config, fuse, device
         if config.hardware:
             hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
         self._free: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What can change a plan: Inductor's cache key has the pickled partitioner in it, besides the ``uuid``."""
+        budget = dataclasses.replace(self.config.memory_budget, given="")
+        config = dataclasses.replace(self.config, memory_budget=budget, report_dir="")
+        return {"config": config, "fuse": self.fuse, "_device": self._device, "_unlike": self._unlike_any_other}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"], fuse=state["fuse"], device=state["_device"])  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +139,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             free = str(self._free)
         name = _torch.device_name(self.device)
         text = "\n".join([_sources_hash(), self.config.key(), free, str(self.fuse), name, torch.__version__])
+        text += self._unlike_any_other
         return hashlib.sha256(text.encode()).digest()
 
     def __call__(
@@ -155,10 +196,11 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
         )
-        _records.append(Record(summary, graph, rung.plan, ladder, by_torch))
-        _tell(summary, always=bool(self.config.memory_budget.given))
+        self.planned = Record(summary, dataclasses.replace(problem), ladder, rung, preset.name, by_torch)
+        _records.append(self.planned)
+        tell(summary, always=bool(self.config.memory_budget.given))
         if self.config.report_dir:
-            _leave_report(self.config.report_dir, problem, rung, _records[-1], preset.name)
+            _leave_report(self.planned, Path(self.config.report_dir))
         return modules
 
     def _budget(self, graph: JointGraph) -> Budget:
@@ -229,10 +271,13 @@ def _graph_name() -> str:
     return f"graph {_torch.compile_id() or len(_records)}"
 
 
-def _tell(summary: Summary, *, always: bool) -> None:
-    """One line: where the log is on, or when the user has asked for a budget."""
+def tell(summary: Summary, *, always: bool, cached: bool = False) -> None:
+    """One line: where the log is on, or when the user has asked for a budget.
+
+    ``cached``: the plan was made by another process, and the compiled graph comes from the compile cache.
+    """
     level = logging.INFO if log.isEnabledFor(logging.INFO) or not always else logging.WARNING
-    log.log(level, "%s", summary.line())
+    log.log(level, "%s%s", summary.line(), ", from the compile cache" if cached else "")
     _torch.trace_structured(
         "artifact",
         metadata_fn=lambda: {"name": "rematpass_plan", "encoding": "json"},
@@ -240,16 +285,14 @@ def _tell(summary: Summary, *, always: bool) -> None:
     )
 
 
-def _leave_report(directory: str, problem: Problem, rung: Rung, record: Record, hardware_name: str) -> None:
+def _leave_report(record: Record, directory: Path) -> None:
     """Write the report; where that fails, training goes on with a warning."""
-    summary, by_torch = record.summary, record.saved_by_torch
     try:
-        report = explain(problem, record.ladder, rung, summary, hardware=hardware_name, saved_by_torch=by_torch)
-        paths = write(report, Path(directory))
+        paths = write(record.report(), directory)
     except Exception as error:
-        log.warning("no report of %s: %s: %s", summary.graph, type(error).__name__, error)
+        log.warning("no report of %s: %s: %s", record.summary.graph, type(error).__name__, error)
     else:
-        log.info("report of %s: %s", summary.graph, paths["html"])
+        log.info("report of %s: %s", record.summary.graph, paths["html"])
 
 
 _frames_under_bytes: set[object] = set()

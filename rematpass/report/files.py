@@ -12,6 +12,8 @@ from rematpass.report.report import Report
 from rematpass.report.text import to_text
 from rematpass.report.trace import to_trace
 
+FORMS = ("html", "text", "json", "trace", "graph")
+
 
 def write(report: Report, directory: Path) -> dict[str, Path]:
     """Write all forms of the report, each under the graph's name and the plan's hash; the paths, by form.
@@ -22,21 +24,25 @@ def write(report: Report, directory: Path) -> dict[str, Path]:
     Raises:
         ReportError: the directory cannot be made or written.
     """
+    texts = render(report)
+    for name, text in texts.items():
+        write_text(directory / name, text)
+    return {form: directory / name for form, name in zip(FORMS, texts, strict=True)}
+
+
+def render(report: Report) -> dict[str, str]:
+    """The files' texts by their names, in the order of ``FORMS``."""
     stem = f"{slug(report.summary.graph)}-{report.summary.plan_hash}"
-    texts = {
-        "html": (".html", to_html(report)),
-        "text": (".txt", to_text(report)),
-        "json": (".json", report.to_json()),
-        "trace": (".trace.json", to_trace(report)),
-        "graph": (".graph.json", report.graph.to_json()),
+    return {
+        f"{stem}.html": to_html(report),
+        f"{stem}.txt": to_text(report),
+        f"{stem}.json": report.to_json(),
+        f"{stem}.trace.json": to_trace(report),
+        f"{stem}.graph.json": report.graph.to_json(),
     }
-    paths = {form: directory / f"{stem}{suffix}" for form, (suffix, _) in texts.items()}
-    for form, (_, text) in texts.items():
-        write_text(paths[form], text)
-    return paths
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str | bytes) -> None:
     """Write a file, and the directories above it, so that no one ever sees half of it.
 
     Raises:
@@ -44,10 +50,8 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text.encode() if isinstance(text, str) else text)
         Path(file.name).chmod(0o644)
         Path(file.name).replace(path)
     except OSError as error:
