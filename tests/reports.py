@@ -38,6 +38,9 @@ def tiny_report(rung: int = 1, name: str = "graph 0/0", saved_by_torch=None, **f
         rungs[rung],
         budget=config.memory_budget,
         limit=None,
+        peaks=(rungs[rung].peak, rungs[rung].timeline.peak_without_outputs),
+        exact=False,
+        dry_run_seconds=0.0,
         planning_seconds=0.25,
         plan_hash="c0ffee",
     )

@@ -162,8 +162,8 @@ def test_results_that_nobody_takes_go_with_their_tuple():
 
 def test_the_step_is_the_higher_of_the_two():
     low, high = (DryRun((Moment("k", n),), (), (), 0.0) for n in (3, 5))
-    assert StepDryRun(low, high, 0).peak_nbytes == 5
-    assert StepDryRun(high, low, 0).peak_nbytes == 5
+    assert StepDryRun(low, high).peak_nbytes == 5
+    assert StepDryRun(high, low).peak_nbytes == 5
     assert DryRun((), (), (), 0.0).peak.nbytes == 0
 
 

@@ -53,8 +53,9 @@ def test_more_memory_is_offered_in_round_numbers():
     gib = 2**30
     rungs = (Point("s", 7 * gib, 5.0), Point("s", 5 * gib, 7.0), Point("s", 4 * gib, 10.0))
     report = dataclasses.replace(tiny_report(), frontier=rungs)
-    summary = dataclasses.replace(report.summary, planned_peak=4 * gib, step_seconds=10.0)
-    assert dataclasses.replace(report, summary=summary).what_more_buys() == (
+    summary = dataclasses.replace(report.summary, step_seconds=10.0)
+    timeline = dataclasses.replace(report.timeline, live=(4 * gib,))
+    assert dataclasses.replace(report, summary=summary, timeline=timeline).what_more_buys() == (
         "1.00 GiB more would save 3.00 s of a step (30.0%); 3.00 GiB more, 5.00 s (50.0%)."
     )
 

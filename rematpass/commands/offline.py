@@ -87,6 +87,9 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
         rung,
         budget=config.memory_budget,
         limit=limit,
+        peaks=(rung.peak, rung.timeline.peak_without_outputs),
+        exact=False,
+        dry_run_seconds=0.0,
         planning_seconds=time.perf_counter() - start,
         plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
     )
@@ -105,6 +108,6 @@ def choose(graph: JointGraph, ladder: Ladder, config: Config) -> tuple[Rung, int
         return ladder.fastest_under(limit) or ladder.rungs[-1], limit
     rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes))
     if rung is None:
-        message = infeasible(graph, ladder, budget.nbytes, config.max_recompute)
+        message = infeasible(graph, ladder.rungs[-1], ladder.floor, budget.nbytes, config.max_recompute)
         raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
     return rung, budget.nbytes

@@ -69,6 +69,7 @@ from torch._inductor import scheduler as inductor_scheduler
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.dependencies import WeakDep
+from torch._inductor.lowering import register_lowering
 from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_directory
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
@@ -122,6 +123,7 @@ __all__ = [
     "prepare_joint",
     "preserve_rng_state",
     "pytree",
+    "register_lowering",
     "storage_key",
     "symbols_with_hints",
     "thread_rng_states",

@@ -63,7 +63,7 @@ def key(uuid: bytes, gm: fx.GraphModule, example_inputs: Sequence[Any], options:
     for place, value in [*held, *((str(i), x) for i, x in enumerate(example_inputs))]:
         digest.update(f"{place} {_described(value)}\n".encode())
     autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
-    plain = {name: value for name, value in options.items() if name != "custom_partitioner_fn"}
+    plain = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
     digest.update(repr((sorted(plain.items(), key=str), _torch.plain_settings(), autocast)).encode())
     return digest.hexdigest()
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, order
 from rematpass.compiler.backend import device_of
 from rematpass.compiler.partitioner import Record, RematPartitioner, records
 from rematpass.config import Config
@@ -27,10 +27,9 @@ def plan_only(module: torch.nn.Module, step: Callable[[], Any], config: Config) 
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         partitioner = RematPartitioner(config, device=device_of(example_inputs), compare=True)
+        patches = {**order.config_patches(), "custom_partitioner_fn": partitioner}
         with _torch.functorch_config.patch(enable_autograd_cache=False):  # a hit would plan nothing
-            return _torch.compile_fx(
-                gm, list(example_inputs), inner_compile=_as_it_is, config_patches={"custom_partitioner_fn": partitioner}
-            )
+            return _torch.compile_fx(gm, list(example_inputs), inner_compile=_as_it_is, config_patches=patches)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         # Module.compile would compile _call_impl itself, and Dynamo skips that for torch's own classes (Sequential).

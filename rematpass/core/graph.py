@@ -97,6 +97,7 @@ class Op:
     name: str = ""
     flops: int = 0
     nbytes_read: int = 0  # bytes its arguments span, views counted at their own size
+    nbytes_workspace: int = 0  # bytes that it takes while it runs and gives back
     dtype: str = ""  # of the arithmetic
     never_recompute: str = ""  # why, in words; empty when it may run again
     must_recompute: bool = False  # a user's mark: its values are not saved

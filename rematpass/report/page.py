@@ -142,12 +142,19 @@ def shortened(source: str) -> str:
 
 
 def _fine_print(report: Report) -> str:
+    planned, peak = report.summary.planned_peak, report.timeline.peak
+    simulated = (
+        f"The planned peak, {format_bytes(planned)}, is the compiler's own word on this plan; the pictures show what "
+        f"the simulator says, {format_bytes(peak)}. "
+        if planned != peak
+        else ""
+    )
     return (
         f"Seconds come from a roofline model of {report.hardware}, not from a clock. Bytes are what the plan's own "
         "simulation counts: everything that the compiled forward and backward of a step allocate. "
         f"{format_bytes(report.held_nbytes)} of parameters and buffers, the inputs and the optimizer's state stand "
-        "before the step and are not counted. What recomputing a saved value would cost is the price of giving up "
-        "that value alone."
+        f"before the step and are not counted. {simulated}What recomputing a saved value would cost is "
+        "the price of giving up that value alone."
     )
 
 

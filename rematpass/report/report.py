@@ -63,7 +63,8 @@ class Report:
 
     @property
     def chosen(self) -> Point:
-        return Point("this plan", self.summary.planned_peak, self.summary.step_seconds)
+        """The plan, at the peak that the simulator gives it, as it gives it to all the other points."""
+        return Point("this plan", self.timeline.peak, self.summary.step_seconds)
 
     @cached_property
     def peak_at(self) -> int:

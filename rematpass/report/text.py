@@ -57,7 +57,7 @@ def _headline(report: Report) -> list[str]:
     lines = [
         f"budget          {s.budget}",
         f"planned peak    {format_bytes(s.planned_peak)}  (floor {format_bytes(s.floor)}, "
-        f"ceiling {format_bytes(s.ceiling)})",
+        f"ceiling {format_bytes(s.ceiling)}){_simulated(report)}",
         f"saved           {s.saved_values} values of {format_bytes(s.saved_nbytes)}",
         f"recomputed      {s.recomputed_ops} ops, {format_seconds(s.recompute_seconds)} a step "
         f"(+{format_percent(share)})",
@@ -66,6 +66,12 @@ def _headline(report: Report) -> list[str]:
         f"less memory     {report.what_less_costs()}",
     ]
     return lines + ([f"fallback        {s.fallback}"] if s.fallback else [])
+
+
+def _simulated(report: Report) -> str:
+    """The simulator's peak, where the compiler's own word on it is another."""
+    simulated, planned = report.timeline.peak, report.summary.planned_peak
+    return "" if simulated == planned else f"; the simulator's, which all below goes by: {format_bytes(simulated)}"
 
 
 def _table(title: str, *columns: str, numbers: int) -> Table:
