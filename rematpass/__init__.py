@@ -16,6 +16,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
     config.py            the settings; the one reader of the environment
     core/                decides; no torch
       graph.py           JointGraph: ops and values
+      sizes.py           a joint graph at other sizes
       schedule.py        Plan: Run and Drop, step by step
       hardware.py        presets: FLOP/s and bytes/s
       cost.py            op -> seconds
@@ -74,6 +75,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       explain.py         rematpass explain
       plan.py            rematpass plan
       run.py             rematpass run
+      max_batch.py       rematpass max-batch
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass
 

@@ -1,4 +1,4 @@
-"""The commands: ``rematpass demo``, ``explain``, ``plan`` and ``run``. torch is loaded only when one needs it.
+"""The commands: ``rematpass demo``, ``explain``, ``plan``, ``run``, ``max-batch``. torch is loaded only if need be.
 
 Exit codes: 0 done; 1 done, and the result is not as it should be (a peak above the committed one, a script that
 failed); 2 cannot be done as asked, with one line that says why; 3 a bug; 130 interrupted. ``--debug`` shows the whole
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from rematpass import __version__
-from rematpass.commands import explain, plan, run
+from rematpass.commands import explain, max_batch, plan, run
 from rematpass.config import default_environment
 from rematpass.errors import cause_of
 
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   rematpass explain llama --budget 0.3 --open  what is saved, what is recomputed, and why, as a page
   rematpass plan gpt.graph.json --device h200  plan a saved joint graph, without torch or a GPU
   rematpass run --budget 8GiB train.py         every torch.compile in train.py, under a budget
+  rematpass max-batch llama --budget 512MiB    the largest batch that fits
 
 the budget elsewhere:
   REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=_steps, default=10, metavar="N", help="training steps of each (default: 10)")
     demo.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     demo.set_defaults(run=_demo)
-    others = [command.add_parser(commands) for command in (explain, plan, run)]
+    others = [command.add_parser(commands) for command in (explain, plan, run, max_batch)]
     for command in (demo, *others):
         command.add_argument("--debug", action="store_true", help="on an error, show the whole traceback")
     return parser

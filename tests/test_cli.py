@@ -97,7 +97,7 @@ class TestErrors:
         assert run(capsys, "demo") == (130, "", "rematpass: interrupted\n")
 
 
-COMMANDS = ["demo", "explain", "plan", "run"]
+COMMANDS = ["demo", "explain", "plan", "run", "max-batch"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -18,8 +18,12 @@ from rematpass.compiler.partitioner import Record, RematPartitioner, records
 from rematpass.config import Config
 
 
-def plan_only(module: torch.nn.Module, step: Callable[[], Any], config: Config) -> list[Record]:
+def plan_only(
+    module: torch.nn.Module, step: Callable[[], Any], config: Config, *, dynamic: bool | None = None
+) -> list[Record]:
     """Run ``step``, which runs ``module`` forward, and return the graphs planned in it, the oldest first.
+
+    ``dynamic``: whether sizes are symbols, as for ``torch.compile``.
 
     Raises:
         BudgetInfeasible: wrapped by Dynamo, as in a real compile.
@@ -37,7 +41,7 @@ def plan_only(module: torch.nn.Module, step: Callable[[], Any], config: Config) 
 
     before = len(records())
     eager = module._compiled_call_impl
-    module._compiled_call_impl = torch.compile(call, backend=backend)
+    module._compiled_call_impl = torch.compile(call, backend=backend, dynamic=dynamic)
     try:
         step()
     finally:
