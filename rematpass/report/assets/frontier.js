@@ -51,7 +51,7 @@ function drawFrontier() {
   }
   add("circle", { cx: X(chosen.peak), cy: Y(chosen.seconds), r: 8, fill: "var(--recomputed)", stroke: "var(--panel)", "stroke-width": 2.5, id: "chosen" });
   labels.push({ x: X(chosen.peak), y: Y(chosen.seconds) - 13, text: `this plan, ${bytes(chosen.peak)}`, quiet: false });
-  place(labels, W).forEach((l) =>
+  place(labels, W, data.frontier.map((p) => [X(p.peak), Y(p.seconds)])).forEach((l) =>
     add("text", { x: l.x + (l.end ? -14 : 14), y: l.at + 4, class: l.quiet ? "mark-label quiet" : "mark-label", "font-weight": l.quiet ? 400 : 620, "text-anchor": l.end ? "end" : "start" }, l.text));
   box.replaceChildren(svg);
   svg.addEventListener("pointermove", (event) => {
@@ -67,15 +67,16 @@ function drawFrontier() {
   svg.addEventListener("pointerleave", hideTip);
 }
 
-/** Labels beside their points, moved up or down until they do not overlap. */
-function place(labels, W) {
+/** Labels beside their points, moved up or down until they overlap neither each other nor the ladder's points. */
+function place(labels, W, dots) {
   const placed = [];
   for (const l of labels.reverse()) {
     const width = l.text.length * 7;
     l.end = l.x + width + 14 > W;
     const from = l.end ? l.x - 12 - width : l.x + 12;
     l.at = l.y;
-    const clash = () => placed.some((o) => Math.abs(o.at - l.at) < 16 && from < o.to && o.from < from + width);
+    const clash = () => placed.some((o) => Math.abs(o.at - l.at) < 16 && from < o.to && o.from < from + width)
+      || dots.some(([x, y]) => Math.abs(y - l.at) < 11 && from - 4 < x && x < from + width + 4);
     for (let i = 1; clash() && i < 12; i++) l.at = l.y + (i % 2 ? -1 : 1) * Math.ceil(i / 2) * 16;
     placed.push(Object.assign(l, { from, to: from + width }));
   }

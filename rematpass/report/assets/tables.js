@@ -24,7 +24,7 @@ const valueTable = (() => {
   }
 
   const row = (r) => el("tr", {},
-    el("td", {}, el("code", {}, r.v.name), r.at_peak ? el("span", { class: "peak-badge", title: "alive at the peak" }, "at peak") : null),
+    el("td", {}, el("code", { title: r.v.name }, r.v.name), r.at_peak ? el("span", { class: "peak-badge", title: "alive at the peak" }, "at peak") : null),
     bar(r.v.nbytes, most, FATE_COLOR[r.fate] || "temporaries"),
     el("td", { class: "type wide" }, el("code", {}, r.v.type)),
     el("td", { class: "where" }, r.v.module ? el("div", { class: "mono" }, r.v.module) : null, r.v.source),
