@@ -38,7 +38,7 @@ def remat(
     """
     ours, theirs = split_options(options)
     config = Config.read(ours)
-    patches = {**order.config_patches(), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
+    patches = {**_patches(config), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
     partitioner = RematPartitioner(config, device=device_of(example_inputs))
     patches["custom_partitioner_fn"] = partitioner
@@ -85,7 +85,7 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
     def __init__(self, **options: object) -> None:
         config = Config.read(options)
         partitioner = RematPartitioner(config, plan_anew=bool(config.report_dir))
-        ours = {"custom_partitioner_fn": partitioner, **order.config_patches()}
+        ours = {"custom_partitioner_fn": partitioner, **_patches(config)}
         self._before = {name: getattr(_torch.inductor_config, name) for name in ours}
         self._set(ours)
 
@@ -104,6 +104,11 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.disable()
+
+
+def _patches(config: Config) -> dict[str, Any]:
+    """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
+    return order.config_patches(split=not config.memory_budget.is_unlimited)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, order
-from rematpass.compiler.backend import device_of
+from rematpass.compiler import _torch, backend
 from rematpass.compiler.partitioner import Record, RematPartitioner, records
 from rematpass.config import Config
 
@@ -29,9 +28,9 @@ def plan_only(
         BudgetInfeasible: wrapped by Dynamo, as in a real compile.
     """
 
-    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        partitioner = RematPartitioner(config, device=device_of(example_inputs), compare=True)
-        patches = {**order.config_patches(), "custom_partitioner_fn": partitioner}
+    def plan(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
+        partitioner = RematPartitioner(config, device=backend.device_of(example_inputs), compare=True)
+        patches = {**backend._patches(config), "custom_partitioner_fn": partitioner}
         with _torch.functorch_config.patch(enable_autograd_cache=False):  # a hit would plan nothing
             return _torch.compile_fx(gm, list(example_inputs), inner_compile=_as_it_is, config_patches=patches)
 
@@ -41,7 +40,7 @@ def plan_only(
 
     before = len(records())
     eager = module._compiled_call_impl
-    module._compiled_call_impl = torch.compile(call, backend=backend, dynamic=dynamic)
+    module._compiled_call_impl = torch.compile(call, backend=plan, dynamic=dynamic)
     try:
         step()
     finally:
