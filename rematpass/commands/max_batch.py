@@ -192,7 +192,7 @@ def _measured(arguments: argparse.Namespace, size: int, budget: int) -> int | No
     from rematpass.errors import cause_of
     from rematpass.lab.measure import measure_memory
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = _model(arguments, size)
     model.module.compile(backend=remat, options={"memory_budget": budget, "strict": True}, dynamic=False)
     try:
