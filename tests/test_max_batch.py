@@ -58,7 +58,7 @@ def test_a_table_over_several_budgets(capsys, small):
     one, four = [[cell.strip() for cell in row] for row in rows(out)]
     assert (one[0], four[0]) == ("1.00 MiB", "4.00 MiB")
     assert int(one[2]) < int(one[1]) < int(four[1])  # without recomputing, with it, with it in four times as much
-    assert 3.5 < int(four[1]) / int(one[1]) < 4.5
+    assert 3.5 < int(four[1]) / int(one[1]) < 8  # more than four: less of a step is spent on launching kernels
     assert (one[4], four[4]) == ("", "")
 
 
