@@ -16,6 +16,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
     config.py            the settings; the one reader of the environment
     core/                decides; no torch
       graph.py           JointGraph: ops and values
+      sizes.py           a joint graph at other sizes
       schedule.py        Plan: Run and Drop, step by step
       hardware.py        presets: FLOP/s and bytes/s
       cost.py            op -> seconds
@@ -45,13 +46,24 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       dry_run.py         the exact peak of both graphs, before any code is generated
       trial.py           a rung, carried out: the two modules and their exact peak
       auto_budget.py     the budget "auto": what is free on the device
+      torchs_choice.py   what torch's own partitioner would save, to compare with
       partitioner.py     capture, plan, emit: what Inductor calls
+      kept.py            what was planned, for processes that take the compiled graph from the cache
       backend.py         the backends, and enable()
+      plan_only.py       a model's plans without compiling it
     report/              tells; no torch
       summary.py         one planned graph in one line; why a budget cannot be reached
       measurement.py     a strategy by name, and what one measurement found
       comparison.py      measurements in a table
       pictures.py        measurements in pictures
+      occupancy.py       who takes the memory at each step: saved, recomputed, gradients, outputs, temporaries
+      fates.py           what became of each value, and why
+      layers.py          totals per module of the model
+      report.py          Report: all there is to tell about one planned graph
+      text.py            for a terminal
+      trace.py           for Perfetto and chrome://tracing
+      page.py            one HTML page that works offline (its parts are in assets/)
+      files.py           all of these in a directory
     lab/                 measures
       networks.py        models in plain torch
       zoo.py             models of transformers, from their configurations
@@ -68,6 +80,12 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       session.py         strategies side by side on one model
       results.py         tables and pictures of what a store holds
       compare.py         the command that shows them
+    commands/            one file each
+      offline.py         plan a graph from a file, without torch
+      explain.py         rematpass explain
+      plan.py            rematpass plan
+      run.py             rematpass run
+      max_batch.py       rematpass max-batch
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass
 

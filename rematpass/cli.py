@@ -1,21 +1,22 @@
-"""The commands: ``rematpass demo`` and ``rematpass compare``.
+"""The commands: ``rematpass demo``, ``compare``, ``explain``, ``plan``, ``run``, ``max-batch``. torch comes late.
 
-Each loads torch only when it runs, so ``--help`` is there at once.
-
-Exit codes: 0 done; 1 done, and the result is not as it should be; 2 cannot be done as asked, with one line that says
-why (``--debug`` shows where as well).
+Exit codes: 0 done; 1 done, and the result is not as it should be (a peak above the committed one, a script that
+failed); 2 cannot be done as asked, with one line that says why; 3 a bug; 130 interrupted. ``--debug`` shows the whole
+traceback. Colours and progress are shown on terminals only, and colours not where ``NO_COLOR`` is set.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rematpass import __version__
+from rematpass.commands import explain, max_batch, plan, run
 from rematpass.config import default_environment
-from rematpass.errors import our_cause
+from rematpass.errors import cause_of
 
 EXAMPLES = """examples:
   rematpass demo                               train a small GPT under a budget of 0.25 and measure it
@@ -23,6 +24,10 @@ EXAMPLES = """examples:
   rematpass demo --device cuda                 the same, on a GPU
   rematpass compare                            a small Llama: remat beside eager, Inductor and checkpointing
   rematpass compare --model mypackage.train:make --budgets 1,0.5,8GiB --json found.json
+  rematpass explain llama --budget 0.3 --open  what is saved, what is recomputed, and why, as a page
+  rematpass plan gpt.graph.json --device h200  plan a saved joint graph, without torch or a GPU
+  rematpass run --budget 8GiB train.py         every torch.compile in train.py, under a budget
+  rematpass max-batch llama --budget 512MiB    the largest batch that fits
 
 the budget elsewhere:
   REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
@@ -39,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rematpass: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 141
     except Exception as error:
-        cause = our_cause(error)
-        if arguments.debug or cause is None:
+        if arguments.debug:
             raise
-        print(f"rematpass: error: {cause}", file=sys.stderr)
-        return 2
+        return _say(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     demo.set_defaults(run=_demo)
     compare = _add_compare(commands)
-    for command in (demo, compare):
+    others = [command.add_parser(commands) for command in (explain, plan, run, max_batch)]
+    for command in (demo, compare, *others):
         command.add_argument("--debug", action="store_true", help="on an error, show the whole traceback")
     return parser
 
@@ -132,6 +139,22 @@ def _compare(arguments: argparse.Namespace) -> int:
         json=arguments.json,
     )
     return compare.run(request, Console())
+
+
+def _say(error: Exception) -> int:
+    """One line about an error, and the exit code."""
+    if cause := cause_of(error):
+        print(f"rematpass: error: {cause}", file=sys.stderr)
+        return 2
+    if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+        print("rematpass: error: this needs torch; install one: pip install torch==2.13.0", file=sys.stderr)
+        return 2
+    print(
+        f"rematpass: unexpected {type(error).__name__}: {error}\nThis is a bug, or a bug of torch's: "
+        "please report it, with what the same command prints with --debug",
+        file=sys.stderr,
+    )
+    return 3
 
 
 def _steps(text: str) -> int:

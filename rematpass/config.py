@@ -13,6 +13,7 @@ variable                  default    means
 ``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
 ``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
 ``REMAT_CHECK``           ``0``      ``1``: measure the peak of the first steps, and warn if it is above the plan's
+``REMAT_REPORT_DIR``                 where every planned graph leaves its report: a page, text, JSON, a trace
 ========================  =========  ===================================================================================
 
 Switches take 1, true, yes, on, 0, false, no, off. Bytes are written as in ``units``. A variable that looks like one of
@@ -99,6 +100,7 @@ class Config:
     hardware: str = ""
     auto_reserve: int | None = None
     check: bool = False
+    report_dir: str = ""
 
     @classmethod
     def read(cls, options: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -131,7 +133,7 @@ class Config:
         Under ``auto`` the bytes that were free belong to the key as well; the caller adds them.
         """
         fields = dataclasses.asdict(self)
-        del fields["check"], fields["memory_budget"]["given"]
+        del fields["check"], fields["memory_budget"]["given"], fields["report_dir"]
         return json.dumps(fields, sort_keys=True)
 
 
@@ -248,6 +250,7 @@ _SETTINGS = {
     "hardware": _Setting(_text, "the name of a hardware preset"),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
     "check": _Setting(_switch, _SWITCH),
+    "report_dir": _Setting(_text, "a directory, which is made if need be"),
 }
 OPTIONS = tuple(_SETTINGS)
 _VARIABLES = {name: PREFIX + name.upper() for name in _SETTINGS}
@@ -263,3 +266,13 @@ def default_environment(**variables: str) -> None:
 def child_environment(**variables: str) -> dict[str, str]:
     """The environment of this process, for one that it starts, with these variables set."""
     return {**os.environ, **variables}
+
+
+def set_environment(**variables: str) -> None:
+    """Set variables for this process and for those that it starts."""
+    os.environ.update(variables)
+
+
+def environment_of(options: Mapping[str, object]) -> dict[str, str]:
+    """Options as the variables that say the same; those that are None are left out."""
+    return {_VARIABLES[name]: str(value) for name, value in options.items() if value is not None}

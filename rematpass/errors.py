@@ -51,11 +51,15 @@ class MeasureError(RematError):
     """Something could not be measured or compared as asked: the model, the device, a file."""
 
 
+class ReportError(RematError):
+    """A report that cannot be written, or a file of an earlier one that cannot be read."""
+
+
 class CaptureError(RematError):
     """A joint graph with something in it that the graph model cannot express; torch's own partitioner takes over."""
 
 
-def our_cause(error: BaseException) -> RematError | None:
+def cause_of(error: BaseException) -> RematError | None:
     """The package's own error behind ``error``, which Dynamo wraps in one of its own; None if it is someone else's."""
     while not isinstance(error, RematError):
         inner = getattr(error, "inner_exception", None) or error.__cause__

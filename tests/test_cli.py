@@ -1,9 +1,13 @@
 """The commands as a user meets them: help, errors in one line, exit codes."""
 
+import os
+import pty
+import re
 import subprocess
 import sys
 
 import pytest
+from reports import TINY_GPT
 
 from rematpass import cli
 from rematpass.errors import BudgetInfeasible, ConfigError
@@ -74,9 +78,80 @@ class TestErrors:
 
     def test_what_is_not_ours_is_not_hidden(self, capsys, fails_with):
         fails_with(ZeroDivisionError("a bug"))
+        code, out, err = run(capsys, "demo")
+        assert (code, out) == (3, "")
+        assert err == (
+            "rematpass: unexpected ZeroDivisionError: a bug\n"
+            "This is a bug, or a bug of torch's: please report it, with what the same command prints with --debug\n"
+        )
         with pytest.raises(ZeroDivisionError):
-            run(capsys, "demo")
+            run(capsys, "demo", "--debug")
+
+    def test_torch_is_missing(self, capsys, fails_with):
+        fails_with(ModuleNotFoundError("No module named 'torch'", name="torch"))
+        message = "rematpass: error: this needs torch; install one: pip install torch==2.13.0\n"
+        assert run(capsys, "demo") == (2, "", message)
 
     def test_interrupt(self, capsys, fails_with):
         fails_with(KeyboardInterrupt())
         assert run(capsys, "demo") == (130, "", "rematpass: interrupted\n")
+
+
+COMMANDS = ["demo", "explain", "plan", "run", "max-batch"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_what_it_takes(capsys, command):
+    code, out, err = run(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: rematpass {command}")
+    assert "--debug" in out
+    if command != "demo":
+        assert f"examples:\n  rematpass {command}" in out
+
+
+def shell(command, **environ):
+    """What a shell sees; the files are no terminals."""
+    script = f"{sys.executable} -m rematpass {command}"
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("REMAT_")}, **environ}
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environ)
+
+
+@pytest.mark.parametrize("how", ["--frontier", "--json"])
+def test_nothing_is_said_of_a_pipe_that_closes_early(how):
+    done = shell(f"plan {TINY_GPT} {TINY_GPT} {how} | head -c 1")
+    assert len(done.stdout) == 1
+    assert done.stderr == ""
+
+
+def on_a_terminal(arguments, **environ):
+    """What is written to a terminal of 120 columns, standard output and standard error together."""
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "rematpass", *arguments]
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environ}
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environ) as process:
+        os.close(child)
+        written = b""
+        while True:
+            try:
+                part = os.read(parent, 65536)
+            except OSError:  # Linux' way to say that the other side is closed
+                break
+            if not part:
+                break
+            written += part
+    os.close(parent)
+    assert process.returncode == 0
+    return written.decode()
+
+
+def test_colours_and_progress_on_a_terminal_only(tmp_path):
+    arguments = ["explain", str(TINY_GPT), "--output", str(tmp_path)]
+    colour = re.compile(r"\x1b\[[0-9;]*[3-9][0-9;]*m")
+    shown = on_a_terminal(arguments)
+    assert colour.search(shown)
+    assert "planning" in shown
+    assert not colour.search(on_a_terminal(arguments, NO_COLOR="1"))
+    done = shell(" ".join(arguments))
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "planning" not in done.stdout + done.stderr

@@ -238,7 +238,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         ("memory_buget", "did you mean memory_budget?"),
         (
             "xyz",
-            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve, check",
+            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve, check, report_dir",
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_AUTO_RESERVE, REMAT_CHECK",
+            "REMAT_AUTO_RESERVE, REMAT_CHECK, REMAT_REPORT_DIR",
         ),
     ],
 )
@@ -303,7 +303,7 @@ def test_the_key_leaves_out_what_cannot():
 def test_every_field_is_a_setting_and_in_the_key_unless_left_out():
     names = [field.name for field in dataclasses.fields(Config)]
     assert names == list(config.OPTIONS)
-    assert {name for name in names if f'"{name}"' not in Config().key()} == {"check"}
+    assert {name for name in names if f'"{name}"' not in Config().key()} == {"check", "report_dir"}
 
 
 def test_the_key_is_the_same_in_every_process():

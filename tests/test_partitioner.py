@@ -1,4 +1,7 @@
+import dataclasses
+import json
 import logging
+import pickle
 import subprocess
 import sys
 
@@ -213,3 +216,37 @@ def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
     keys.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {})).uuid())
     assert None not in keys
     assert len(set(keys)) == len(keys)
+
+
+def test_only_what_can_change_a_plan_is_in_the_cache_key(tmp_path):
+    """Inductor pickles the partitioner into the key: how a budget was written must not be a miss, nor a report."""
+
+    def pickled(environ=(), **options):
+        return pickle.dumps(RematPartitioner(Config.read(options, dict(environ))))
+
+    same = pickled(memory_budget="1GiB")
+    assert pickled(memory_budget="1024MiB") == same
+    assert pickled({"REMAT_MEMORY_BUDGET": "1GiB"}.items()) == same
+    assert pickled(memory_budget="1GiB", report_dir=tmp_path) == same
+    assert pickled(memory_budget="2GiB") != same
+    assert pickled(memory_budget="1GiB", hardware="l4") != same
+    again = pickle.loads(same)
+    assert (again.config.memory_budget.nbytes, again.planned) == (2**30, None)
+
+
+def test_a_report_is_left_for_every_planned_graph(tmp_path, ends):
+    summary = train(memory_budget=0.5, report_dir=tmp_path / "reports")
+    stem = f"graph-0-0-{summary.plan_hash}"
+    assert {p.name for p in (tmp_path / "reports").iterdir()} == {
+        f"{stem}{suffix}" for suffix in (".html", ".txt", ".json", ".trace.json", ".graph.json")
+    }
+    report = json.loads((tmp_path / "reports" / f"{stem}.json").read_text("utf-8"))
+    assert report["summary"] == dataclasses.asdict(summary)
+    assert report["others"][0]["name"] == "torch's default, in our order"
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog, ends):
+    (tmp_path / "taken").write_text("")
+    assert train(memory_budget=0.5, report_dir=tmp_path / "taken") is not None
+    [text] = [r.getMessage() for r in caplog.records if "no report" in r.getMessage()]
+    assert text.startswith(f"no report of graph 0/0: ReportError: cannot write {tmp_path}/taken/")

@@ -70,6 +70,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.dependencies import WeakDep
 from torch._inductor.lowering import register_lowering
+from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_directory
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
@@ -90,9 +91,12 @@ __all__ = [
     "WeakDep",
     "aot_autograd",
     "boxed_nop",
+    "cache_directory",
+    "caches_are_disabled",
     "check_version",
     "compile_fx",
     "compile_id",
+    "current_device",
     "default_partition",
     "device_name",
     "dynamo_counters",
@@ -115,6 +119,7 @@ __all__ = [
     "is_recompile",
     "is_sym_node",
     "list_mode_options",
+    "plain_settings",
     "prepare_joint",
     "preserve_rng_state",
     "pytree",
@@ -211,6 +216,26 @@ def fake_mode_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 def device_name(device: torch.device) -> str:
     """How the device calls itself ("NVIDIA H200"), or its type where it has no name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def caches_are_disabled() -> bool:
+    """Whether nothing compiled is kept for other processes."""
+    return bool(inductor_config.force_disable_caches) or not inductor_config.fx_graph_cache
+
+
+def plain_settings() -> list[tuple[str, str, Any]]:
+    """All of Inductor's and functorch's settings that are numbers or texts: what a joint graph may depend on."""
+    return [
+        (config.__name__, name, value)
+        for config in (inductor_config, functorch_config)
+        for name, value in sorted(config.get_config_copy().items())  # type: ignore[attr-defined]
+        if isinstance(value, (bool, int, float, str))
+    ]
+
+
+def current_device() -> torch.device:
+    """The GPU that this process works on, or the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def compile_id() -> str:

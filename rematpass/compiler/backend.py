@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch, order
+from rematpass.compiler.kept import keeping
 from rematpass.compiler.partitioner import RematPartitioner, log
 from rematpass.config import OPTIONS, Config, nearest, split_options
 from rematpass.errors import ConfigError
@@ -39,9 +40,10 @@ def remat(
     config = Config.read(ours)
     patches = {**_patches(config), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
-    partitioner = RematPartitioner(config, device=_device(example_inputs))
+    partitioner = RematPartitioner(config, device=device_of(example_inputs))
     patches["custom_partitioner_fn"] = partitioner
-    compiled = _torch.compile_fx(gm, list(example_inputs), config_patches=patches)
+    with keeping(partitioner, gm, example_inputs, patches):
+        compiled = _torch.compile_fx(gm, list(example_inputs), config_patches=patches)
     return _checked_steps(compiled, partitioner)
 
 
@@ -59,7 +61,7 @@ def remat_aot_eager(
     """
     if mode is not None:
         raise ConfigError(f"mode={mode!r} is for Inductor, which remat_aot_eager does not use; leave it out")
-    partitioner = RematPartitioner(Config.read(options), fuse=False, device=_device(example_inputs))
+    partitioner = RematPartitioner(Config.read(options), fuse=False, device=device_of(example_inputs))
     backend = _torch.aot_autograd(
         fw_compiler=_torch.boxed_nop, partition_fn=partitioner, keep_inference_input_mutations=True
     )
@@ -82,9 +84,9 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
     """
 
     def __init__(self, **options: object) -> None:
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
         config = Config.read(options)
-        ours = {"custom_partitioner_fn": RematPartitioner(config, device=device), **_patches(config)}
+        partitioner = RematPartitioner(config, plan_anew=bool(config.report_dir))
+        ours = {"custom_partitioner_fn": partitioner, **_patches(config)}
         self._before = {name: getattr(_torch.inductor_config, name) for name in ours}
         self._set(ours)
 
@@ -143,7 +145,7 @@ def _warn_of_the_other_budget() -> None:
         )
 
 
-def _device(example_inputs: Sequence[Any]) -> torch.device:
+def device_of(example_inputs: Sequence[Any]) -> torch.device:
     """The first device among the inputs that is not the CPU."""
     devices = [t.device for t in example_inputs if isinstance(t, torch.Tensor)]
     return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))

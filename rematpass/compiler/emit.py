@@ -168,6 +168,8 @@ class _Writer:
         if graph.values[value].origin not in (Origin.STATIC, Origin.INPUT):
             return False
         tensor = self.living[value][-1][1].meta["val"]
+        if not isinstance(tensor, torch.Tensor):
+            return False  # a size that is an input
         known = all(isinstance(n, int) for n in tensor.shape)
         read = any(graph.ops[op].kind is Kind.CONVOLUTION for op in graph.readers[value])
         return read and known and tensor.is_contiguous()

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,15 +25,18 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
+from rematpass.compiler.torchs_choice import saved_by_torch
 from rematpass.compiler.trial import Trial, Trials
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
-from rematpass.core.frontier import Ladder
+from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.graph import JointGraph, Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, ConfigError, ContradictoryMarks, RematError
+from rematpass.report.files import write
+from rematpass.report.report import Report, explain
 from rematpass.report.summary import Summary, infeasible, summarize
 from rematpass.units import format_bytes
 
@@ -46,9 +50,30 @@ class Record:
     """A planned graph: what was decided, and everything needed to explain it."""
 
     summary: Summary
-    graph: JointGraph
-    plan: Plan
+    problem: Problem  # without what it has worked out on the way, which is large
     ladder: Ladder
+    rung: Rung
+    hardware: str  # the preset behind the seconds
+    saved_by_torch: frozenset[int] | None = None  # what its own partitioner would save, where a report was asked for
+
+    @property
+    def graph(self) -> JointGraph:
+        return self.problem.graph
+
+    @property
+    def plan(self) -> Plan:
+        return self.rung.plan
+
+    def report(self) -> Report:
+        """All that there is to tell about it."""
+        return explain(
+            dataclasses.replace(self.problem),
+            self.ladder,
+            self.rung,
+            self.summary,
+            hardware=self.hardware,
+            saved_by_torch=self.saved_by_torch,
+        )
 
 
 _records: list[Record] = []
@@ -71,16 +96,42 @@ def plans(clear: bool = False) -> list[Summary]:
 class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     """The partition function, for Inductor's ``custom_partitioner_fn`` and for AOTAutograd's ``partition_fn``.
 
-    ``fuse``: whether a fusing compiler runs the result; ``device``: whose free bytes ``auto`` asks for.
+    ``fuse``: whether a fusing compiler runs the result; ``device``: whose free bytes ``auto`` asks for. None means the
+    one that is current when a graph is compiled: asking earlier would claim a GPU before a rank has chosen its own.
+    ``compare``: find out what torch would save, too; ``plan_anew``: no plan of another process is taken from a cache.
+    ``planned``: the last graph that was planned.
     """
 
-    def __init__(self, config: Config, *, fuse: bool = True, device: torch.device | None = None) -> None:
-        self.config, self.fuse = config, fuse
-        self.device = device or torch.device("cpu")
+    def __init__(
+        self,
+        config: Config,
+        *,
+        fuse: bool = True,
+        device: torch.device | None = None,
+        compare: bool = False,
+        plan_anew: bool = False,
+    ) -> None:
+        self.compare = compare or bool(config.report_dir)
+        self.planned: Record | None = None
+        self._unlike_any_other = os.urandom(16).hex() if plan_anew else ""
+        self.config, self.fuse, self._device = config, fuse, device
         if config.hardware:
             hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
         self.planned_peak: int | None = None  # of the last graph; None before, and where planning failed
         self._free: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What can change a plan: Inductor's cache key has the pickled partitioner in it, besides the ``uuid``."""
+        budget = dataclasses.replace(self.config.memory_budget, given="")
+        config = dataclasses.replace(self.config, memory_budget=budget, report_dir="")
+        return {"config": config, "fuse": self.fuse, "_device": self._device, "_unlike": self._unlike_any_other}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"], fuse=state["fuse"], device=state["_device"])  # type: ignore[misc]
+
+    @property
+    def device(self) -> torch.device:
+        return self._device or _torch.current_device()
 
     def uuid(self) -> bytes:
         """Everything that can change a plan; a part of the keys of Inductor's and AOTAutograd's caches."""
@@ -90,6 +141,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             free = str(self._free)
         name = _torch.device_name(self.device)
         text = "\n".join([_sources_hash(), self.config.key(), free, str(self.fuse), name, torch.__version__])
+        text += self._unlike_any_other
         return hashlib.sha256(text.encode()).digest()
 
     def __call__(
@@ -118,14 +170,17 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             return self._give_up(gm, joint_inputs, kwargs, error)
         if Side.BACKWARD not in captured.graph.sides:
             return _torch.default_partition(gm, joint_inputs, **kwargs)  # type: ignore[no-any-return]
+        by_torch = saved_by_torch(captured, joint_inputs, kwargs) if self.compare else None
         try:
-            return self._plan(captured, self.config.solver)
+            return self._plan(captured, self.config.solver, by_torch=by_torch)
         except _RAISED:
             raise
         except Exception as error:
             return self._fall_back(captured, joint_inputs, kwargs, error)
 
-    def _plan(self, captured: Captured, solver: str, fallback: str = "") -> tuple[fx.GraphModule, fx.GraphModule]:
+    def _plan(
+        self, captured: Captured, solver: str, fallback: str = "", by_torch: frozenset[int] | None = None
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
         start = time.perf_counter()
         graph, budget = captured.graph, self._budget(captured.graph)
         preset = hardware.preset(self.config.hardware) if self.config.hardware else hardware.for_device(graph.device)
@@ -147,10 +202,13 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             fallback=fallback,
         )
         self.planned_peak = summary.planned_peak
-        _records.append(Record(summary, graph, trial.rung.plan, ladder))
-        _tell(summary, always=bool(self.config.memory_budget.given))
+        self.planned = Record(summary, dataclasses.replace(problem), ladder, trial.rung, preset.name, by_torch)
+        _records.append(self.planned)
+        tell(summary, always=bool(self.config.memory_budget.given))
+        if self.config.report_dir:
+            _leave_report(self.planned, Path(self.config.report_dir))
         for listener in listeners:
-            listener(_records[-1])
+            listener(self.planned)
         return trial.modules
 
     def _budget(self, graph: JointGraph) -> Budget:
@@ -223,15 +281,28 @@ def _graph_name() -> str:
     return f"graph {_torch.compile_id() or len(_records)}"
 
 
-def _tell(summary: Summary, *, always: bool) -> None:
-    """One line: where the log is on, or when the user has asked for a budget."""
+def tell(summary: Summary, *, always: bool, cached: bool = False) -> None:
+    """One line: where the log is on, or when the user has asked for a budget.
+
+    ``cached``: the plan was made by another process, and the compiled graph comes from the compile cache.
+    """
     level = logging.INFO if log.isEnabledFor(logging.INFO) or not always else logging.WARNING
-    log.log(level, "%s", summary.line())
+    log.log(level, "%s%s", summary.line(), ", from the compile cache" if cached else "")
     _torch.trace_structured(
         "artifact",
         metadata_fn=lambda: {"name": "rematpass_plan", "encoding": "json"},
         payload_fn=lambda: json.dumps(dataclasses.asdict(summary)),
     )
+
+
+def _leave_report(record: Record, directory: Path) -> None:
+    """Write the report; where that fails, training goes on with a warning."""
+    try:
+        paths = write(record.report(), directory)
+    except Exception as error:
+        log.warning("no report of %s: %s: %s", record.summary.graph, type(error).__name__, error)
+    else:
+        log.info("report of %s: %s", record.summary.graph, paths["html"])
 
 
 _frames_under_bytes: set[object] = set()

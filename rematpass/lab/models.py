@@ -151,10 +151,11 @@ def find_blocks(module: nn.Module, of_class: str = "") -> list[nn.Module]:
     return blocks
 
 
-def load(target: str) -> Model:
+def load(target: str, **sizes: Any) -> Model:
     """Call a user's function, given as "package.module:function"; it returns a module and a step.
 
-    The step takes no arguments, runs the module, and returns the loss. The current directory can be imported from.
+    ``sizes`` are handed to the function (``batch=8``). The step takes no arguments, runs the module, and returns the
+    loss. The current directory can be imported from.
 
     Raises:
         MeasureError: it cannot be imported or fails, or it returns something else.
@@ -169,7 +170,7 @@ def load(target: str) -> Model:
     except Exception as error:
         raise MeasureError(f"importing {module_name!r} raised {type(error).__name__}: {error}") from error
     try:
-        found = function()
+        found = function(**sizes)
     except Exception as error:
         raise MeasureError(f"{target} raised {type(error).__name__}: {error}") from error
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module) and callable(found[1])):

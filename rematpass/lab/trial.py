@@ -24,7 +24,7 @@ from rematpass.compiler.backend import remat
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.config import Config
 from rematpass.core.frontier import least_budget
-from rematpass.errors import BudgetInfeasible, MeasureError, RematError, our_cause
+from rematpass.errors import BudgetInfeasible, MeasureError, RematError, cause_of
 from rematpass.lab import models
 from rematpass.lab.catalog import MODELS
 from rematpass.lab.flops import Flops, compiled_flops, eager_flops
@@ -210,7 +210,7 @@ def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
 
 
 def _failed(found: Measurement, error: Exception) -> Measurement:
-    cause = our_cause(error)
+    cause = cause_of(error)
     if isinstance(cause, BudgetInfeasible):
         text = f"the floor is {format_bytes(least_budget(cause.floor), round_up=True)}"
         return replace(found, status=INFEASIBLE, error=text, floor=cause.floor)

@@ -1,0 +1,88 @@
+"""``rematpass explain``: plan a model, or a joint graph from a file, and tell all about the plan."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rematpass.commands.offline import add_planning_options, plan_graph, planning_options, read_graph
+from rematpass.config import Config
+from rematpass.core.hardware import PRESETS
+from rematpass.errors import MeasureError
+from rematpass.report.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_EXAMPLES = """examples:
+  rematpass explain                                 a small GPT, without a budget
+  rematpass explain llama --budget 0.3              a model of the package's own, by name
+  rematpass explain train:make --budget 2GiB        your function make() in train.py: it returns (module, step)
+  rematpass explain reports/graph-0-0.graph.json    a joint graph that REMAT_REPORT_DIR has left; needs no torch
+  rematpass explain --open                          and show the page in the browser
+
+In a training run of your own: REMAT_REPORT_DIR=reports python train.py
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "explain",
+        help="what is saved, what is recomputed, why, and what more memory would buy",
+        description="Plan a model, print the plan, and write its report: a page, text, JSON, and a trace for Perfetto.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", nargs="?", default="tiny-gpt", metavar="MODEL", help="a model's name, "
+                        "package.module:function, or a joint graph's file (default: tiny-gpt)")  # fmt: skip
+    add_planning_options(parser)
+    parser.add_argument("--hardware", metavar="NAME", help=f"reckon seconds for a preset: {', '.join(PRESETS)}")
+    parser.add_argument("--device", default="cpu", help="where a model is made: cpu or cuda (default: cpu)")
+    parser.add_argument("--output", type=Path, default=Path("rematpass-report"), metavar="DIR",
+                        help="where the report is written (default: rematpass-report)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the JSON report instead of text")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rematpass.report.files import write
+    from rematpass.report.text import show
+
+    options = {**planning_options(arguments), "hardware": arguments.hardware}
+    config = Config.read(options)
+    console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
+    for report in _reports(arguments, config, aside):
+        paths = write(report, arguments.output)
+        if arguments.json:
+            print(report.to_json())
+        else:
+            show(report, console)
+        aside.print(f"The report: {paths['html']} (and .txt, .json, .trace.json, .graph.json)", soft_wrap=True)
+        if arguments.open:
+            import webbrowser
+
+            webbrowser.open(paths["html"].resolve().as_uri())
+    return 0
+
+
+def _reports(arguments: argparse.Namespace, config: Config, aside: Console) -> list[Report]:
+    if arguments.target.endswith(".json"):
+        with aside.status("planning"):
+            return [plan_graph(read_graph(Path(arguments.target)), config).report()]
+    from rematpass.compiler.plan_only import plan_only
+    from rematpass.lab import models
+
+    with aside.status(f"making {arguments.target}, capturing its joint graph, planning"):
+        if ":" in arguments.target:
+            model = models.load(arguments.target)
+        else:
+            model = models.build(arguments.target, device=arguments.device)
+        records = plan_only(model.module, model.step, config)
+    if not records:
+        raise MeasureError(f"{arguments.target}: nothing was planned; does its step run the module under grad?")
+    return [record.report() for record in records]

@@ -1,0 +1,220 @@
+"""``rematpass max-batch``: the largest batch, or length, whose training step fits a byte budget.
+
+The model is traced once, with symbols for its sizes; the joint graph is then planned at one size after another, which
+needs no model, until the largest is found whose peak the planner can bring under the budget. One step of that size is
+measured, if not told otherwise: the planner's word is checked before anyone trains on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rematpass.config import BudgetKind, Config
+from rematpass.core import frontier, hardware
+from rematpass.core.cost import estimate
+from rematpass.core.graph import JointGraph
+from rematpass.core.sizes import resized
+from rematpass.core.solve.problem import Problem
+from rematpass.errors import BudgetInfeasible, ConfigError, MeasureError
+from rematpass.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PROBES = (7, 11, 13, 17, 19)  # sizes to trace at: primes, so that no other size of the model is the same
+_MOST = 2**24
+_EXAMPLES = """examples:
+  rematpass max-batch tiny-gpt --budget 256MiB                     the largest batch in 256 MiB of peak
+  rematpass max-batch llama --budget 256MiB --budget 512MiB        a table over several budgets
+  rematpass max-batch llama --size length --budget 512MiB          the longest sequence
+  rematpass max-batch train:make --budget 8GiB --device cuda       your make(batch=...) in train.py: (module, step)
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "max-batch",
+        help="the largest batch or length that fits a byte budget",
+        description="Find the largest batch (or length) whose training step fits a byte budget, and measure one step.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="MODEL", help="a model's name, or package.module:function")
+    parser.add_argument("--budget", action="append", required=True, metavar="BYTES",
+                        help="bytes of peak, such as 8GiB; give it several times for a table")  # fmt: skip
+    parser.add_argument("--size", choices=("batch", "length"), default="batch", help="what grows (default: batch)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--no-measure", action="store_true", help="believe the planner: measure no step")
+    parser.set_defaults(run=run)
+    return parser
+
+
+@dataclass(frozen=True)
+class Found:
+    """For one budget: the largest size, the same for the fastest plan alone, and bytes. 0 and None: none fits."""
+
+    budget: int
+    size: int
+    size_unaided: int
+    planned_peak: int | None = None
+    measured_peak: int | None = None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    budgets = sorted(map(_bytes, arguments.budget))
+    console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
+    with aside.status(f"tracing {arguments.target}") as status:
+        graph, symbol = _traced(arguments)
+        peaks = Peaks(graph, symbol)
+        found = []
+        for budget in budgets:
+            status.update(f"planning for {format_bytes(budget)}")
+            result = largest(peaks, budget)
+            if result.size and not arguments.no_measure:
+                status.update(f"measuring a step at {arguments.size} {result.size}")
+                result = _confirmed(arguments, peaks, result)
+            found.append(result)
+    _show(console, arguments, found)
+    return int(not all(result.size for result in found))
+
+
+def _bytes(text: str) -> int:
+    budget = Config.read({"memory_budget": text}, {}).memory_budget
+    if budget.kind is not BudgetKind.BYTES:
+        raise ConfigError(f"--budget {text}: a largest size needs a budget in bytes, such as 8GiB")
+    return budget.nbytes
+
+
+def _traced(arguments: argparse.Namespace) -> tuple[JointGraph, str]:
+    """The joint graph with symbols, and the one that stands for the size."""
+    from rematpass.compiler.plan_only import plan_only
+
+    for probe in _PROBES:
+        model = _model(arguments, probe)
+        records = plan_only(model.module, model.step, Config(), dynamic=True)
+        if len(records) != 1:
+            raise MeasureError(f"{arguments.target} is {len(records)} graphs to train, and a largest size needs one")
+        symbols = [name for name, size in records[0].graph.hints if size == probe]
+        if len(symbols) == 1:
+            return records[0].graph, symbols[0]
+    raise MeasureError(
+        f"no size of {arguments.target}'s graph follows its {arguments.size}: torch has made a constant of it, or "
+        "several sizes are the same"
+    )
+
+
+def _model(arguments: argparse.Namespace, size: int) -> Any:
+    from rematpass.lab import models
+
+    sizes = {arguments.size: size}
+    try:
+        if ":" in arguments.target:
+            return models.load(arguments.target, **sizes)
+        return models.build(arguments.target, device=arguments.device, **sizes)
+    except TypeError as error:
+        raise MeasureError(f"{arguments.target} has no {arguments.size} to set: {error}") from error
+
+
+class Peaks:
+    """The floor and the ceiling of the graph at any size, planned when asked for."""
+
+    def __init__(self, graph: JointGraph, symbol: str) -> None:
+        self.graph, self.symbol = graph, symbol
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def _at(self, size: int) -> tuple[int, int]:
+        if size not in self._known:
+            graph = resized(self.graph, {self.symbol: size})
+            ladder = frontier.build(Problem(graph, estimate(graph, hardware.for_device(graph.device))))
+            self._known[size] = ladder.floor, ladder.ceiling
+        return self._known[size]
+
+    def floor(self, size: int) -> int:
+        return self._at(size)[0]
+
+    def ceiling(self, size: int) -> int:
+        return self._at(size)[1]
+
+
+def largest(peaks: Peaks, budget: int) -> Found:
+    """The largest size whose floor fits the budget, and the largest whose ceiling does."""
+    allowed = frontier.peak_allowed(budget)
+    size = largest_under(peaks.floor, allowed)
+    unaided = largest_under(peaks.ceiling, allowed)
+    return Found(budget, size, unaided, peaks.floor(size) if size else None)
+
+
+def largest_under(peak: Callable[[int], int], allowed: int) -> int:
+    """The largest size with a peak of at most ``allowed``; 0 if there is none.
+
+    Peaks are all but straight lines in a size, so the line through the ends of the bracket says where to look next;
+    a look in the middle now and then bounds the number of looks where they are none.
+    """
+    low, high = 0, 2
+    while high <= _MOST and peak(high) <= allowed:
+        low, high = high, high * 2
+    if low == 0 and peak(1) <= allowed:
+        low = 1
+    looks = 0
+    while low and high - low > 1:
+        span = peak(high) - peak(low)
+        guess = low + (allowed - peak(low)) * (high - low) // span if span > 0 and looks % 3 < 2 else (low + high) // 2
+        middle = min(max(guess + (looks % 3 == 1), low + 1), high - 1)
+        low, high = (middle, high) if peak(middle) <= allowed else (low, middle)
+        looks += 1
+    return low
+
+
+def _confirmed(arguments: argparse.Namespace, peaks: Peaks, found: Found) -> Found:
+    """``found`` with a step of its size measured; a size that does not hold is lowered by a fiftieth, a few times."""
+    for size in _lower(found.size):
+        measured = _measured(arguments, size, found.budget)
+        if measured is not None and measured <= found.budget:
+            return Found(found.budget, size, found.size_unaided, peaks.floor(size), measured)
+    return Found(found.budget, 0, found.size_unaided)
+
+
+def _lower(size: int) -> Iterator[int]:
+    for fiftieths in (50, 49, 47, 44):
+        yield max(1, size * fiftieths // 50)
+
+
+def _measured(arguments: argparse.Namespace, size: int, budget: int) -> int | None:
+    """The peak of a step of the compiled model, in bytes; None where no plan fits after all."""
+    import torch
+
+    from rematpass.compiler.backend import remat
+    from rematpass.errors import cause_of
+    from rematpass.lab.measure import measure_memory
+
+    torch.compiler.reset()
+    model = _model(arguments, size)
+    model.module.compile(backend=remat, options={"memory_budget": budget, "strict": True}, dynamic=False)
+    try:
+        return measure_memory(model.step, model.parameters, device=arguments.device).peak
+    except Exception as error:
+        if isinstance(cause_of(error), BudgetInfeasible):
+            return None
+        raise
+
+
+def _show(console: Console, arguments: argparse.Namespace, found: list[Found]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"The largest {arguments.size} of {arguments.target}", title_justify="left")
+    for name in ("budget", arguments.size, "without recomputing", "planned peak", "measured peak"):
+        table.add_column(name, justify="right")
+    for result in found:
+        bytes_ = [result.planned_peak, result.measured_peak]
+        table.add_row(
+            format_bytes(result.budget),
+            str(result.size or "none fits"),
+            str(result.size_unaided or "none fits"),
+            *("" if n is None else format_bytes(n) for n in bytes_),
+        )
+    console.print(table)

@@ -1,0 +1,113 @@
+"""A joint graph from a file, planned on any machine: without torch, without a GPU, for any preset."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rematpass.config import SOLVERS, Budget, BudgetKind, Config
+from rematpass.core import frontier, hardware
+from rematpass.core.cost import estimate
+from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.graph import JointGraph
+from rematpass.core.hardware import Hardware
+from rematpass.core.solve.problem import Problem
+from rematpass.errors import BudgetInfeasible, ConfigError, GraphError
+from rematpass.report.report import Report, explain
+from rematpass.report.summary import Summary, infeasible, summarize
+
+BUDGETS = "0 (the least memory) to 1 (the fastest), or bytes of peak: 80MiB, 8GiB"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What planning made: all that a report needs."""
+
+    problem: Problem
+    ladder: Ladder
+    rung: Rung
+    summary: Summary
+    hardware: Hardware
+
+    def report(self) -> Report:
+        return explain(self.problem, self.ladder, self.rung, self.summary, hardware=self.hardware.name)
+
+
+def add_planning_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that plans; ``planning_options`` reads them."""
+    parser.add_argument("--budget", metavar="BUDGET", help=f"{BUDGETS} (default: REMAT_MEMORY_BUDGET, or 1)")
+    parser.add_argument("--solver", metavar="NAME", help=f"{', '.join(SOLVERS)} (default: ladder)")
+    parser.add_argument("--max-recompute", metavar="N", help="the most extra forwards of recompute (default: 1)")
+
+
+def planning_options(arguments: argparse.Namespace) -> dict[str, object]:
+    """The options as ``Config.read`` takes them; those not given are None."""
+    return {
+        "memory_budget": arguments.budget,
+        "solver": arguments.solver,
+        "max_recompute": arguments.max_recompute,
+    }
+
+
+def read_graph(path: Path) -> JointGraph:
+    """The joint graph in a file.
+
+    Raises:
+        GraphError: there is no such file, or it holds no joint graph.
+    """
+    try:
+        return JointGraph.from_json(path.read_text("utf-8"))
+    except OSError as error:
+        raise GraphError(f"cannot read {path}: {error.strerror or error}") from error
+    except (GraphError, UnicodeDecodeError) as error:
+        raise GraphError(
+            f"{path}: {error}. A joint graph is what REMAT_REPORT_DIR leaves as *.graph.json, or JointGraph.to_json"
+        ) from error
+
+
+def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
+    """Plan ``graph`` as the backend would, for the preset ``device``; empty: ``config.hardware``, or the graph's own.
+
+    Raises:
+        ConfigError: no such preset, or the budget "auto", for which no device is there to ask.
+        BudgetInfeasible: no plan stays under a budget in bytes.
+    """
+    name = device or config.hardware
+    preset = hardware.preset(name) if name else hardware.for_device(graph.device)
+    start = time.perf_counter()
+    problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
+    ladder = frontier.build(problem, config.solver)
+    rung, limit = choose(graph, ladder, config)
+    summary = summarize(
+        graph,
+        ladder,
+        rung,
+        budget=config.memory_budget,
+        limit=limit,
+        peaks=(rung.peak, rung.timeline.peak_without_outputs),
+        exact=False,
+        dry_run_seconds=0.0,
+        planning_seconds=time.perf_counter() - start,
+        plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
+    )
+    return Planned(problem, ladder, rung, summary, preset)
+
+
+def choose(graph: JointGraph, ladder: Ladder, config: Config) -> tuple[Rung, int | None]:
+    """The fastest rung within the budget, and the budget in bytes (None: no limit)."""
+    budget: Budget = config.memory_budget
+    if budget.kind is BudgetKind.AUTO:
+        raise ConfigError("the budget auto asks the device what is free, and a file has none; give bytes: 8GiB")
+    if budget.is_unlimited:
+        return ladder.rungs[0], None
+    if budget.kind is BudgetKind.FRACTION:
+        limit = ladder.limit(budget.fraction)
+        return ladder.fastest_under(limit) or ladder.rungs[-1], limit
+    rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes))
+    if rung is None:
+        message = infeasible(graph, ladder.rungs[-1], ladder.floor, budget.nbytes, config.max_recompute)
+        raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
+    return rung, budget.nbytes

@@ -1,0 +1,137 @@
+"""What became of each value, and why: saved, recomputed, let go; with what the other choice would have cost.
+
+The price of recomputing a saved value is what the ops cost that would have to run again for it, from what is saved
+and beyond what the plan runs again anyway. It is a price at the margin: of two values that are saved for want of each
+other, each costs what the plan pays if it alone is given up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+
+from rematpass.core.cost import Costs
+from rematpass.core.graph import JointGraph, Op, Origin, Side, Value
+from rematpass.core.schedule import Plan, Run
+from rematpass.core.simulate import Timeline
+from rematpass.units import format_bytes, format_seconds
+
+
+class Fate(str, Enum):
+    """What a plan does with a value."""
+
+    SAVED = "saved"
+    RECOMPUTED = "recomputed"
+    LATE = "made in backward"
+    LET_GO = "let go"
+    OUTPUT = "output"
+    GRADIENT = "gradient"
+    TEMPORARY = "temporary"
+
+
+@dataclass(frozen=True)
+class Account:
+    """One value: ``seconds`` is what recomputing it costs, or would cost; 0.0 where it is no question.
+
+    ``in_memory``: whether any copy of it takes bytes, instead of being computed inside the kernels that read it;
+    ``at_peak``: whether it is among those that take the bytes at the peak.
+    """
+
+    value: int
+    fate: Fate
+    reason: str
+    seconds: float
+    in_memory: bool
+    at_peak: bool
+
+
+def accounts(graph: JointGraph, plan: Plan, timeline: Timeline, costs: Costs) -> list[Account]:
+    """The fate of every value that takes bytes and was not there before the step, the largest first.
+
+    Parameters and buffers are left out, and so are inputs, unless they are saved.
+    """
+    teller = _Teller(graph, plan, timeline, costs)
+    told = [
+        v
+        for v in graph.values
+        if v.nbytes and (v.origin in (Origin.OP, Origin.TANGENT) or (v.origin is Origin.INPUT and v.id in teller.saved))
+    ]
+    return [teller.tell(v) for v in sorted(told, key=lambda v: (-v.nbytes, v.id))]
+
+
+class _Teller:
+    def __init__(self, graph: JointGraph, plan: Plan, timeline: Timeline, costs: Costs) -> None:
+        self.graph, self.costs = graph, costs
+        self.saved = frozenset(plan.saved)
+        self.times = Counter(run.op for run in plan.recomputed())
+        self.in_forward = {step.op for step in plan.fwd if isinstance(step, Run)}
+        self.ran = {run.op for run in timeline.runs}
+        self.in_memory = {t.value for t in timeline.tenants}
+        self.again_in_memory = {t.value for t in timeline.tenants if t.copy}
+        self.peak = {t.value for t in timeline.at_peak()}
+        self.outputs, self.gradients = set(graph.fwd_outputs), set(graph.bwd_outputs)
+
+    def tell(self, value: Value) -> Account:
+        fate, reason, seconds = self._tell(value)
+        in_memory = value.origin is Origin.INPUT or value.id in self.in_memory
+        return Account(value.id, fate, reason, seconds, in_memory, value.id in self.peak)
+
+    def _tell(self, value: Value) -> tuple[Fate, str, float]:
+        producer = self.graph.producer[value.id]
+        if value.origin is Origin.INPUT:
+            return Fate.SAVED, "an input: it exists before the step", 0.0
+        if producer is None:
+            return Fate.TEMPORARY, "a tangent: handed to backward", 0.0
+        op = self.graph.ops[producer]
+        if self.graph.sides[op.id] is Side.BACKWARD:
+            return self._in_backward(value)
+        if value.id in self.saved:
+            return self._saved(value, op)
+        if self.times[op.id]:
+            return self._recomputed(value, op)
+        if op.id in self.ran and op.id not in self.in_forward:
+            return Fate.LATE, "made in backward: forward has no use for it", 0.0
+        if value.id in self.outputs:
+            return Fate.OUTPUT, "an output of forward that backward does not read", 0.0
+        if value.id in self.graph.backward_reads and op.id not in self.ran:
+            return Fate.LET_GO, "never made: nothing that runs reads it", 0.0
+        return Fate.LET_GO, "let go after its last use: backward does not read it", 0.0
+
+    def _in_backward(self, value: Value) -> tuple[Fate, str, float]:
+        if value.id in self.gradients:
+            return Fate.GRADIENT, "returned by backward", 0.0
+        return Fate.TEMPORARY, "a gradient on its way", 0.0
+
+    def _saved(self, value: Value, op: Op) -> tuple[Fate, str, float]:
+        if value.must_save:
+            return Fate.SAVED, "saved: a mark says so", 0.0
+        if value.id in self.outputs:
+            return Fate.SAVED, "saved: an output of forward, it is there anyway", 0.0
+        others = self.saved - {value.id}
+        again = [self.graph.ops[o] for o in self.graph.ancestors([value.id], stop=others)]
+        blocked = next((o for o in reversed(again) if o.never_recompute), None)
+        if blocked is not None:
+            whose = "it" if blocked is op else f"{blocked.name}, which it needs,"
+            return Fate.SAVED, f"saved: {whose} may not run again: {blocked.never_recompute}", 0.0
+        again = [o for o in again if not self.times[o.id]]
+        seconds = sum(self.costs.run[o.id] for o in again)
+        through = f" through {len(again)} ops" if len(again) > 1 else ""
+        return (
+            Fate.SAVED,
+            f"saved: recomputing costs {format_seconds(seconds)}{through} for {format_bytes(value.nbytes)}",
+            seconds,
+        )
+
+    def _recomputed(self, value: Value, op: Op) -> tuple[Fate, str, float]:
+        times = self.times[op.id]
+        seconds = self.costs.run[op.id] * times
+        often = "" if times == 1 else " twice" if times == 2 else f" {times} times"
+        reason = f"recomputed{often}: costs {format_seconds(seconds)} instead of {format_bytes(value.nbytes)}"
+        if value.cannot_save:
+            reason = f"recomputed{often}: it cannot be saved: {value.cannot_save}"
+        elif op.must_recompute:
+            reason = f"recomputed{often}: a mark says so; costs {format_seconds(seconds)}"
+        if value.id not in self.again_in_memory:
+            reason += "; inside the kernels that read it, so it takes no memory"
+        return Fate.RECOMPUTED, reason, seconds

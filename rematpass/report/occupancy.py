@@ -1,0 +1,102 @@
+"""Who takes the memory: every tenant of a timeline with its role, and the bytes of each role at every step.
+
+Saved values, recomputed values, gradients, outputs and temporaries add up to the timeline's own bytes at each step.
+Where an op overwrites an argument in place, the timeline counts those bytes once and the tenants twice; the difference
+is taken from what dies there. Where the timeline counts more than its tenants, as for a kernel's workspace, it counts
+as temporaries.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from enum import Enum
+
+from rematpass.core.graph import JointGraph
+from rematpass.core.schedule import Plan
+from rematpass.core.simulate import Tenant, Timeline
+
+
+class Role(str, Enum):
+    """What a tenant is there for, in the order in which a picture stacks them."""
+
+    SAVED = "saved"  # forward hands it to backward
+    RECOMPUTED = "recomputed"  # backward makes it a second time
+    GRADIENTS = "gradients"  # backward returns it
+    OUTPUTS = "outputs"  # forward returns it
+    TEMPORARIES = "temporaries"  # everything else, gradients on their way among it
+
+
+ROLES = tuple(Role)
+_FIRST_TO_GIVE_WAY = tuple(reversed(ROLES))
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """A tenant and its role: ``nbytes`` from position ``born`` to position ``end``, both included."""
+
+    value: int
+    copy: int
+    role: Role
+    nbytes: int
+    born: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """``by_role[k][i]``: bytes of ``ROLES[k]`` while run ``i`` of the timeline runs."""
+
+    occupants: tuple[Occupant, ...]
+    by_role: tuple[tuple[int, ...], ...]
+
+    def at(self, position: int) -> list[Occupant]:
+        """Who is there while run ``position`` runs, the largest first."""
+        there = [o for o in self.occupants if o.born <= position <= o.end]
+        return sorted(there, key=lambda o: (-o.nbytes, o.value, o.copy))
+
+
+def occupancy(graph: JointGraph, plan: Plan, timeline: Timeline) -> Occupancy:
+    """The tenants of ``timeline``, which is ``plan``'s, told apart by role."""
+    saved, gradients, outputs = set(plan.saved), set(graph.bwd_outputs), set(graph.fwd_outputs)
+
+    def role(tenant: Tenant) -> Role:
+        in_backward = tenant.born >= timeline.first_backward
+        if tenant.copy:
+            return Role.RECOMPUTED
+        if in_backward:
+            return Role.GRADIENTS if tenant.value in gradients else Role.TEMPORARIES
+        if tenant.value in saved:
+            return Role.SAVED
+        return Role.OUTPUTS if tenant.value in outputs else Role.TEMPORARIES
+
+    occupants = tuple(
+        Occupant(t.value, t.copy, role(t), t.nbytes, t.born, t.end)
+        for t in timeline.tenants
+        if t.nbytes and t.born <= t.end
+    )
+    return Occupancy(occupants, _by_role(occupants, timeline))
+
+
+def _by_role(occupants: tuple[Occupant, ...], timeline: Timeline) -> tuple[tuple[int, ...], ...]:
+    steps = len(timeline.live)
+    change = {role: [0] * (steps + 1) for role in ROLES}
+    dying = {role: [0] * steps for role in ROLES}
+    for o in occupants:
+        change[o.role][o.born] += o.nbytes
+        change[o.role][o.end + 1] -= o.nbytes
+        dying[o.role][o.end] += o.nbytes
+    levels = {role: list(itertools.accumulate(changes))[:steps] for role, changes in change.items()}
+    for position, live in enumerate(timeline.live):
+        excess = sum(level[position] for level in levels.values()) - live
+        if excess < 0:
+            levels[Role.TEMPORARIES][position] -= excess
+        for role in _FIRST_TO_GIVE_WAY:  # of what dies here first, then of whatever is there
+            taken = min(max(excess, 0), dying[role][position])
+            levels[role][position] -= taken
+            excess -= taken
+        for role in _FIRST_TO_GIVE_WAY:
+            taken = min(max(excess, 0), levels[role][position])
+            levels[role][position] -= taken
+            excess -= taken
+    return tuple(tuple(levels[role]) for role in ROLES)

@@ -1,0 +1,204 @@
+"""All that there is to tell about one planned graph, ready to be written as text, JSON, a page or a trace.
+
+``explain`` gathers it from what the planner leaves behind; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.graph import JointGraph, Origin
+from rematpass.core.schedule import Plan
+from rematpass.core.simulate import Timeline
+from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
+from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.problem import Problem
+from rematpass.errors import RematError
+from rematpass.report.fates import Account, accounts
+from rematpass.report.layers import Totals, clean, totals
+from rematpass.report.occupancy import ROLES, Occupancy, occupancy
+from rematpass.report.summary import Summary
+from rematpass.units import BYTE_UNITS, format_bytes, format_percent, format_seconds
+
+FORMAT = 1
+TORCH = "torch's default, in our order"
+BASELINES = (("save all", save_all), ("square root (Chen 2016)", chen_sqrt), ("recompute all", recompute_all))
+_STEPS = tuple(n * BYTE_UNITS[unit] for unit in ("GiB", "MiB", "KiB") for n in (1, 0.25, 1 / 16))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan in the plane of peak (bytes) and seconds of a step; ``name`` says whose."""
+
+    name: str
+    peak: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """One planned graph. ``seconds[i]``: what run ``i`` of the timeline costs, by the cost model for ``hardware``.
+
+    ``frontier``: the ladder's rungs, from the fastest on; ``others``: plans to compare with. ``bound``: points of a
+    curve that no plan can be below, peak (bytes) and seconds, by rising peak; None where none is proven.
+    """
+
+    summary: Summary
+    hardware: str
+    graph: JointGraph
+    timeline: Timeline
+    occupancy: Occupancy
+    seconds: tuple[float, ...]
+    frontier: tuple[Point, ...]
+    others: tuple[Point, ...]
+    accounts: tuple[Account, ...]
+    modules: tuple[Totals, ...]
+    bound: tuple[tuple[int, float], ...] | None = None
+
+    @property
+    def chosen(self) -> Point:
+        """The plan, at the peak that the simulator gives it, as it gives it to all the other points."""
+        return Point("this plan", self.timeline.peak, self.summary.step_seconds)
+
+    @cached_property
+    def peak_at(self) -> int:
+        """The position of the run at which memory is at its (first) peak."""
+        return self.timeline.live.index(self.timeline.peak) if self.timeline.live else 0
+
+    @cached_property
+    def held_nbytes(self) -> int:
+        """Parameters and buffers, which stand before the step and are not counted."""
+        return sum(v.nbytes for v in self.graph.values if v.origin is Origin.STATIC)
+
+    def fastest_under(self, nbytes: int) -> Point:
+        """The fastest rung with a peak of at most ``nbytes``, or the floor."""
+        return next((p for p in self.frontier if p.peak <= nbytes), self.frontier[-1])
+
+    def what_more_buys(self) -> str:
+        """One sentence: the seconds that one more gigabyte would save, or a smaller step where that is too much."""
+        room = self.frontier[0].peak - self.chosen.peak
+        if room <= 0:
+            return "More memory buys nothing: this is the fastest plan."
+        step = next((int(n) for n in _STEPS if n <= room), room)
+        faster = self.fastest_under(self.chosen.peak + step)
+        gain = self.chosen.seconds - faster.seconds
+        text = f"{format_bytes(step)} more would save {format_seconds(gain)} of a step ({self._share(gain)})"
+        if faster != self.frontier[0]:
+            most = self.chosen.seconds - self.frontier[0].seconds
+            text += f"; {format_bytes(room)} more, {format_seconds(most)} ({self._share(most)})"
+        return text + "."
+
+    def what_less_costs(self) -> str:
+        """One sentence: what the next lower rung saves in bytes and costs in seconds."""
+        lower = next((p for p in self.frontier if p.peak < self.chosen.peak), None)
+        if lower is None:
+            return "No plan with a lower peak was found."
+        bytes_, seconds = self.chosen.peak - lower.peak, lower.seconds - self.chosen.seconds
+        return f"The next lower plan saves {format_bytes(bytes_)} and costs {format_seconds(seconds)} more."
+
+    def _share(self, seconds: float) -> str:
+        return format_percent(seconds / (self.chosen.seconds or 1.0))
+
+    def to_json(self) -> str:
+        """Everything as one JSON document: bytes are integers, seconds the cost model's."""
+        return json.dumps(self._document(), separators=(",", ":"))
+
+    def _document(self) -> dict[str, Any]:
+        live, graph = self.timeline, self.graph
+        return {
+            "format": FORMAT,
+            "summary": dataclasses.asdict(self.summary),
+            "hardware": self.hardware,
+            "device": graph.device,
+            "more_memory": self.what_more_buys(),
+            "less_memory": self.what_less_costs(),
+            "frontier": [dataclasses.asdict(p) for p in self.frontier],
+            "others": [dataclasses.asdict(p) for p in self.others],
+            "chosen": dataclasses.asdict(self.chosen),
+            "bound": self.bound,
+            "values": [self._value(a) for a in self.accounts],
+            "modules": [dataclasses.asdict(m) for m in self.modules],
+            "timeline": {
+                "first_backward": live.first_backward,
+                "peak_at": self.peak_at,
+                "runs": [
+                    {"op": graph.ops[run.op].name, "copy": run.copy, "seconds": s, "live": n}
+                    for run, s, n in zip(live.runs, self.seconds, live.live, strict=True)
+                ],
+                "roles": dict(zip([r.value for r in ROLES], self.occupancy.by_role, strict=True)),
+                "tenants": [
+                    {**dataclasses.asdict(o), "value": graph.values[o.value].name, "id": o.value}
+                    for o in self.occupancy.occupants
+                ],
+            },
+        }
+
+    def _value(self, account: Account) -> dict[str, Any]:
+        value, producer = self.graph.values[account.value], self.graph.producer[account.value]
+        op = None if producer is None else self.graph.ops[producer]
+        return {
+            **dataclasses.asdict(account),
+            "value": value.name,
+            "id": value.id,
+            "nbytes": value.nbytes,
+            "dtype": value.dtype,
+            "shape": value.shape,
+            "op": op.name if op else "",
+            "source": op.source if op else "",
+            "module": clean(op.module) if op else "",
+        }
+
+
+def explain(
+    problem: Problem,
+    ladder: Ladder,
+    rung: Rung,
+    summary: Summary,
+    *,
+    hardware: str,
+    saved_by_torch: Iterable[int] | None = None,
+    bound: tuple[tuple[int, float], ...] | None = None,
+) -> Report:
+    """Gather the report of ``rung``, chosen from ``ladder`` for ``problem``.
+
+    ``hardware``: the name of the preset behind the seconds; ``saved_by_torch``: the values that torch's own
+    partitioner would save, where that is known. Their point is that choice run in our order: torch recomputes in one
+    block, ahead of backward, which takes more memory than the point shows.
+    """
+    graph, plan, timeline = problem.graph, rung.plan, rung.timeline
+    who = occupancy(graph, plan, timeline)
+    told = accounts(graph, plan, timeline, problem.costs)
+    peak_at = timeline.live.index(timeline.peak) if timeline.live else 0
+    return Report(
+        summary=summary,
+        hardware=hardware,
+        graph=graph,
+        timeline=timeline,
+        occupancy=who,
+        seconds=tuple(problem.costs.run[run.op] for run in timeline.runs),
+        frontier=tuple(Point(r.plan.solver, r.peak, r.seconds) for r in ladder.rungs),
+        others=tuple(_baselines(problem, saved_by_torch)),
+        accounts=tuple(told),
+        modules=tuple(totals(graph, plan, problem.costs, told, who, peak_at)),
+        bound=bound,
+    )
+
+
+def _baselines(problem: Problem, saved_by_torch: Iterable[int] | None) -> Iterator[Point]:
+    """Those that the user's marks do not rule out."""
+
+    def torchs(problem: Problem) -> tuple[Plan, ...]:
+        return (just_in_time(problem.graph, saved_by_torch or (), "torch"),)
+
+    for name, solver in [*([(TORCH, torchs)] if saved_by_torch is not None else []), *BASELINES]:
+        try:
+            its = problem.timeline(solver(problem)[0])
+        except RematError:
+            continue
+        yield Point(name, its.peak, its.step_seconds)

@@ -1,0 +1,189 @@
+"""The report as text, for a terminal or a file: what was planned, memory over time, the largest values, the modules."""
+
+from __future__ import annotations
+
+import io
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rematpass.report.fates import Account, Fate
+from rematpass.report.layers import Totals, clean
+from rematpass.report.occupancy import ROLES, Role
+from rematpass.report.report import Point, Report
+from rematpass.units import format_bytes, format_percent, format_seconds
+
+_MOST_RUNGS = 24
+_FILLS = {Role.SAVED: "█", Role.RECOMPUTED: "▓", Role.GRADIENTS: "▒", Role.OUTPUTS: "o", Role.TEMPORARIES: "░"}
+_STYLES = {
+    Role.SAVED: "blue",
+    Role.RECOMPUTED: "yellow",
+    Role.GRADIENTS: "green",
+    Role.OUTPUTS: "magenta",
+    Role.TEMPORARIES: "bright_black",
+}
+_FATE_STYLES = {Fate.SAVED: "blue", Fate.RECOMPUTED: "yellow", Fate.GRADIENT: "green", Fate.OUTPUT: "magenta"}
+
+
+def to_text(report: Report, width: int = 120) -> str:
+    """The report as plain text, without colours."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    show(report, console)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def show(report: Report, console: Console, *, values: int = 20, modules: int = 20) -> None:
+    """Print the report; ``values`` and ``modules`` are the most rows of the two tables."""
+    console.print(Text(report.summary.graph, style="bold"))
+    for sentence in _headline(report):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    console.print()
+    console.print(frontier_table(report))
+    console.print()
+    for line in _picture(report, min(console.width - 14, 96)):
+        console.print(line)
+    console.print()
+    console.print(_value_table(report, values, wide=console.width >= 110))
+    console.print()
+    console.print(_module_table(report, modules))
+
+
+def _headline(report: Report) -> list[str]:
+    s = report.summary
+    share = s.recompute_seconds / (s.step_seconds - s.recompute_seconds or 1.0)
+    lines = [
+        f"budget          {s.budget}",
+        f"planned peak    {format_bytes(s.planned_peak)}  (floor {format_bytes(s.floor)}, "
+        f"ceiling {format_bytes(s.ceiling)}){_simulated(report)}",
+        f"saved           {s.saved_values} values of {format_bytes(s.saved_nbytes)}",
+        f"recomputed      {s.recomputed_ops} ops, {format_seconds(s.recompute_seconds)} a step "
+        f"(+{format_percent(share)})",
+        f"a step          {format_seconds(s.step_seconds)}, by the cost model for {report.hardware}",
+        f"more memory     {report.what_more_buys()}",
+        f"less memory     {report.what_less_costs()}",
+    ]
+    return lines + ([f"fallback        {s.fallback}"] if s.fallback else [])
+
+
+def _simulated(report: Report) -> str:
+    """The simulator's peak, where the compiler's own word on it is another."""
+    simulated, planned = report.timeline.peak, report.summary.planned_peak
+    return "" if simulated == planned else f"; the simulator's, which all below goes by: {format_bytes(simulated)}"
+
+
+def _table(title: str, *columns: str, numbers: int) -> Table:
+    """A table whose last ``numbers`` columns stand flush right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i >= len(columns) - numbers else "left", no_wrap=i == 0)
+    return table
+
+
+def frontier_table(report: Report) -> Table:
+    """The plans to choose from and those to compare with, from the highest peak down."""
+    table = _table("Frontier: what memory buys", "", "peak", "a step", "to the fastest", numbers=3)
+    fastest = report.frontier[0].seconds or 1.0
+
+    def row(name: str, point: Point, style: str = "") -> None:
+        slower = format_percent(point.seconds / fastest - 1)
+        table.add_row(name, format_bytes(point.peak), format_seconds(point.seconds), f"+{slower}", style=style)
+
+    chosen = report.chosen
+    others = [p for p in report.frontier if (p.peak, p.seconds) != (chosen.peak, chosen.seconds)]
+    ends = report.frontier[:1] + report.frontier[-1:]
+    some = others[:: -(-len(others) // _MOST_RUNGS) or 1]
+    rungs = [(p, "  rung", "") for p in dict.fromkeys([*some, *(p for p in ends if p in others)])]
+    points = [*rungs, *((p, p.name, "dim") for p in report.others), (chosen, "▶ this plan", "bold")]
+    for point, name, style in sorted(points, key=lambda p: (-p[0].peak, p[0].seconds)):
+        row(name, point, style)
+    return table
+
+
+def _picture(report: Report, width: int, height: int = 12) -> list[Text]:
+    """Memory over time, stacked by role: each column is the moment of most bytes among those that it stands for."""
+    live = report.timeline.live
+    if not live or not report.timeline.peak:
+        return []
+    width = min(width, len(live))
+    groups = [range(c * len(live) // width, (c + 1) * len(live) // width) for c in range(width)]
+    moments = [max(group, key=lambda p: live[p]) for group in groups]
+    used = [k for k, sizes in enumerate(report.occupancy.by_role) if any(sizes)]
+    lines = [Text("Memory over time (" + ", ".join(f"{_FILLS[ROLES[k]]} {ROLES[k].value}" for k in used) + ")", "bold")]
+    peak = report.timeline.peak
+    for row in range(height, 0, -1):
+        label = format_bytes(peak * row // height) if row in (height, height // 2) else ""
+        line = Text(f"{label:>12} ")
+        for moment in moments:
+            role = _role_at(report, moment, peak * (2 * row - 1) // (2 * height))
+            line.append(_FILLS[role] if role else " ", style=_STYLES[role] if role else "")
+        lines.append(line)
+    start = next((c for c, group in enumerate(groups) if group[-1] >= report.timeline.first_backward), width)
+    lines.append(Text(" " * 13 + f"{'forward':<{start}}│backward"[: max(width, start + 9)], style="dim"))
+    return lines
+
+
+def _role_at(report: Report, moment: int, level: int) -> Role | None:
+    """Whose byte number ``level`` is, counted from the bottom of the stack."""
+    for role, sizes in zip(ROLES, report.occupancy.by_role, strict=True):
+        level -= sizes[moment]
+        if level < 0:
+            return role
+    return None
+
+
+def _value_table(report: Report, most: int, *, wide: bool) -> Table:
+    told = [a for a in report.accounts if a.in_memory]
+    title = f"The largest values ({min(most, len(told))} of {len(told)} in memory; * at the peak)"
+    table = _table(title, "value", "bytes", *["type"] * wide, "module", "fate and reason", numbers=0)
+    table.columns[1].justify = "right"
+    table.columns[1].no_wrap = True
+    for account in told[:most]:
+        value, nbytes, type_, module, reason = _cells(report, account)
+        cells = (value, nbytes, *[type_] * wide, module, reason)
+        table.add_row(*cells, style=_FATE_STYLES.get(account.fate, ""))
+    return table
+
+
+def _cells(report: Report, account: Account) -> tuple[str, ...]:
+    value, producer = report.graph.values[account.value], report.graph.producer[account.value]
+    op = None if producer is None else report.graph.ops[producer]
+    star = "*" if account.at_peak else " "
+    return (
+        f"{star} {value.name}",
+        format_bytes(value.nbytes),
+        f"{value.dtype}[{', '.join(value.shape)}]",
+        clean(op.module) if op else "",
+        account.reason,
+    )
+
+
+def _module_table(report: Report, most: int) -> Table:
+    """The modules of the least depth that fill the table, in the model's order."""
+    shown = _outermost(report.modules, most)
+    title = f"Totals per module ({len(shown)} of {len(report.modules)})"
+    table = _table(title, "module", "saved", "recomputed", "gradients", "at the peak", "recompute", numbers=5)
+    for m in shown:
+        depth = m.path.count(".") + 1 if m.path else 0
+        table.add_row(
+            "  " * depth + (m.path or "the whole graph"),
+            *(format_bytes(n) for n in (m.saved_nbytes, m.recomputed_nbytes, m.gradient_nbytes, m.peak_nbytes)),
+            format_seconds(m.recompute_seconds),
+        )
+    return table
+
+
+def _outermost(modules: tuple[Totals, ...], most: int) -> list[Totals]:
+    """As many levels of the tree as fit into ``most`` rows, at least the two outermost ones."""
+
+    def level(m: Totals) -> int:
+        return m.path.count(".") + 1 if m.path else 0
+
+    deepest = max((level(m) for m in modules), default=0)
+    for depth in range(deepest, 1, -1):
+        shown = [m for m in modules if level(m) <= depth]
+        if len(shown) <= most:
+            return shown
+    return [m for m in modules if level(m) <= 1]
