@@ -168,6 +168,12 @@ def _as_they_are(lives: Trace, reads: Sequence[Sequence[int]]) -> list[tuple[int
     ]
 
 
+def _makes(graph: JointGraph, value: int, kind: Kind) -> bool:
+    """Whether the value is made by an op of this kind."""
+    producer = graph.producer[value]
+    return producer is not None and graph.ops[producer].kind is kind
+
+
 def _spans(graph: JointGraph, there: Residence, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """The same under a compiler that fuses and overwrites."""
     lives = there.lives
@@ -214,9 +220,8 @@ def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[list[tuple[in
     written: set[int] = set()
     for index, c in enumerate(lives.copies):
         may_be_virtual = (
-            0 <= c.born < len(lives.runs)
-            and graph.producer[c.value] is not None
-            and inlines[lives.runs[c.born].op]
+            (producer := graph.producer[c.value]) is not None
+            and inlines[producer]
             and not c.outlives
             and not (c.born < lives.first_backward and c.value in saved)
             and all(fuses[lives.runs[r].op] for r in c.reads)
@@ -262,7 +267,7 @@ def _made_and_read_in_one_kernel(
     drawn = {
         i
         for i, c in enumerate(lives.copies)
-        if c.born >= 0 and graph.ops[lives.runs[c.born].op].kind is Kind.SEEDED and not c.outlives and i in sources[i]
+        if _makes(graph, c.value, Kind.SEEDED) and not c.outlives and i in sources[i]
     }
     if not drawn:
         return frozenset()
