@@ -232,7 +232,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             return trials.of(ladder.rungs[0]), None
         if budget.kind is BudgetKind.FRACTION:
             limit = ladder.limit(budget.fraction)
-            return trials.under(frontier.least_budget(limit)) or trials.floor, limit
+            return trials.under(limit, frontier.least_budget(limit)) or trials.floor, limit
         _warn_if_shared(_torch.frame_id(), budget)
         trial = trials.under(frontier.peak_allowed(budget.nbytes))
         if trial is not None:

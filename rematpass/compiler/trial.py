@@ -60,18 +60,22 @@ class Trials:
         """The rung with the lowest simulated peak."""
         return self.of(self.ladder.rungs[-1])
 
-    def under(self, nbytes: int) -> Trial | None:
-        """The fastest rung whose peak is at most ``nbytes``; None when not even the floor's is."""
+    def under(self, nbytes: int, accepted: int | None = None) -> Trial | None:
+        """The fastest rung whose peak is at most ``nbytes``; None when not even the floor's is.
+
+        ``accepted``: bytes a little above, up to which Inductor's word does not send us further down.
+        """
+        accepted = accepted or nbytes
         target = nbytes
         for _ in range(_MOST_TRIALS):
             rung = self.ladder.fastest_under(target)
             if rung is None:
                 break
             trial = self.of(rung)
-            if trial.peak <= nbytes:
+            if trial.peak <= accepted:
                 return trial
             target = min(target * nbytes // trial.peak, rung.peak - 1)
-        return self.floor if self.floor.peak <= nbytes else None
+        return self.floor if self.floor.peak <= accepted else None
 
     def _carry_out(self, rung: Rung) -> Trial:
         modules = emit(self.captured, rung.plan, fuse=self.fuse)

@@ -187,6 +187,17 @@ class JointGraph:
         return tuple(sides)
 
     @cached_property
+    def runs_once(self) -> frozenset[int]:
+        """Ops that must not run a second time: by their nature, because the user saves a result, or as backward's."""
+        return frozenset(
+            op.id
+            for op in self.ops
+            if op.never_recompute
+            or self.sides[op.id] is Side.BACKWARD
+            or any(self.values[v].must_save for v in op.writes)
+        )
+
+    @cached_property
     def backward_reads(self) -> frozenset[int]:
         """Values that backward reads or returns and that depend on no tangent: each is saved or recomputed."""
         in_backward = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]

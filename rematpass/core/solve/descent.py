@@ -26,10 +26,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from rematpass.core.graph import Origin, Side
+from rematpass.core.graph import Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Tenant, Timeline, residence
-from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.just_in_time import just_in_time, kept_inputs
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.room import Room
 from rematpass.errors import PlanError
@@ -169,7 +169,7 @@ class _Search:
         """For each stretch above ``target``: what to let go there, and the lowest that its top can come to."""
         live = self.timeline.live
         there = residence(self.problem.graph, self.plan, fuse=self.problem.fuse)
-        idle = _Idle(self.problem, self.state, self.timeline, there, self.banned)
+        idle = _Idle(self.problem, self.plan, self.timeline, there, self.banned)
         hills = []
         above = [p for p, nbytes in enumerate(live) if nbytes > target]
         for _, stretch in itertools.groupby(enumerate(above), key=lambda pair: pair[1] - pair[0]):
@@ -194,9 +194,9 @@ class _Idle:
     """The idle copies of one plan, by position."""
 
     def __init__(
-        self, problem: Problem, state: State, timeline: Timeline, there: Residence, banned: set[frozenset[Letting]]
+        self, problem: Problem, plan: Plan, timeline: Timeline, there: Residence, banned: set[frozenset[Letting]]
     ) -> None:
-        self.problem, self.state, self.timeline, self.banned = problem, state, timeline, banned
+        self.problem, self.timeline, self.banned = problem, timeline, banned
         graph = problem.graph
         self.lives = there.lives
         self.moment: list[int] = []  # for each run of backward, the own op that it belongs to
@@ -212,6 +212,7 @@ class _Idle:
                     c = self.lives.copies[s]
                     self.made_of.setdefault((c.value, c.copy), []).append(index)
         self.alive_at: dict[int, set[int]] = {}
+        self.saved = frozenset(plan.saved)
 
     def at(self, position: int) -> list[_Choice]:
         """What could be let go at ``position``, the cheapest per byte first."""
@@ -223,13 +224,13 @@ class _Idle:
         graph, first = self.problem.graph, self.timeline.first_backward
         if not t.nbytes or graph.producer[t.value] is None or t.outlives:
             return None
-        if self._is_backwards(t.value) or graph.values[t.value].must_save:
+        if graph.producer[t.value] in graph.runs_once:
             return None
         later = bisect_left(t.reads, position)
         if later == len(t.reads) or t.reads[later] == position or t.made >= position:
             return None  # in use, or read no more
         before, after = (t.reads[later - 1] if later else t.made), t.reads[later]
-        if after < first or (before < first and t.value not in self.state.saved):
+        if after < first or (before < first and t.value not in self.saved):
             return None
         if before < first:  # backward has not read it yet
             return self._priced({(t.value, -1)}, t, after)
@@ -250,7 +251,7 @@ class _Idle:
         graph = self.problem.graph
         gone = {v for v, _ in lettings}
         chain = graph.ancestors([t.value], self._alive(after) - gone)
-        if any(graph.ops[op].never_recompute for op in chain):
+        if not graph.runs_once.isdisjoint(chain) or self._asks_for_the_lost(chain):
             return None
         again = self.moment[after - self.timeline.first_backward]
         for v in (v for op in chain for v in graph.ops[op].writes if v not in gone):
@@ -258,6 +259,12 @@ class _Idle:
             if last is not None and last < again:
                 lettings.add((v, last))  # it is over by then: making t again must not keep it alive
         return _Choice(frozenset(lettings), t.nbytes, sum(self.problem.costs.run[op] for op in chain))
+
+    def _asks_for_the_lost(self, chain: list[int]) -> bool:
+        """Whether one of the ops reads an input that backward cannot have."""
+        graph = self.problem.graph
+        inputs = {v for op in chain for v in graph.ops[op].reads if graph.producer[v] is None}
+        return not inputs <= kept_inputs(graph)
 
     def _last_read(self, value: int, before: int) -> int | None:
         """The own op at which backward has made or read ``value`` for the last time before a position."""
@@ -276,12 +283,13 @@ class _Idle:
         return found
 
     def _alive(self, position: int) -> set[int]:
-        """Values that can be read at ``position``."""
+        """Values that can be read at ``position`` of backward."""
         if position not in self.alive_at:
-            inputs = (Origin.STATIC, Origin.INPUT)
-            alive = {v.id for v in self.problem.graph.values if v.origin in inputs and not v.mutated}
+            alive = kept_inputs(self.problem.graph)
+            first = self.timeline.first_backward
             for c in self.lives.copies:
-                if c.born < position and (c.outlives or bisect_right(c.reads, position) < len(c.reads)):
+                is_there = c.born < position and (c.born >= first or c.value in self.saved)
+                if is_there and (c.outlives or bisect_right(c.reads, position) < len(c.reads)):
                     alive.add(c.value)
             self.alive_at[position] = alive
         return self.alive_at[position]

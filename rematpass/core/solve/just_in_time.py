@@ -34,26 +34,30 @@ def just_in_time(
     saved = set(saved)
     forward = forward_runs(graph, saved)
     in_forward = {run.op for run in forward}
-    inputs = {v.id for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT) and not v.mutated}
+    inputs = kept_inputs(graph)
     there = saved | inputs | {v.id for v in graph.values if v.origin is Origin.TANGENT}
     times: dict[int, int] = {}
     backward: list[Run] = []
 
     def run(op: int) -> None:
         copy = times.get(op, 1 if op in in_forward else 0)
-        if copy and graph.ops[op].never_recompute:
-            raise PlanError(
-                f"{solver}: backward needs op {op} ({graph.ops[op].name}) again, which must not run twice: "
-                f"{graph.ops[op].never_recompute}"
-            )
         times[op] = copy + 1
         backward.append(Run(op, copy))
         there.update(graph.ops[op].writes)
 
+    def again(op: int) -> None:
+        name = f"{solver}: backward needs op {op} ({graph.ops[op].name}) again"
+        if op in graph.runs_once and (op in times or op in in_forward):
+            why = graph.ops[op].never_recompute or "the user wants its value saved"
+            raise PlanError(f"{name}, which must not run twice: {why}")
+        if lost := [v for v in graph.ops[op].reads if v not in there]:
+            raise PlanError(f"{name}, and value {lost[0]}, which it reads, can neither be saved nor made again")
+        run(op)
+
     def provide(values: Iterable[int]) -> None:
         missing = [v for v in values if v not in there]
         for op in graph.ancestors(missing, there) if missing else ():
-            run(op)
+            again(op)
 
     forgotten = forgotten or {}
     own = own_ops(graph)
@@ -68,6 +72,12 @@ def just_in_time(
         run(op.id)
     overwritten_here = {v for op in mutations for v in op.mutates}
     return plan_of(graph, solver, saved | inputs | overwritten_here, forward, backward)
+
+
+def kept_inputs(graph: JointGraph) -> set[int]:
+    """The inputs of forward that backward can read."""
+    inputs = (v for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT))
+    return {v.id for v in inputs if not v.mutated and not v.cannot_save}
 
 
 def own_ops(graph: JointGraph) -> list[Op]:

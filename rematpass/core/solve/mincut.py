@@ -146,7 +146,7 @@ class Network:
             made_of = frozenset().union(*(once_above.get(self._producer(v), frozenset()) for v in op.reads))
             if op.id in wanted:
                 yield from ((self._op_node[op.id], self._op_node[ancestor]) for ancestor in sorted(made_of))
-            once_above[op.id] = made_of | {op.id} if self._runs_once(op) else made_of
+            once_above[op.id] = made_of | {op.id} if op.id in self.graph.runs_once else made_of
 
     def _wanted(self, either: list[Op]) -> set[int]:
         """Ops of neither side that backward needs, directly or through others of them."""
@@ -158,16 +158,13 @@ class Network:
                 needed.update(op.reads)
         return wanted
 
-    def _runs_once(self, op: Op) -> bool:
-        return bool(op.never_recompute) or any(self.graph.values[v].must_save for v in op.writes)
-
     def _run_costs(self, run: Sequence[float]) -> NDArray[np.float64]:
         return np.array([self._run_cost(op, run[op.id]) for op in self._movable], np.float64)
 
     def _run_cost(self, op: Op, cost: float) -> float:
         if self.graph.sides[op.id] is Side.EITHER:
             return 0.0
-        if self._runs_once(op):
+        if op.id in self.graph.runs_once:
             return _INFINITE
         return cost
 
