@@ -35,6 +35,8 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       _torch.py          torch's private modules, and how they differ between versions
       ops.py             what kind an op is, what it reads and overwrites
       capture.py         joint GraphModule -> JointGraph
+      decisions.py       what forward has chosen is not chosen again
+      marks.py           budgets of regions; values to offload
       emit.py            Plan -> forward and backward GraphModule
       auto_budget.py     the budget "auto": what is free on the device
       partitioner.py     capture, plan, emit: what Inductor calls

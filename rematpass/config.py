@@ -11,6 +11,7 @@ variable                  default    means
 ``REMAT_STRICT``          ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
 ``REMAT_SOLVER``          ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
 ``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
+``REMAT_SAVE_DECISIONS``  ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
 ``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
 ========================  =========  ===================================================================================
 
@@ -96,6 +97,7 @@ class Config:
     strict: bool = False
     solver: str = "ladder"
     hardware: str = ""
+    save_decisions: bool = True
     auto_reserve: int | None = None
 
     @classmethod
@@ -244,6 +246,7 @@ _SETTINGS = {
     "strict": _Setting(_switch, _SWITCH),
     "solver": _Setting(_solver, ", ".join(SOLVERS)),
     "hardware": _Setting(_text, "the name of a hardware preset"),
+    "save_decisions": _Setting(_switch, _SWITCH),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
 }
 OPTIONS = tuple(_SETTINGS)

@@ -73,6 +73,7 @@ from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
@@ -113,10 +114,12 @@ __all__ = [
     "is_opaque_node",
     "is_recompile",
     "is_sym_node",
+    "insert_offloads",
     "list_mode_options",
     "prepare_joint",
     "preserve_rng_state",
     "pytree",
+    "region_budget_of",
     "storage_key",
     "symbols_with_hints",
     "thread_rng_states",
@@ -193,6 +196,23 @@ def storage_key(tensor: torch.Tensor) -> int | None:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
+
+
+def region_budget_of(node: fx.Node) -> float | None:
+    """What ``torch.autograd.graph.region_activation_memory_budget`` says of a node (unknown to torch 2.11)."""
+    key = getattr(fx_traceback, "MEMORY_BUDGET_ANNOTATION_KEY", None)
+    found = (node.meta.get("custom") or {}).get(key) if key else None
+    return None if found is None else float(found)
+
+
+def insert_offloads(
+    fwd: fx.GraphModule, bwd: fx.GraphModule, num_fwd_outputs: int, static_inputs: Sequence[fx.Node]
+) -> None:
+    """Move saved values that are marked ``should_offload`` to the CPU and back, where torch's setting asks for it."""
+    if functorch_config.enable_activation_offloading:
+        from torch._functorch._activation_offloading.activation_offloading import enable_activation_offloading
+
+        enable_activation_offloading(fwd, bwd, num_fwd_outputs, OrderedSet(static_inputs))
 
 
 def inductor_option_names() -> list[str]:

@@ -225,9 +225,9 @@ class _Reader:
         never = traits.never_recompute
         if node in self.old_versions:
             never = "its argument is overwritten after it has run"
-        marked = user_mark(node) == "recompute" or any(user_mark(u) == "recompute" for u in _projections(node))
+        marked = user_mark(node) == "recompute" or any(user_mark(u) == "recompute" for u in projections(node))
         must = marked and (not never or traits.honours_marks)
-        must = must and not any(user_mark(n) == "save" for n in (node, *_projections(node)))
+        must = must and not any(user_mark(n) == "save" for n in (node, *projections(node)))
         changed = tuple(dict.fromkeys(v for n in _mutated_arguments(node) for v in _ids(self.results[n])))
         overwrites_all = node.target is torch.ops.aten.copy_.default  # it does not read what it writes
         reads = self.values_of(n for n in node.all_input_nodes if not (overwrites_all and n is node.args[0]))
@@ -260,7 +260,7 @@ def _ids(tree: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(v for v in pytree.tree_leaves(tree) if v is not None))
 
 
-def _projections(node: fx.Node) -> list[fx.Node]:
+def projections(node: fx.Node) -> list[fx.Node]:
     return [u for u in node.users if u.target is operator.getitem]
 
 

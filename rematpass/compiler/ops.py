@@ -10,6 +10,7 @@ draw from a seed that is handed to them (Inductor's ``inductor_random``) or draw
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def traits_of(node: fx.Node) -> Traits:
     kind, flops = kind_of(node), _flops(node)
     if node.meta.get("unbacked_bindings"):
         return Traits(kind, "the size of its result depends on data")
-    if kind is Kind.RANDOM:
+    if kind is Kind.RANDOM or any(map(draws_random_numbers, _nodes_of_bodies(node))):
         return Traits(kind, "it draws random numbers")
     if kind is Kind.COLLECTIVE:
         return Traits(kind, "it communicates between ranks", honours_marks=True)
@@ -131,6 +132,17 @@ def _kind_of_higher_order(name: str) -> Kind:
     if name.startswith("flex_attention"):
         return Kind.ATTENTION
     return Kind.EFFECT if name == "with_effects" else Kind.OPAQUE
+
+
+def _nodes_of_bodies(node: fx.Node) -> Iterator[fx.Node]:
+    """The calls in the subgraphs that a higher-order op is given, and in theirs."""
+    for argument in node.all_input_nodes:
+        if argument.op == "get_attr" and argument.graph.owning_module is not None:
+            body = getattr(argument.graph.owning_module, str(argument.target), None)
+            for inner in body.graph.nodes if isinstance(body, fx.GraphModule) else ():
+                if inner.op == "call_function":
+                    yield inner
+                    yield from _nodes_of_bodies(inner)
 
 
 def draws_random_numbers(node: fx.Node) -> bool:

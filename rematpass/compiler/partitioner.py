@@ -24,7 +24,9 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
+from rematpass.compiler.decisions import keep_decisions
 from rematpass.compiler.emit import emit
+from rematpass.compiler.marks import offload, region_budget, within_region
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
@@ -112,6 +114,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
                 gm, num_fwd_outputs=num_fwd_outputs, static_input_indices=static_lifetime_input_indices or ()
             )
             captured = dataclasses.replace(captured, graph=dataclasses.replace(captured.graph, name=_graph_name()))
+            if self.config.save_decisions:
+                captured = keep_decisions(captured, fuse=self.fuse)
         except Exception as error:
             return self._give_up(gm, joint_inputs, kwargs, error)
         if Side.BACKWARD not in captured.graph.sides:
@@ -129,8 +133,10 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         preset = hardware.preset(self.config.hardware) if self.config.hardware else hardware.for_device(graph.device)
         problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute)
         ladder = frontier.build(problem, solver)
+        budget = within_region(budget, region_budget(captured), ladder)
         rung, limit = self._choose(graph, ladder, budget)
         modules = emit(captured, rung.plan)
+        offload(captured, *modules)
         summary = summarize(
             graph,
             ladder,
