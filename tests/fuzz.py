@@ -122,7 +122,9 @@ def fuzz(seeds: range, backend: str = "remat_aot_eager", console: Console | None
             console.print(f"seed {seed}: {TORCHS}", highlight=False)
         if verdict.kind == WRONG and console:
             small = shrink(source, backend, options)
-            console.print(f"seed {seed}, {options}, compile {dict(small.compile)}: {verdict.why}", markup=False, highlight=False)
+            console.print(
+                f"seed {seed}, {options}, compile {dict(small.compile)}: {verdict.why}", markup=False, highlight=False
+            )
             console.print(small.text(), markup=False, highlight=False)
     return found
 

@@ -246,7 +246,9 @@ def _again(w: Writer) -> str:
     modules = w.parts_of("nn.")
     if w.random.random() < 0.5:
         linear = w.random.choice(w.parts_of("nn.Linear"))
-        return f"{w.fresh()} = " + w.one_of(f"F.linear({a}, {linear}.weight)", f"{a} @ {linear}.weight", f"{linear}.weight.t() * 2")
+        return f"{w.fresh()} = " + w.one_of(
+            f"F.linear({a}, {linear}.weight)", f"{a} @ {linear}.weight", f"{linear}.weight.t() * 2"
+        )
     module = w.random.choice([m for m in modules if not w.parts[m[2:]].startswith("nn.Parameter")])
     return f"{w.fresh()} = {module}({a})"
 
@@ -274,7 +276,10 @@ def _join(w: Writer) -> str:
     b = w.random.choice(same)
     d = w.dim(a)
     return f"{w.fresh()} = " + w.one_of(
-        f"torch.cat([{a}, {b}], {d})", f"torch.stack([{a}, {b}, {a}])", f"torch.cat([{a}[1:], {b}])", f"torch.block_diag({a}, {b})"
+        f"torch.cat([{a}, {b}], {d})",
+        f"torch.stack([{a}, {b}, {a}])",
+        f"torch.cat([{a}[1:], {b}])",
+        f"torch.block_diag({a}, {b})",
     )
 
 
@@ -331,7 +336,14 @@ def _buffer_read(w: Writer) -> str:
     n = w.shape(a)[-1]
     buffers = [b for b in w.parts_of("torch.randn") if w.scope["m"].get_buffer(b[2:]).shape == (n,)]
     b = w.random.choice(buffers) if buffers and w.random.random() < 0.7 else w.part(f"torch.randn({n})")
-    f = w.one_of("torch.sin({b}) * {a}", "{a} + {b}", "torch.sin({a} * {b})", "{b} * 2", "{b}[1:].exp() * {a}[..., 1:]", "{b}.tanh()")
+    f = w.one_of(
+        "torch.sin({b}) * {a}",
+        "{a} + {b}",
+        "torch.sin({a} * {b})",
+        "{b} * 2",
+        "{b}[1:].exp() * {a}[..., 1:]",
+        "{b}.tanh()",
+    )
     return f"{w.fresh()} = {f.format(a=a, b=b)}"
 
 
@@ -346,7 +358,13 @@ def _buffer_write(w: Writer) -> str:
 
 def _argument_write(w: Writer) -> str:
     x, a = w.random.choice([n for n in w.arguments if n != "index"]), w.tensor()
-    f = w.one_of("{x}.mul_(2)", "{x}.add_({a}.detach().mean())", "{x}[1:].sub_(0.3)", "{x}.t()[0].copy_({a}.detach().mean())", "{x}.sin_()")
+    f = w.one_of(
+        "{x}.mul_(2)",
+        "{x}.add_({a}.detach().mean())",
+        "{x}[1:].sub_(0.3)",
+        "{x}.t()[0].copy_({a}.detach().mean())",
+        "{x}.sin_()",
+    )
     return f"with torch.no_grad():\n    {f.format(x=x, a=a)}"
 
 
@@ -362,7 +380,9 @@ def _region(w: Writer) -> str:
         "{layer}(checkpoint(lambda s: F.dropout(s.tanh(), 0.2), t, use_reentrant=False)).sin()", "torch.rand_like(t) * t.sin()",
     ).format(layer=layer)  # fmt: skip
     policy = w.one_of("", "", "MUST_SAVE", "MUST_RECOMPUTE", "PREFER_SAVE")
-    context = f", context_fn=selective(CheckpointPolicy.{policy}, [torch.ops.aten.mm.default, torch.ops.aten.addmm.default])"
+    context = (
+        f", context_fn=selective(CheckpointPolicy.{policy}, [torch.ops.aten.mm.default, torch.ops.aten.addmm.default])"
+    )
     return f"{w.fresh()} = checkpoint(lambda t: {body}, {a} * 1.0, use_reentrant=False{context if policy else ''})"
 
 

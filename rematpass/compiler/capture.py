@@ -23,7 +23,8 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
-from rematpass.compiler.ops import Traits, is_size, traits_of, user_mark
+from rematpass.compiler.bodies import read_from_the_source
+from rematpass.compiler.ops import Traits, aliased_argument, is_size, traits_of, user_mark
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 from rematpass.errors import CaptureError
 
@@ -52,11 +53,13 @@ class Captured:
 
 
 def capture(module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indices: Sequence[int] = ()) -> Captured:
-    """Read ``module``, a joint graph of ATen ops; clones of the inputs that forward overwrites are added to it.
+    """Read ``module``, a joint graph of ATen ops; clones of the inputs that forward overwrites are added to it,
+    and aliases are taken out of it (``bodies``).
 
     Raises:
         CaptureError: the graph holds something that has no place in the model; the message names the node.
     """
+    read_from_the_source(module)
     output = module.graph.find_nodes(op="output")[0]
     outputs = pytree.arg_tree_leaves(*output.args)
     fwd, bwd = tuple(outputs[:num_fwd_outputs]), tuple(outputs[num_fwd_outputs:])
@@ -184,7 +187,7 @@ class _Reader:
         """The value of an argument whose storage this result lives in; None when it is fresh."""
         if not isinstance(leaf, torch.Tensor):
             return None
-        by_schema = _aliased_argument(node, index)
+        by_schema = aliased_argument(node, index)
         if by_schema is not None:
             return next(iter(_ids(self.results[by_schema])), None)
         key = _torch.storage_key(leaf)
@@ -268,25 +271,6 @@ def _spanned(value: Any) -> int:
     """Bytes of the elements that a tensor spans, a view counted at its own size."""
     leaves = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
     return sum(_torch.hint(t.numel()) * t.element_size() for t in leaves)
-
-
-def _aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
-    """The argument that result ``index`` is a view of, by the op's schema."""
-    target = node.target
-    if not isinstance(target, OpOverload) or not target._schema.returns:
-        return None
-    returns = target._schema.returns
-    alias = returns[min(index, len(returns) - 1)].alias_info  # a list of views is one return
-    if alias is None:
-        return None
-    for position, argument in enumerate(target._schema.arguments):
-        theirs = argument.alias_info
-        # Of a list the schema says "views", not of what; the argument says that it comes to be viewed by a list.
-        viewed_by_a_list = not alias.before_set and theirs is not None and "*" in theirs.after_set
-        if theirs is not None and (alias.before_set & theirs.before_set or viewed_by_a_list):
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            return given if isinstance(given, fx.Node) else None
-    return None
 
 
 def _mutated_arguments(node: fx.Node) -> list[fx.Node]:

@@ -179,6 +179,25 @@ def user_mark(node: fx.Node) -> str:
     return ""
 
 
+def aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
+    """The argument that result ``index`` is a view of, by the op's schema."""
+    target = node.target
+    if not isinstance(target, OpOverload) or not target._schema.returns:
+        return None
+    returns = target._schema.returns
+    alias = returns[min(index, len(returns) - 1)].alias_info  # a list of views is one return
+    if alias is None:
+        return None
+    for position, argument in enumerate(target._schema.arguments):
+        theirs = argument.alias_info
+        # Of a list the schema says "views", not of what; the argument says that it comes to be viewed by a list.
+        viewed_by_a_list = not alias.before_set and theirs is not None and "*" in theirs.after_set
+        if theirs is not None and (alias.before_set & theirs.before_set or viewed_by_a_list):
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            return given if isinstance(given, fx.Node) else None
+    return None
+
+
 def is_size(value: Any) -> bool:
     """Whether a node's result is a number (a symbolic size or a truth value over sizes) and not a tensor."""
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
