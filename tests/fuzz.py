@@ -76,7 +76,7 @@ def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
     if seen.keys() == expected.keys() and not differences(seen, expected, tolerance):
         return Verdict(SAME)
     theirs = _torchs_own(source, backend)
-    why = f"differs: {[name for name in expected if name not in seen or differences({name: seen[name]}, {name: expected[name]})]}"
+    why = f"differs: {[name for name in expected if name not in seen or _differs(name, seen, expected)]}"
     if theirs is None:
         return Verdict(WRONG, why)
     if not differences(theirs, expected, tolerance):
@@ -84,6 +84,10 @@ def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
     if not differences(seen, expected, 1e-4):
         return Verdict(NEAR, why)
     return Verdict(WRONG if differences(seen, theirs, tolerance) else TORCHS, why)
+
+
+def _differs(name: str, one: Seen, other: Seen) -> bool:
+    return bool(differences({name: one[name]}, {name: other[name]}))
 
 
 def _torchs_own(source: Source, backend: str) -> Seen | None:

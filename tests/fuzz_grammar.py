@@ -165,7 +165,8 @@ def _unary(w: Writer) -> str:
     a = w.tensor()
     f = w.one_of(
         "torch.tanh({})", "torch.sin({})", "torch.cos({})", "torch.sigmoid({})", "torch.exp({}.clamp(-2, 2))",
-        "torch.relu({})", "F.gelu({})", "F.silu({})", "F.softplus({})", "{}.abs()", "{} ** 2", "F.leaky_relu({}, 0.2)",
+        "torch.relu({})", "F.gelu({})", "F.silu({})", "F.softplus({})", "{}.abs()", "{} ** 2",
+        "F.leaky_relu({}, 0.2)",
         "F.elu({})", "F.hardswish({})", "torch.erf({})", "torch.log1p({}.abs())", "({}.abs() + 0.5).rsqrt()",
         "F.mish({})", "torch.atan({})", "{} * 0.7 + 1", "1 - {}", "{}.sign() * 2", "{}.round()",
     )  # fmt: skip
@@ -175,9 +176,11 @@ def _unary(w: Writer) -> str:
 def _binary(w: Writer) -> str:
     a, b = w.tensor(), w.tensor()
     f = w.one_of(
-        "{a} + {b}", "{a} - {b}", "{a} * {b}", "{a} / ({b}.abs() + 1)", "torch.maximum({a}, {b})", "{a} * {a}.shape[0]",
+        "{a} + {b}", "{a} - {b}", "{a} * {b}", "{a} / ({b}.abs() + 1)", "torch.maximum({a}, {b})",
+        "{a} * {a}.shape[0]",
         "torch.where({a} > {b}, {a}, {b} * 2)", "torch.lerp({a}, {b}, 0.3)", "torch.atan2({a}, {b}.abs() + 1)",
-        "torch.addcmul({a}, {b}, {b})", "F.mse_loss({a}, {b})", "{a}.masked_fill({b} > 0, 0.5)", "torch.hypot({a}, {b} + 9)",
+        "torch.addcmul({a}, {b}, {b})", "F.mse_loss({a}, {b})", "{a}.masked_fill({b} > 0, 0.5)",
+        "torch.hypot({a}, {b} + 9)",
     )  # fmt: skip
     return f"{w.fresh()} = {f.format(a=a, b=b)}"
 
@@ -213,8 +216,10 @@ def _layer(w: Writer) -> str:
     layer = w.one_of(
         f"nn.Linear({n}, {w.size()})", f"nn.Linear({n}, {w.size()}, bias=False)", f"nn.LayerNorm({n})",
         f"nn.RMSNorm({n})", f"nn.BatchNorm1d({n})", f"nn.BatchNorm1d({n}, momentum=0.4)", "nn.PReLU()",
-        f"nn.Sequential(nn.Linear({n}, 5), nn.GELU(), nn.Dropout(0.3), nn.Linear(5, {n}))", f"nn.GRUCell({n}, {w.size()})",
-        f"nn.Bilinear({n}, {n}, 3)", f"nn.Sequential(nn.Linear({n}, {n}), nn.Hardtanh(inplace=True))", "nn.InstanceNorm1d(3)",
+        f"nn.Sequential(nn.Linear({n}, 5), nn.GELU(), nn.Dropout(0.3), nn.Linear(5, {n}))",
+        f"nn.GRUCell({n}, {w.size()})",
+        f"nn.Bilinear({n}, {n}, 3)", f"nn.Sequential(nn.Linear({n}, {n}), nn.Hardtanh(inplace=True))",
+        "nn.InstanceNorm1d(3)",
         f"nn.utils.parametrizations.weight_norm(nn.Linear({n}, 3))", f"nn.Embedding({n}, 5, max_norm=1.0)",
     )  # fmt: skip
     if "Bilinear" in layer:
@@ -259,13 +264,17 @@ def _view(w: Writer) -> str:
     total = w.scope[a].numel()
     halves = [n for n in range(2, 8) if total % n == 0]
     f = w.one_of(
-        ".t()", f".transpose({d}, {w.dim(a)})", f".chunk(2, {d})[{w.one_of(0, -1)}]", f".unbind({d})[-1]", f".flatten()",
-        f".view(-1, {w.random.choice(halves or [1])})", f".reshape({w.random.choice(halves or [1])}, -1)", f".unsqueeze({d})",
+        ".t()", f".transpose({d}, {w.dim(a)})", f".chunk(2, {d})[{w.one_of(0, -1)}]", f".unbind({d})[-1]",
+        ".flatten()",
+        f".view(-1, {w.random.choice(halves or [1])})", f".reshape({w.random.choice(halves or [1])}, -1)",
+        f".unsqueeze({d})",
         f".unsqueeze({d}).expand({', '.join(['-1'] * (len(shape) + 1))})", f".narrow({d}, 0, {max(1, shape[d] - 1)})",
-        f".select({d}, 1)", f".unfold({d}, 2, 1)", ".diagonal()", f".flip({d})", ".squeeze()", "[1:]", "[..., :-1]", "[::2]",
-        ".contiguous()", ".clone()", ".detach()", f".movedim(0, -1)", f".split(2, {d})[0]", "[None]", ".mT",
+        f".select({d}, 1)", f".unfold({d}, 2, 1)", ".diagonal()", f".flip({d})", ".squeeze()", "[1:]", "[..., :-1]",
+        "[::2]",
+        ".contiguous()", ".clone()", ".detach()", ".movedim(0, -1)", f".split(2, {d})[0]", "[None]", ".mT",
         f".as_strided((2, {total // 2}), ({total // 2}, 1))", f".expand(3, *{shape})", ".view_as({})",
-        f".roll(1, {d})", ".unflatten(0, (-1, 1))", f".tensor_split(2, {d})[1]", ".swapaxes(0, 1)", ".ravel()", ".repeat(2, 1)",
+        f".roll(1, {d})", ".unflatten(0, (-1, 1))", f".tensor_split(2, {d})[1]", ".swapaxes(0, 1)", ".ravel()",
+        ".repeat(2, 1)",
     )  # fmt: skip
     return f"{w.fresh()} = {a}{f.format(a)}"
 
@@ -290,8 +299,10 @@ def _index(w: Writer) -> str:
     f = w.one_of(
         f"{a}[{index}]", f"{a}.index_select(0, {index})", f"{a}.topk(2, {d})[0]", f"{a}.sort({d})[0]",
         f"{a}.gather({d}, {a}.argsort({d}))", f"{a}.index_add(0, {index}, {a}[{index}])", f"F.pad({a}, (1, 2))",
-        f"{a}.index_put(({index},), {a}[{index}] * 2, accumulate=True)", f"{a}.take_along_dim({a}.argmax({d}, keepdim=True), {d})",
-        f"torch.zeros_like({a}).scatter_add({d}, {a}.argsort({d}), {a})", f"torch.tril({a})", f"{a}.scatter({d}, {a}.argsort({d}), 0.5)",
+        f"{a}.index_put(({index},), {a}[{index}] * 2, accumulate=True)",
+        f"{a}.take_along_dim({a}.argmax({d}, keepdim=True), {d})",
+        f"torch.zeros_like({a}).scatter_add({d}, {a}.argsort({d}), {a})", f"torch.tril({a})",
+        f"{a}.scatter({d}, {a}.argsort({d}), 0.5)",
         f"{a}.cumsum(0)[{index}]", f"torch.where(index[:{n}, None] > 2, {a}, 0.0)", f"F.embedding(index, {a})",
         f"{a}[{a}.sum() > 0]", f"torch.bucketize({a}, torch.arange(3.0)).float() * {a}",
     )  # fmt: skip
@@ -303,9 +314,12 @@ def _random(w: Writer) -> str:
     f = w.one_of(
         "F.dropout({}, 0.4)", "F.dropout({}, 0.2)", "{} * torch.rand_like({})", "{} + torch.randn({}.shape)",
         "torch.bernoulli(torch.sigmoid({})) * {}", "F.alpha_dropout({}, 0.3, training=True)", "F.dropout1d({}, 0.4)",
-        "F.gumbel_softmax({}, 0.7, hard=True)", "F.rrelu({}, training=True)", "{} * torch.empty_like({}).uniform_(0.5, 1)",
-        "{} + torch.normal({}.detach(), 1.0)", "{}[torch.randperm({}.shape[0])]", "F.feature_alpha_dropout({}, 0.3, training=True)",
-        "{} * torch.randint(3, {}.shape)", "torch.dropout(torch.tanh({}), 0.5, True)", "F.dropout({}.clone(), 0.3, inplace=True)",
+        "F.gumbel_softmax({}, 0.7, hard=True)", "F.rrelu({}, training=True)",
+        "{} * torch.empty_like({}).uniform_(0.5, 1)",
+        "{} + torch.normal({}.detach(), 1.0)", "{}[torch.randperm({}.shape[0])]",
+        "F.feature_alpha_dropout({}, 0.3, training=True)",
+        "{} * torch.randint(3, {}.shape)", "torch.dropout(torch.tanh({}), 0.5, True)",
+        "F.dropout({}.clone(), 0.3, inplace=True)",
         "{} + torch.empty_like({}).exponential_()",
     )  # fmt: skip
     return f"{w.fresh()} = {f.format(*[a] * f.count('{}'))}"
@@ -315,18 +329,24 @@ def _attention(w: Writer) -> str:
     a = w.tensor(lambda t: t.dim() in (2, 3))
     p, causal = w.one_of(0.0, 0.3), w.one_of(True, False)
     q = f"{a}[None, None]" if len(w.shape(a)) == 2 else f"{a}[None]"
-    return f"{w.fresh()} = F.scaled_dot_product_attention({q}, {q} * 2, torch.sin({q}), dropout_p={p}, is_causal={causal})[0]"
+    arguments = f"{q}, {q} * 2, torch.sin({q}), dropout_p={p}, is_causal={causal}"
+    return f"{w.fresh()} = F.scaled_dot_product_attention({arguments})[0]"
 
 
 def _in_place(w: Writer) -> str:
     a, b = w.tensor(), w.tensor()
     f = w.one_of(
-        "{a}.mul_(2)", "{a}.add_({b})", "{a}[0] = 0.5", "{a}[1:].sub_(0.3)", "{a}.t()[0].add_(1)", "{a}.relu_()", "{a} += {b}",
-        "{a}.masked_fill_({a} > 0, 0.5)", "{a}.sigmoid_()", "{a}.copy_({b})", "{a}.zero_()", "{a}[..., 0] = {b}.sum()",
-        "{a}.select(0, 1).mul_(3)", "{a}.view(-1)[1:].tanh_()", "{a}.addcmul_({b}, {b})", "{a}[index[:1] % {a}.shape[0]] = 1.5",
+        "{a}.mul_(2)", "{a}.add_({b})", "{a}[0] = 0.5", "{a}[1:].sub_(0.3)", "{a}.t()[0].add_(1)", "{a}.relu_()",
+        "{a} += {b}",
+        "{a}.masked_fill_({a} > 0, 0.5)", "{a}.sigmoid_()", "{a}.copy_({b})", "{a}.zero_()",
+        "{a}[..., 0] = {b}.sum()",
+        "{a}.select(0, 1).mul_(3)", "{a}.view(-1)[1:].tanh_()", "{a}.addcmul_({b}, {b})",
+        "{a}[index[:1] % {a}.shape[0]] = 1.5",
         "{a}.index_add_(0, index % {a}.shape[0], {a}.detach()[index % {a}.shape[0]].clone())", "{a}.clamp_(-1, 1)",
-        "{a}.diagonal().fill_(0.2)", "{a}.unbind()[0].exp_()", "F.dropout({a}, 0.3, inplace=True)", "{a}.detach().add_(0.1)",
-        "{a}.lerp_({b}, 0.3)", "{a}[{a} > 0.5] = 0.1", "{a}.transpose(0, -1)[0].neg_()", "{a}.mT[0] *= {b}.mean()", "{a}.fill_(0.3)",
+        "{a}.diagonal().fill_(0.2)", "{a}.unbind()[0].exp_()", "F.dropout({a}, 0.3, inplace=True)",
+        "{a}.detach().add_(0.1)",
+        "{a}.lerp_({b}, 0.3)", "{a}[{a} > 0.5] = 0.1", "{a}.transpose(0, -1)[0].neg_()", "{a}.mT[0] *= {b}.mean()",
+        "{a}.fill_(0.3)",
     )  # fmt: skip
     return f.format(a=a, b=b)
 
@@ -350,8 +370,10 @@ def _buffer_read(w: Writer) -> str:
 def _buffer_write(w: Writer) -> str:
     b, a = w.random.choice(w.parts_of("torch.randn")), w.tensor()
     f = w.one_of(
-        "{b}.add_(1)", "{b}.mul_(0.9).add_({a}.detach().mean())", "{b}.copy_({a}.detach().flatten(0, -2).mean(0))", "{b}.zero_()",
-        "{b}[1:].mul_(0.5)", "{b}.lerp_({a}.mean(), 0.1)", "{b} += 0.5", "{b}.clamp_(-0.5, 0.5)", "{b}[0] = {a}.mean()",
+        "{b}.add_(1)", "{b}.mul_(0.9).add_({a}.detach().mean())", "{b}.copy_({a}.detach().flatten(0, -2).mean(0))",
+        "{b}.zero_()",
+        "{b}[1:].mul_(0.5)", "{b}.lerp_({a}.mean(), 0.1)", "{b} += 0.5", "{b}.clamp_(-0.5, 0.5)",
+        "{b}[0] = {a}.mean()",
     )  # fmt: skip
     return f"with torch.no_grad():\n    {f.format(a=a, b=b)}"
 
@@ -374,15 +396,18 @@ def _region(w: Writer) -> str:
     n = w.shape(a)[-1]
     layer = w.part(f"nn.Linear({n}, {w.size()})")
     body = w.one_of(
-        "torch.tanh({layer}(t)).exp()", "F.dropout(F.gelu({layer}(t)), 0.4)", "{layer}(F.dropout(t.sin(), 0.3)).sigmoid()",
-        "F.layer_norm({layer}(t), ({layer}(t).shape[-1],))", "{layer}(t).topk(2)[0] * t.sum()", "(t.cos().t() @ {layer}(t))",
-        "torch.where({layer}(t) > 0, {layer}(t), t.sum())", "{layer}(t).mul_(2).tanh_().exp()", "cube({layer}(t).tanh())",
-        "{layer}(checkpoint(lambda s: F.dropout(s.tanh(), 0.2), t, use_reentrant=False)).sin()", "torch.rand_like(t) * t.sin()",
+        "torch.tanh({layer}(t)).exp()", "F.dropout(F.gelu({layer}(t)), 0.4)",
+        "{layer}(F.dropout(t.sin(), 0.3)).sigmoid()",
+        "F.layer_norm({layer}(t), ({layer}(t).shape[-1],))", "{layer}(t).topk(2)[0] * t.sum()",
+        "(t.cos().t() @ {layer}(t))",
+        "torch.where({layer}(t) > 0, {layer}(t), t.sum())", "{layer}(t).mul_(2).tanh_().exp()",
+        "cube({layer}(t).tanh())",
+        "{layer}(checkpoint(lambda s: F.dropout(s.tanh(), 0.2), t, use_reentrant=False)).sin()",
+        "torch.rand_like(t) * t.sin()",
     ).format(layer=layer)  # fmt: skip
     policy = w.one_of("", "", "MUST_SAVE", "MUST_RECOMPUTE", "PREFER_SAVE")
-    context = (
-        f", context_fn=selective(CheckpointPolicy.{policy}, [torch.ops.aten.mm.default, torch.ops.aten.addmm.default])"
-    )
+    ops = "[torch.ops.aten.mm.default, torch.ops.aten.addmm.default]"
+    context = f", context_fn=selective(CheckpointPolicy.{policy}, {ops})"
     return f"{w.fresh()} = checkpoint(lambda t: {body}, {a} * 1.0, use_reentrant=False{context if policy else ''})"
 
 
@@ -391,11 +416,16 @@ def _feature(w: Writer) -> str:
     a = w.tensor()
     cpu = "torch.autocast('cpu', torch.bfloat16)"
     f = w.one_of(
-        "cube(torch.tanh({a}))", "Swish.apply({a}, 3.0)[0]", "Swish.apply({a}, 2.0)[1]", "torch.view_as_real(torch.fft.fft({a})).flatten(-2)",
-        "{a}.to(torch.bfloat16).sin().float()", "{a}.double().exp().float().clamp(-9, 9)", "{a} * {a}.detach().sum().item()",
-        "torch.cond({a}.sum() > 0, lambda t: t.sin() * 2, lambda t: t.cos(), ({a}.clone(),))", "{a} * ({a} > 0) + ({a} < 0).float()",
-        "{a}.half().float() * {a}", "torch.complex({a}, {a}.sin()).abs()", "{a}.new_zeros(0, 3).sum() + {a}", "torch.fft.irfft(torch.fft.rfft({a}))",
-        "{a}.sum() * torch.ones(3, 5)", "{a}[:0].sum() + {a}.cos()", "torch.nan_to_num({a} / 0.0 * 0.0) + {a}", "{a}.square().cummax(0)[0]",
+        "cube(torch.tanh({a}))", "Swish.apply({a}, 3.0)[0]", "Swish.apply({a}, 2.0)[1]",
+        "torch.view_as_real(torch.fft.fft({a})).flatten(-2)",
+        "{a}.to(torch.bfloat16).sin().float()", "{a}.double().exp().float().clamp(-9, 9)",
+        "{a} * {a}.detach().sum().item()",
+        "torch.cond({a}.sum() > 0, lambda t: t.sin() * 2, lambda t: t.cos(), ({a}.clone(),))",
+        "{a} * ({a} > 0) + ({a} < 0).float()",
+        "{a}.half().float() * {a}", "torch.complex({a}, {a}.sin()).abs()", "{a}.new_zeros(0, 3).sum() + {a}",
+        "torch.fft.irfft(torch.fft.rfft({a}))",
+        "{a}.sum() * torch.ones(3, 5)", "{a}[:0].sum() + {a}.cos()", "torch.nan_to_num({a} / 0.0 * 0.0) + {a}",
+        "{a}.square().cummax(0)[0]",
         "BREAK", "BREAK", "NO_GRAD", "AUTOCAST", "AUTOCAST",
     )  # fmt: skip
     if f == "BREAK":
@@ -443,6 +473,9 @@ def write(seed: int) -> Source:
     if w.random.random() < 0.15:
         keywords["dynamic"] = True
     return Source(
-        parts=tuple(w.parts.items()), arguments=tuple(w.arguments.items()), lines=tuple(w.lines), returns=tuple(returns),
+        parts=tuple(w.parts.items()),
+        arguments=tuple(w.arguments.items()),
+        lines=tuple(w.lines),
+        returns=tuple(returns),
         compile=tuple(keywords.items()),
-    )  # fmt: skip
+    )

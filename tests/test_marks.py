@@ -1,21 +1,19 @@
 """Users' marks hold at every budget; what is recomputed still says where it comes from."""
 
-import functools
 
 import pytest
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
-from programs import PROGRAMS, Model, afresh, captured, differences, program, run, selective
+from programs import afresh, captured, selective
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
-from rematpass import Config, ConfigError, plans
-from rematpass.compiler import _torch, partitioner
+from rematpass import ConfigError, plans
+from rematpass.compiler import partitioner
 from rematpass.compiler.emit import emit
 from rematpass.core.cost import estimate
-from rematpass.core.graph import Side
 from rematpass.core.hardware import preset
 from rematpass.core.solve.baselines import recompute_all
 from rematpass.core.solve.problem import Problem

@@ -17,6 +17,7 @@ from torch import fx
 from rematpass.errors import TorchVersionError
 
 OLDEST, BEYOND = (2, 11), (2, 14)
+_LARGEST_BOUND = 1 << 40  # a bound of an unbacked size that is higher means "any"
 
 
 def check_version(version: str) -> None:
@@ -110,11 +111,11 @@ __all__ = [
     "inductor_metrics",
     "inductor_option_names",
     "inductor_scheduler",
+    "insert_offloads",
     "is_impure",
     "is_opaque_node",
     "is_recompile",
     "is_sym_node",
-    "insert_offloads",
     "list_mode_options",
     "prepare_joint",
     "preserve_rng_state",
@@ -246,19 +247,33 @@ def is_recompile() -> bool:
     return bool(getattr(CompileContext.current_compile_id(), "frame_compile_id", 0))
 
 
-def hint(size: Any, fallback: int = 1) -> int:
-    """The number behind a size: itself, a symbol's value at compile time, or ``fallback`` for an unbacked symbol."""
+def hint(size: Any) -> int:
+    """The number behind a size: itself, a symbol's value at compile time, or what is assumed of an unbacked one."""
     if not isinstance(size, torch.SymInt):
         return int(size)
     if size.node.has_hint():
         return int(size.node.hint)
-    return fallback
+    assumed = {s: _assumed(size.node.shape_env, s) for s in size.node.expr.free_symbols}
+    return int(size.node.expr.subs(assumed))
 
 
 def symbols_with_hints(value: Any) -> dict[str, int]:
     """The free symbols of a size or tensor, each with the number assumed for it."""
-    known = getattr(_shape_env(value), "backed_var_to_val", {})
-    return {str(s): int(known.get(s, 1)) for s in free_symbols(value)}
+    return {str(s): _assumed(_shape_env(value), s) for s in free_symbols(value)}
+
+
+def _assumed(shape_env: Any, symbol: Any) -> int:
+    """What a symbol was when compiling; of an unbacked one the most it can be, so that a peak is not too low.
+
+    ``nonzero`` of 512 tokens, say, finds 512 at most. Without such a bound it is what Inductor assumes.
+    """
+    known = getattr(shape_env, "backed_var_to_val", None) or getattr(shape_env, "var_to_val", {})
+    if symbol in known:
+        return int(known[symbol])
+    bounds = getattr(shape_env, "var_to_range", {}).get(symbol)
+    if bounds is not None and bounds.upper.is_Integer and bounds.upper < _LARGEST_BOUND:
+        return int(bounds.upper)
+    return int(getattr(inductor_config, "unbacked_symint_fallback", 8192))
 
 
 def _shape_env(value: Any) -> Any:
