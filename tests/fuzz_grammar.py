@@ -10,18 +10,26 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import sys
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import programs
+import programs_features
 import torch
 from programs import Program
 
 SIZES = 2, 3, 3, 4, 5, 5, 7
 LARGEST = 1e3  # values beyond are not written, so that nothing overflows
-NAMES = dict(vars(programs))  # what a program may use: torch, F, nn, Model, checkpoint, the custom ops
+
+# What a program may use: torch, F, nn, Model, the custom ops. A module of its own, because Dynamo looks names up there.
+MODULE = types.ModuleType("random_programs")
+MODULE.__dict__.update({n: v for m in (programs, programs_features) for n, v in vars(m).items() if n[:2] != "__"})
+sys.modules[MODULE.__name__] = MODULE
+NAMES = dict(vars(MODULE))
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class Writer:
 
     def _take(self, text: str) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", UserWarning)  # Dynamo does not trace a warning
             exec(text, self.scope)
         made = [self.scope[n] for n in (self.fresh(), *self.tensors()) if n in self.scope]
         if any(not t.isfinite().all() or t.abs().amax() > LARGEST for t in made if t.numel() and t.is_floating_point()):
@@ -217,6 +225,7 @@ def _layer(w: Writer) -> str:
         f"nn.Linear({n}, {w.size()})", f"nn.Linear({n}, {w.size()}, bias=False)", f"nn.LayerNorm({n})",
         f"nn.RMSNorm({n})", f"nn.BatchNorm1d({n})", f"nn.BatchNorm1d({n}, momentum=0.4)", "nn.PReLU()",
         f"nn.Sequential(nn.Linear({n}, 5), nn.GELU(), nn.Dropout(0.3), nn.Linear(5, {n}))",
+        f"nn.TransformerEncoderLayer({n}, 1, 5, dropout=0.2, batch_first=True)",
         f"nn.GRUCell({n}, {w.size()})",
         f"nn.Bilinear({n}, {n}, 3)", f"nn.Sequential(nn.Linear({n}, {n}), nn.Hardtanh(inplace=True))",
         "nn.InstanceNorm1d(3)",
@@ -440,10 +449,28 @@ def _feature(w: Writer) -> str:
     return f"{w.fresh()} = {f.format(a=a)}"
 
 
+def _higher_order(w: Writer) -> str:
+    """Regions compiled once, branches, effects, hooks, and sizes that depend on data."""
+    a = w.tensor(lambda t: t.dim() >= 1)
+    weights = w.tensors(lambda t: t.dim() == 2 and t.shape[0] == w.shape(a)[-1])
+    f = w.one_of(
+        "{new} = block_with_dropout({a}, {w})", "{new} = block_with_dropout({a}, {w})",
+        "{new} = block_with_dropout(block_with_dropout({a}, {w}.T @ {w}).sin(), {w}.T @ {w}) @ {w}.T",
+        "{new} = checkpoint(lambda t: block_with_dropout(t.sin(), {w}).exp(), {a} * 1.0, use_reentrant=False)",
+        "{new} = torch.cond({a}.sum() > 0, lambda t: F.dropout(t.sin(), 0.3), lambda t: t.cos(), ({a}.clone(),))",
+        "{new} = noted({a}) * 2", "{new} = torch.sin(noted({a})) + noted(torch.cos({a}))",
+        "{new} = {a}[{a}.flatten(1).sum(-1) > 0].sin().sum(0)", "{a}.register_hook(lambda grad: grad * 2)",
+        "{a}.register_hook(lambda grad: grad + {a}.detach().sin())",
+    )  # fmt: skip
+    if "{w}" in f:
+        weight = w.random.choice(weights or [w.part(f"nn.Parameter(_randn({w.shape(a)[-1]}, {w.size()}))")])
+    return f.format(new=w.fresh(), a=a, w=weight if "{w}" in f else "")
+
+
 KINDS: list[tuple[Callable[[Writer], str], int]] = [
     (_unary, 12), (_binary, 10), (_reduce, 6), (_matmul, 6), (_layer, 8), (_convolution, 2), (_again, 3), (_view, 12),
     (_join, 3), (_index, 5), (_random, 6), (_attention, 2), (_in_place, 8), (_buffer_read, 4), (_buffer_write, 4),
-    (_argument_write, 2), (_region, 5), (_feature, 6),
+    (_argument_write, 2), (_region, 5), (_higher_order, 4), (_feature, 6),
 ]  # fmt: skip
 
 

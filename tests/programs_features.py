@@ -47,26 +47,23 @@ def branches_with_dropout_and_weights():
     return Model(forward, layer=nn.Linear(3, 5), weight=nn.Parameter(_randn(5, 5))), [_randn(7, 3)]
 
 
+@torch.compiler.nested_compile_region
+def block_with_dropout(x, w):
+    return F.dropout(torch.tanh(x @ w), 0.4).exp()
+
+
 @program()
 def a_region_compiled_once_with_dropout():
-    @torch.compiler.nested_compile_region
-    def block(x, w):
-        return F.dropout(torch.tanh(x @ w), 0.4).exp()
-
     def forward(m, x):
-        return block(block(x, m.weight).sin(), m.weight)
+        return block_with_dropout(block_with_dropout(x, m.weight).sin(), m.weight)
 
     return Model(forward, weight=nn.Parameter(_randn(5, 5))), [_randn(3, 5)]
 
 
 @program()
 def a_checkpoint_region_of_regions_compiled_once():
-    @torch.compiler.nested_compile_region
-    def block(x, w):
-        return F.dropout(torch.tanh(x @ w), 0.4).exp()
-
     def inner(x, w):
-        return torch.tanh(block(block(x, w).sin(), w) @ w)
+        return torch.tanh(block_with_dropout(block_with_dropout(x, w).sin(), w) @ w)
 
     def forward(m, x):
         return checkpoint(inner, torch.sin(x), m.weight, use_reentrant=False).exp()

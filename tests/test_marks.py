@@ -1,6 +1,5 @@
 """Users' marks hold at every budget; what is recomputed still says where it comes from."""
 
-
 import pytest
 import torch
 import torch._functorch.config
