@@ -82,8 +82,11 @@ class Writer:
         self.scope: dict[str, Any] = dict(NAMES)
         self.scope["m"] = programs.Model(lambda m: None, **{n: eval(text, NAMES) for n, text in self.parts.items()})
         self.scope |= {name: eval(text, NAMES) for name, text in self.arguments.items()}
-        for line in self.lines:
-            exec(line, self.scope)
+        for line in list(self.lines):
+            try:
+                exec(line, self.scope)
+            except Exception:  # other random numbers than when it was written
+                self.lines.remove(line)
 
     # -- what statements ask for
 

@@ -119,6 +119,19 @@ def ops_with_effects():
 
 
 @program()
+def ops_with_effects_beside_buffers_that_change():
+    """Their tokens are inputs of backward that come late, after calls."""
+
+    def forward(m, x):
+        h = noted(m.norm(m.layer(x)) * m.scale)
+        with torch.no_grad():
+            m.scale.mul_(0.9)
+        return torch.sin(noted(h.exp())) * m.scale
+
+    return Model(forward, layer=nn.Linear(3, 5), norm=nn.BatchNorm1d(5), scale=torch.ones(5)), [_randn(7, 3)]
+
+
+@program()
 def a_checkpoint_region_with_a_custom_op():
     def forward(m, x):
         def inner(t):

@@ -53,6 +53,8 @@ def test_the_numbers_of_a_plan():
         "planning_seconds": 0.25,
         "plan_hash": "c0ffee",
         "fallback": "",
+        "sizes": (),
+        "peak_formula": "",
     }
 
 

@@ -267,7 +267,7 @@ def _assumed(shape_env: Any, symbol: Any) -> int:
 
     ``nonzero`` of 512 tokens, say, finds 512 at most. Without such a bound it is what Inductor assumes.
     """
-    known = getattr(shape_env, "backed_var_to_val", None) or getattr(shape_env, "var_to_val", {})
+    known = shape_env.backed_var_to_val if hasattr(shape_env, "backed_var_to_val") else shape_env.var_to_val
     if symbol in known:
         return int(known[symbol])
     bounds = getattr(shape_env, "var_to_range", {}).get(symbol)

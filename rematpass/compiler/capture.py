@@ -142,7 +142,7 @@ class _Reader:
         origin = Origin.INPUT
         if _is_tangent(node):
             origin = Origin.TANGENT
-        elif node in self.static or is_size(node.meta.get("val")):
+        elif node in self.static or is_size(node.meta.get("val")) or _torch.is_opaque_node(node):
             origin = Origin.STATIC
         return self._value(node.name, node, node.meta.get("val"), origin=origin, mutated=node in self.overwritten)
 
@@ -204,6 +204,7 @@ class _Reader:
 
     def _value(self, name: str, node: fx.Node | None, leaf: Any, **fields: Any) -> int:
         tensor = isinstance(leaf, torch.Tensor)
+        keepable = tensor or is_size(leaf) or (node is not None and _torch.is_opaque_node(node))
         nbytes = leaf.untyped_storage().nbytes() if tensor and _torch.storage_key(leaf) is not None else 0
         if tensor or isinstance(leaf, torch.SymInt):
             self.hints |= _torch.symbols_with_hints(leaf)
@@ -215,7 +216,7 @@ class _Reader:
                 name=name,
                 dtype=str(leaf.dtype).removeprefix("torch.") if tensor else type(leaf).__name__,
                 shape=tuple(str(n) for n in leaf.shape) if tensor else (),
-                cannot_save="" if tensor or is_size(leaf) else f"{type(leaf).__name__} is not a tensor",
+                cannot_save="" if keepable else f"{type(leaf).__name__} is not a tensor",
                 **fields,
             )
         )
@@ -307,8 +308,7 @@ def _overwritten_by_forward(
 
 def _clone_old_version(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A clone of the input for all its readers but those that overwrite it and the graph's outputs."""
-    last = graph.find_nodes(op="placeholder")[-1]
-    with graph.inserting_after(last):
+    with graph.inserting_after(node):
         clone = graph.call_function(torch.ops.aten.clone.default, (node,))
     value = node.meta.get("val")
     with _torch.fake_mode_of(value):
