@@ -123,7 +123,7 @@ def ops_with_effects_beside_buffers_that_change():
     """Their tokens are inputs of backward that come late, after calls."""
 
     def forward(m, x):
-        h = noted(m.norm(m.layer(x)) * m.scale)
+        h = noted(m.norm(m.layer(x)) + m.scale.sin())
         with torch.no_grad():
             m.scale.mul_(0.9)
         return torch.sin(noted(h.exp())) * m.scale

@@ -98,7 +98,7 @@ def peak_formula(graph: JointGraph, timeline: Timeline) -> str:
 
 
 def total(terms: Iterable[str]) -> str:
-    """The sum of formulas, those alike but for a whole factor added up: ``20*s0``, ``8`` and ``4*s0`` are ``24*s0 + 8``.
+    """The sum of formulas; those alike but for a whole factor are added up: ``20*s0`` and ``4*s0`` are ``24*s0``.
 
     What is not a product of a number and symbols is left as it is, in parentheses: ``2*(4*s0 + 12)``.
     """
