@@ -30,6 +30,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
         moments.py       the timeline that bounds and prices stand on
         boundaries.py    where to cut forward into segments
         segments.py      the planner under a peak
+        descent.py       lower peaks: what lies idle is let go and made again
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions
@@ -38,7 +39,13 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       capture.py         joint GraphModule -> JointGraph
       decisions.py       what forward has chosen is not chosen again
       marks.py           budgets of regions; values to offload
+      written.py         an op that makes Inductor write its argument
       emit.py            Plan -> forward and backward GraphModule
+      fusion.py          Inductor merges kernels only where that does not raise the peak
+      order.py           Inductor runs ops in our order
+      course.py          the bytes alive, line by line of what Inductor writes
+      dry_run.py         the exact peak of both graphs, before any code is generated
+      trial.py           a rung, carried out: the two modules and their exact peak
       auto_budget.py     the budget "auto": what is free on the device
       partitioner.py     capture, plan, emit: what Inductor calls
       backend.py         the backends, and enable()

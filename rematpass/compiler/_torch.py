@@ -70,6 +70,7 @@ from torch._inductor import scheduler as inductor_scheduler
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.dependencies import WeakDep
+from torch._inductor.lowering import register_lowering
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
@@ -121,6 +122,7 @@ __all__ = [
     "preserve_rng_state",
     "pytree",
     "region_budget_of",
+    "register_lowering",
     "storage_key",
     "symbols_with_hints",
     "thread_rng_states",

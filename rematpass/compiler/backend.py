@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, order
 from rematpass.compiler.partitioner import RematPartitioner, log
 from rematpass.config import OPTIONS, Config, nearest, split_options
 from rematpass.errors import ConfigError
@@ -37,7 +37,7 @@ def remat(
     """
     ours, theirs = split_options(options)
     config = Config.read(ours)
-    patches = {**(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
+    patches = {**order.config_patches(), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
     patches["custom_partitioner_fn"] = RematPartitioner(config, device=_device(example_inputs))
     return _torch.compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
@@ -81,12 +81,18 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
 
     def __init__(self, **options: object) -> None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        self._before = _torch.inductor_config.custom_partitioner_fn
-        _torch.inductor_config.custom_partitioner_fn = RematPartitioner(Config.read(options), device=device)
+        partitioner = RematPartitioner(Config.read(options), device=device)
+        ours = {"custom_partitioner_fn": partitioner, **order.config_patches()}
+        self._before = {name: getattr(_torch.inductor_config, name) for name in ours}
+        self._set(ours)
 
     def disable(self) -> None:
         """Go back to the partitioner that was set before."""
-        _torch.inductor_config.custom_partitioner_fn = self._before
+        self._set(self._before)
+
+    def _set(self, settings: Mapping[str, object]) -> None:
+        for name, value in settings.items():
+            setattr(_torch.inductor_config, name, value)
 
     def __enter__(self) -> enable:
         return self

@@ -246,6 +246,7 @@ class _Reader:
                 name=node.name,
                 flops=traits.flops,
                 nbytes_read=sum(_spanned(n.meta.get("val")) for n in node.all_input_nodes),
+                nbytes_workspace=traits.workspace,
                 dtype=next((self.values[v].dtype for v in (*written, *reads)), ""),
                 never_recompute="" if must else never,
                 must_recompute=must,

@@ -14,14 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import fx
-
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import inductor_ir
-
-# The argument that is the weight.
-_WEIGHT = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 2}
+from rematpass.compiler.ops import workspace_of_call
 
 # Lines that allocate and free nothing.
 _WITHOUT_BYTES = frozenset(
@@ -149,14 +144,7 @@ def _nbytes(graph: Any, buffer: Any) -> int:
 
 def _workspace(node: Any) -> int:
     """Bytes that a call takes and gives back inside itself, as far as they are known."""
-    device = node.get_device()
-    for source in node.get_origins():
-        if source.target in _WEIGHT and device is not None and device.type == "cpu":
-            weight = source.args[_WEIGHT[source.target]]
-            value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
-            if isinstance(value, torch.Tensor):
-                return 2 * _torch.hint(value.numel()) * value.element_size()
-    return 0
+    return max((workspace_of_call(source.target, source.args) for source in node.get_origins()), default=0)
 
 
 def _owns_its_bytes(layout: Any) -> bool:

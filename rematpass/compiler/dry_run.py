@@ -37,6 +37,7 @@ from rematpass.compiler.course import Course, Moment, origin
 class DryRun:
     """One graph's course. ``storages``: for each output, the name of its storage and the bytes that the graph
     allocated for it (0: it is an input). ``unknown``: kinds of lines whose bytes are not accounted for.
+    ``without_outputs``: backward's course if the caller has let go of forward's outputs.
     """
 
     timeline: tuple[Moment, ...]
@@ -44,6 +45,7 @@ class DryRun:
     strides: tuple[tuple[int, ...] | None, ...]
     seconds: float
     unknown: tuple[str, ...] = ()
+    without_outputs: tuple[Moment, ...] = ()
 
     @property
     def peak(self) -> Moment:
@@ -52,18 +54,22 @@ class DryRun:
 
 @dataclass(frozen=True)
 class StepDryRun:
-    """Forward and backward. Backward's bytes include the saved values, the tangents, and forward's outputs: whoever
-    called it may keep them; ``output_nbytes`` is what goes when he does not.
+    """Forward and backward. Backward's bytes include the saved values, the tangents, and forward's outputs, which
+    whoever called it may keep.
     """
 
     fwd: DryRun
     bwd: DryRun
-    output_nbytes: int
 
     @property
     def peak_nbytes(self) -> int:
         """The most bytes alive at one moment of the step, beyond what stood before it."""
         return max(self.fwd.peak.nbytes, self.bwd.peak.nbytes)
+
+    @property
+    def peak_nbytes_without_outputs(self) -> int:
+        """The same if the caller lets go of forward's outputs before backward starts."""
+        return max(self.fwd.peak.nbytes, *(moment.nbytes for moment in self.bwd.without_outputs))
 
 
 def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: int) -> StepDryRun:
@@ -77,7 +83,7 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
     storage_of = {n.name: s for n, s in zip(fwd_outputs, first.storages, strict=True) if isinstance(n, fx.Node) and s}
     stride_of = {n.name: s for n, s in zip(fwd_outputs, first.strides, strict=True) if isinstance(n, fx.Node) and s}
     handed_out = dict(s for s in first.storages[:num_fwd_outputs] if s)
-    inputs, storages, donated = [], [], []
+    inputs, storages, if_dropped, donated = [], [], [], []
     for i, node in enumerate(_inputs(bwd)):
         value = node.meta["val"]
         storage = storage_of.get(node.name)
@@ -85,6 +91,7 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
             value = _restrided(value, stride_of[node.name])
         elif isinstance(value, torch.Tensor) and "tangents" in node.name:
             storage = node.name, _torch.hint(value.untyped_storage().nbytes())
+        if_dropped.append(storage)
         if storage and storage[0] in handed_out:
             storage = storage[0], 0  # counted below, once, for all of backward
         elif storage and storage[1] and "tangents" not in node.name:
@@ -92,8 +99,10 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
         inputs.append(value)
         storages.append(storage)
     kept = sum(handed_out.values())
-    second = dry_run(bwd, inputs, is_backward=True, given=storages, donated=donated, base=kept)
-    return StepDryRun(first, second, kept)
+    second = dry_run(
+        bwd, inputs, is_backward=True, given=storages, donated=donated, base=kept, given_if_dropped=if_dropped
+    )
+    return StepDryRun(first, second)
 
 
 def dry_run(
@@ -105,12 +114,14 @@ def dry_run(
     donated: Sequence[int] = (),
     visible: Sequence[int] | None = None,
     base: int = 0,
+    given_if_dropped: Sequence[tuple[str, int] | None] | None = None,
 ) -> DryRun:
     """Lower and schedule a copy of one graph and add up its bytes.
 
     ``inputs`` are fake tensors and sizes; ``given`` names the storage behind each input and what freeing it gives
     back (nothing, where it stood before the step); ``donated`` are the inputs that may be overwritten; ``visible`` are
-    the outputs whose strides the user sees (all of them by default); ``base`` bytes are alive throughout.
+    the outputs whose strides the user sees (all of them by default); ``base`` bytes are alive throughout. With
+    ``given_if_dropped`` a second course is taken, with these inputs and no base.
     """
     start = time.perf_counter()
     module = _copy(module)
@@ -120,8 +131,10 @@ def dry_run(
     with _leaving_no_trace(inputs), _lowered(module, inputs, is_backward, donated) as graph:
         names = [n.name for n in _inputs(module)]
         course = Course(graph, base, dict(zip(names, given, strict=False)))
+        other = Course(graph, 0, dict(zip(names, given_if_dropped or (), strict=False)))
         for line in graph.wrapper_code.lines:
             course.take(line)
+            other.take(line)
         storages = [course.storage(result) for result in graph.graph_outputs]
         left = sum(dict(filter(None, storages)).values())
         return DryRun(
@@ -130,6 +143,7 @@ def dry_run(
             strides=tuple(map(_strides, graph.graph_outputs)),
             seconds=time.perf_counter() - start,
             unknown=tuple(sorted(course.unknown)),
+            without_outputs=tuple(other.timeline) if given_if_dropped is not None else (),
         )
 
 

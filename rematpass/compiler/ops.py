@@ -10,7 +10,7 @@ draw from a seed that is handed to them (Inductor's ``inductor_random``) or draw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,11 @@ _KINDS: dict[Kind, frozenset[str]] = {
         "full zeros ones empty arange iota scalar_tensor eye full_like zeros_like ones_like empty_like "
         "new_zeros new_ones new_full new_empty new_empty_strided empty_strided empty_permuted linspace".split()
     ),
-    Kind.POINTWISE: frozenset(
-        "inductor_random inductor_randint native_dropout_backward _softmax_backward slice_backward "
-        "select_backward fma".split()
-    ),
+    Kind.SEEDED: frozenset("inductor_random inductor_randint".split()),
+    Kind.POINTWISE: frozenset("native_dropout_backward _softmax_backward slice_backward select_backward fma".split()),
 }
+# The argument of a convolution that is its weight.
+_WEIGHT = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 2}
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 _BUILTIN_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "quantized_decomposed"})
 _COLLECTIVE_NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor"})
@@ -71,6 +71,7 @@ class Traits:
     never_recompute: str = ""
     honours_marks: bool = False  # a user's "recompute this" says that running it again is safe
     flops: int = 0
+    workspace: int = 0  # bytes
 
 
 def traits_of(node: fx.Node) -> Traits:
@@ -88,7 +89,25 @@ def traits_of(node: fx.Node) -> Traits:
         return Traits(kind, "it overwrites its argument")
     if kind is Kind.OPAQUE:
         return Traits(kind, "a custom or higher-order op, not known to be pure", honours_marks=True, flops=flops)
-    return Traits(kind, flops=flops)
+    return Traits(kind, flops=flops, workspace=_workspace(node) if kind is Kind.CONVOLUTION else 0)
+
+
+def workspace_of_call(target: Any, args: Sequence[Any]) -> int:
+    """Bytes that a convolution on the CPU takes inside itself: its weight in mkldnn's layout, twice at most."""
+    weight = args[_WEIGHT[target]] if target in _WEIGHT else None
+    value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
+    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
+        return 0
+    return 2 * _torch.hint(value.numel()) * value.element_size()
+
+
+def _workspace(node: fx.Node) -> int:
+    """The same, and the copy of the weight with its channels last that Inductor makes for the call."""
+    inside = workspace_of_call(node.target, node.args)
+    if not inside:
+        return 0
+    kernel = node.args[_WEIGHT[node.target]].meta["val"].shape[2:]  # type: ignore[index, union-attr]
+    return inside + (inside // 2 if any(n != 1 for n in kernel) else 0)
 
 
 def kind_of(node: fx.Node) -> Kind:

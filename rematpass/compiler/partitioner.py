@@ -25,12 +25,12 @@ from rematpass.compiler import _torch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.decisions import keep_decisions
-from rematpass.compiler.emit import emit
 from rematpass.compiler.marks import offload, region_budget, within_region
+from rematpass.compiler.trial import Trial, Trials
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
 from rematpass.core.graph import JointGraph, Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.problem import Problem
@@ -134,22 +134,25 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute)
         ladder = frontier.build(problem, solver)
         budget = within_region(budget, region_budget(captured), ladder)
-        rung, limit = self._choose(graph, ladder, budget)
-        modules = emit(captured, rung.plan)
-        offload(captured, *modules)
+        trials = Trials(captured, ladder, fuse=self.fuse)
+        trial, limit = self._choose(graph, trials, budget)
+        offload(captured, *trial.modules)
         summary = summarize(
             graph,
             ladder,
-            rung,
+            trial.rung,
             budget=budget,
             limit=limit,
-            planning_seconds=time.perf_counter() - start,
-            plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
+            peaks=(trial.peak, trial.peak_without_outputs),
+            exact=trial.exact,
+            planning_seconds=time.perf_counter() - start - trials.seconds,
+            dry_run_seconds=trials.seconds,
+            plan_hash=hashlib.sha256(trial.rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
         )
-        _records.append(Record(summary, graph, rung.plan, ladder))
+        _records.append(Record(summary, graph, trial.rung.plan, ladder))
         _tell(summary, always=bool(self.config.memory_budget.given))
-        return modules
+        return trial.modules
 
     def _budget(self, graph: JointGraph) -> Budget:
         """The budget, with ``auto`` turned into bytes."""
@@ -161,29 +164,31 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         nbytes = auto_budget(free, parameters, self.config.auto_reserve)
         return dataclasses.replace(budget, kind=BudgetKind.BYTES, nbytes=nbytes)
 
-    def _choose(self, graph: JointGraph, ladder: Ladder, budget: Budget) -> tuple[Rung, int | None]:
+    def _choose(self, graph: JointGraph, trials: Trials, budget: Budget) -> tuple[Trial, int | None]:
         """The fastest rung within the budget, and the budget in bytes (None: no limit).
 
         Raises:
             BudgetInfeasible: there is none, and this is the first compile of its code, or strict mode.
         """
+        ladder = trials.ladder
         if budget.is_unlimited:
-            return ladder.rungs[0], None
+            return trials.of(ladder.rungs[0]), None
         if budget.kind is BudgetKind.FRACTION:
             limit = ladder.limit(budget.fraction)
-            return ladder.fastest_under(limit) or ladder.rungs[-1], limit
+            return trials.under(frontier.least_budget(limit)) or trials.floor, limit
         _warn_if_shared(_torch.frame_id(), budget)
-        rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes))
-        if rung is not None:
-            return rung, budget.nbytes
-        message = infeasible(graph, ladder, budget.nbytes, self.config.max_recompute)
+        trial = trials.under(frontier.peak_allowed(budget.nbytes))
+        if trial is not None:
+            return trial, budget.nbytes
+        floor = trials.floor
+        message = infeasible(graph, floor.rung, floor.peak, budget.nbytes, self.config.max_recompute)
         if self.config.strict or not _torch.is_recompile():
-            raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
-        excess = format_bytes(frontier.least_budget(ladder.floor) - budget.nbytes)
+            raise BudgetInfeasible(message, budget=budget.nbytes, floor=floor.peak)
+        excess = format_bytes(frontier.least_budget(floor.peak) - budget.nbytes)
         log.warning(
             "over budget by %s after a recompile with other shapes; training goes on at the floor. %s", excess, message
         )
-        return ladder.rungs[-1], budget.nbytes
+        return floor, budget.nbytes
 
     def _fall_back(
         self, captured: Captured, joint_inputs: Sequence[object], kwargs: dict[str, Any], error: Exception

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from rematpass.core.graph import JointGraph, Kind, Op
 from rematpass.core.hardware import Hardware
 
-FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM})
+FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM, Kind.SEEDED})
+WRITTEN = frozenset({Kind.REDUCTION, Kind.SEEDED})  # fused with their neighbours, but not run again in each reader
 FREE = frozenset({Kind.SYMBOLIC})
 
 # Arithmetic of one element of a fused pointwise op, in FLOP: between an addition and a transcendental function.

@@ -7,17 +7,21 @@ never mean more memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
+from rematpass.core.solve.descent import descend
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
 from rematpass.core.solve.segments import segments
 from rematpass.core.verify import verify
+
+_STARTS = ("segments", "mincut", "chen_sqrt")  # the way down begins at the lowest plan of each of these
 
 # A plan fits a budget in bytes when its planned peak and a hundredth more do.
 _SPARE = 100
@@ -79,8 +83,15 @@ def mincut(problem: Problem) -> tuple[Plan, ...]:
 
 
 def everything(problem: Problem) -> tuple[Plan, ...]:
-    """The plans of all solvers: what the ladder is made of by default."""
-    return tuple(plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem))
+    """The plans of all solvers, and what is found on the way down from the lowest of each."""
+    plans = [plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem)]
+    lowest: dict[str, Plan] = {}
+    for plan in plans:
+        best = lowest.setdefault(plan.solver, plan)
+        if problem.timeline(plan).peak < problem.timeline(best).peak:
+            lowest[plan.solver] = plan
+    ways_down = (descend(problem, frozenset(lowest[name].saved)) for name in _STARTS if name in lowest)
+    return (*plans, *itertools.chain.from_iterable(ways_down))
 
 
 SOLVERS: dict[str, Solver] = {
@@ -112,9 +123,14 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
 
 
 def pareto(rungs: Iterable[Rung]) -> tuple[Rung, ...]:
-    """Those that no other beats in both seconds and peak, from the fastest on."""
+    """Those that no other beats in both seconds and peak, from the fastest on.
+
+    The peak without forward's outputs falls as well: a caller who lets go of them shall not see more memory for less
+    budget either.
+    """
     best: list[Rung] = []
     for rung in sorted(rungs, key=lambda r: (r.seconds, r.peak)):
-        if not best or rung.peak < best[-1].peak:
+        without = rung.timeline.peak_without_outputs
+        if not best or (rung.peak < best[-1].peak and without <= best[-1].timeline.peak_without_outputs):
             best.append(rung)
     return tuple(best)

@@ -45,6 +45,7 @@ class Kind(str, Enum):
     CREATE = "create"  # reads nothing: full, iota
     SYMBOLIC = "symbolic"  # arithmetic on sizes; no bytes
     RANDOM = "random"
+    SEEDED = "seeded"  # random numbers from a seed that is handed in: drawn again, they are the same
     COLLECTIVE = "collective"
     EFFECT = "effect"
     MUTATION = "mutation"
@@ -96,6 +97,7 @@ class Op:
     name: str = ""
     flops: int = 0
     nbytes_read: int = 0  # bytes its arguments span, views counted at their own size
+    nbytes_workspace: int = 0  # bytes that it takes while it runs and gives back
     dtype: str = ""  # of the arithmetic
     never_recompute: str = ""  # why, in words; empty when it may run again
     must_recompute: bool = False  # a user's mark: its values are not saved

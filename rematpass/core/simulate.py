@@ -10,14 +10,19 @@ have run::
         a ──▶ [mul] ──▶ b (virtual) ──▶ [add] ──▶ c          a lives until add has run
 
 and an op that fuses overwrites an argument of the same size that dies with it, instead of taking new bytes.
+
+Some copies a compiler would compute in each of their readers although writing them takes fewer bytes: a sum whose terms
+nobody else wants, say, which keeps two gradients alive instead of one. Those are *written* on purpose (``emit`` marks
+them): it takes fewer bytes, and later readers read one buffer instead of many.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rematpass.core.cost import FREE, FUSIBLE, Costs
+from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
 from rematpass.core.graph import JointGraph, Kind, Origin
 from rematpass.core.liveness import Trace, trace
 from rematpass.core.schedule import Plan, Run
@@ -31,19 +36,25 @@ _MOST_READS_FOR_SEVERAL = 4
 
 @dataclass(frozen=True)
 class Tenant:
-    """A copy that takes bytes from position ``born`` to position ``end`` of the timeline, both included."""
+    """A copy that takes bytes from position ``born`` to position ``end`` of the timeline, both included.
+
+    ``reads``: the positions at which it is read, through what is fused; ``outlives``: it is handed out at the end.
+    """
 
     value: int
     copy: int
     nbytes: int
     born: int
     end: int
+    reads: tuple[int, ...] = ()
+    outlives: bool = False
 
 
 @dataclass(frozen=True)
 class Timeline:
     """``live[i]``: bytes while ``runs[i]`` runs; backward starts at ``first_backward``.
 
+    ``returned[i]``: those of them that are alive only because the caller holds forward's outputs.
     ``recompute_seconds`` is what backward spends on running ops again, ``step_seconds`` the whole step.
     """
 
@@ -53,11 +64,17 @@ class Timeline:
     tenants: tuple[Tenant, ...]
     recompute_seconds: float
     step_seconds: float
+    returned: tuple[int, ...] = ()
 
     @property
     def peak(self) -> int:
         """The most bytes at one moment."""
         return max(self.live, default=0)
+
+    @property
+    def peak_without_outputs(self) -> int:
+        """The same if the caller lets go of forward's outputs before backward starts."""
+        return max((all_ - theirs for all_, theirs in zip(self.live, self.returned, strict=False)), default=0)
 
     def at_peak(self) -> list[Tenant]:
         """Who takes the bytes at the (first) peak, the largest first."""
@@ -68,47 +85,164 @@ class Timeline:
         return sorted(there, key=lambda t: (-t.nbytes, t.value, t.copy))
 
 
+@dataclass(frozen=True)
+class Residence:
+    """Which copies of ``lives`` take bytes, and which of those each run reads.
+
+    ``sources[c]``: the copies in memory that whoever reads copy c reads: itself, or, when it is virtual, what it is
+    made of. ``read[r]``: the copies in memory that run r reads, through what is virtual. ``written``: the copies that
+    are in memory only because writing them frees more than it takes.
+    """
+
+    lives: Trace
+    sources: tuple[tuple[int, ...], ...]
+    read: tuple[frozenset[int], ...]
+    written: frozenset[int] = frozenset()
+
+    def in_memory(self, copy: int) -> bool:
+        return copy in self.sources[copy]
+
+
+def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
+    """Replay ``plan`` and find what a fusing compiler leaves out.
+
+    Raises:
+        PlanError: a run reads a value of which no copy lives.
+    """
+    lives = trace(graph, plan)
+    if not fuse:
+        each = tuple((c,) for c in range(len(lives.copies)))
+        return Residence(lives, each, tuple(map(frozenset, lives.reads)))
+    sources, written = _sources(graph, plan, lives)
+    read = [frozenset([s for c in reads for s in sources[c]]) for reads in lives.reads]
+    gone = _made_and_read_in_one_kernel(graph, lives, sources, read)
+    if gone:
+        sources = [tuple([s for s in of if s not in gone]) for of in sources]
+        read = [copies - gone for copies in read]
+    return Residence(lives, tuple(sources), tuple(read), written)
+
+
 def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) -> Timeline:
     """Walk ``plan`` and count.
 
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    lives = trace(graph, plan)
-    sources = _sources(graph, plan, lives) if fuse else [(c,) for c in range(len(lives.copies))]
-    read = [frozenset(s for c in reads for s in sources[c]) for reads in lives.reads]
-    ends = [max(c.born, 0) for c in lives.copies]
-    for position, copies in enumerate(read):
+    there = residence(graph, plan, fuse=fuse)
+    lives = there.lives
+    reads: list[list[int]] = [[] for _ in lives.copies]
+    for position, copies in enumerate(there.read):
         for c in copies:
-            ends[c] = position
+            reads[c].append(position)
+    spans = _spans(graph, there, reads) if fuse else _as_they_are(lives, reads)
     last = len(lives.runs) - 1
-    tenants = [
-        Tenant(c.value, c.copy, graph.values[c.value].nbytes, max(c.born, 0), last if c.outlives else ends[i])
-        for i, c in enumerate(lives.copies)
-        if i in sources[i] and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
-    ]
-    change = [0] * (len(lives.runs) + 2)
-    for t in tenants:
-        change[t.born] += t.nbytes
-        change[t.end + 1] -= t.nbytes
-    live = list(itertools.accumulate(change[:-2]))
-    if fuse:
-        for position, copies in enumerate(read):
-            written = [c for c in lives.writes[position] if c in sources[c]]
-            dying = [c for c in copies if ends[c] == position and not lives.copies[c].outlives]
-            if written and dying and graph.ops[lives.runs[position].op].kind in FUSIBLE:
-                live[position] -= _overwritten(graph, lives, written, dying)
+    tenants = tuple(
+        Tenant(c.value, c.copy, graph.values[c.value].nbytes, first, end, tuple(reads[i]), c.outlives)
+        for i, (c, (first, end)) in enumerate(zip(lives.copies, spans, strict=True))
+        if there.in_memory(i) and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
+    )
+    live = _sums(((t.born, t.end, t.nbytes) for t in tenants), last + 1)
+    for position, run in enumerate(lives.runs):
+        live[position] += graph.ops[run.op].nbytes_workspace
     recompute = sum(costs.run[run.op] for run in plan.recomputed())
     step = sum(costs.run[run.op] for run in lives.runs) + sum(costs.keep[v] for v in plan.saved)
-    return Timeline(lives.runs, lives.first_backward, tuple(live), tuple(tenants), recompute, step)
+    return Timeline(
+        lives.runs,
+        lives.first_backward,
+        tuple(live),
+        tenants,
+        recompute,
+        step,
+        _returned(graph, plan, tenants, lives),
+    )
 
 
-def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> list[tuple[int, ...]]:
-    """For each copy, the copies in memory that its readers read: itself, or, when it is virtual, what it is made of."""
+def _as_they_are(lives: Trace, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """For each copy the first and the last position at which it takes bytes, when every op runs by itself."""
+    last = len(lives.runs) - 1
+    return [
+        (max(c.born, 0), last if c.outlives else reads[i][-1] if reads[i] else max(c.born, 0))
+        for i, c in enumerate(lives.copies)
+    ]
+
+
+def _spans(graph: JointGraph, there: Residence, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """The same under a compiler that fuses and overwrites.
+
+    On a CPU all that stands between two ops that do not fuse is one function: it is called when everything it writes
+    has been allocated, and nothing is freed before it returns.
+    """
+    lives = there.lives
+    spans = _as_they_are(lives, reads)
+    fuses = [graph.ops[run.op].kind in FUSIBLE | FREE for run in lives.runs]
+    first, end = list(range(len(fuses))), list(range(len(fuses)))
+    if graph.device == "cpu":
+        for position in range(1, len(fuses)):
+            if fuses[position] and fuses[position - 1] and position != lives.first_backward:
+                first[position] = first[position - 1]
+        for position in range(len(fuses) - 2, -1, -1):
+            if first[position + 1] == first[position]:
+                end[position] = end[position + 1]
+    taken_over: set[int] = set()  # copies whose place another one takes
+    takes_over: set[int] = set()
+    for position, copies in enumerate(there.read):
+        if fuses[position] and graph.ops[lives.runs[position].op].kind in FUSIBLE:
+            written = [c for c in lives.writes[position] if there.in_memory(c)]
+            dying = [c for c in copies if spans[c][1] == position and not lives.copies[c].outlives] if written else []
+            dying = [c for c in dying if not _is_reduced(graph, lives, reads[c], first[position], position)]
+            for old, new in _overwritten(graph, lives, written, dying):
+                taken_over.add(old)
+                takes_over.add(new)
+    return [
+        (
+            born if c in takes_over else first[born],
+            until if lives.copies[c].outlives else until - 1 if c in taken_over else end[until],
+        )
+        for c, (born, until) in enumerate(spans)
+    ]
+
+
+def _is_reduced(graph: JointGraph, lives: Trace, reads: Sequence[int], first: int, position: int) -> bool:
+    """Whether a reduction between ``first`` and ``position`` reads it too: the loop that overwrites comes after it."""
+    for r in reversed(reads):
+        if r < first:
+            break
+        if r != position and graph.ops[lives.runs[r].op].kind is Kind.REDUCTION:
+            return True
+    return False
+
+
+def _sums(spans: Iterable[tuple[int, int, int]], count: int) -> list[int]:
+    """For each of ``count`` positions, the bytes of the spans (first, last, bytes) that it lies in."""
+    change = [0] * (count + 1)
+    for first, end, nbytes in spans:
+        change[first] += nbytes
+        change[end + 1] -= nbytes
+    return list(itertools.accumulate(change[:-1]))
+
+
+def _returned(graph: JointGraph, plan: Plan, tenants: Sequence[Tenant], lives: Trace) -> tuple[int, ...]:
+    """At each position, the bytes of forward's outputs that nothing but the caller holds: gradients are not meant."""
+    outputs, saved, gradients = set(graph.fwd_outputs), set(plan.saved), set(graph.bwd_outputs)
+    spans = []
+    for t in tenants:
+        if t.outlives and t.born < lives.first_backward and t.value in outputs and t.value not in gradients:
+            used = t.reads[-1] if t.value in saved and t.reads else -1
+            spans.append((max(used + 1, lives.first_backward), t.end, t.nbytes))
+    return tuple(_sums(spans, len(lives.runs)))
+
+
+def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[list[tuple[int, ...]], frozenset[int]]:
+    """For each copy, the copies in memory that its readers read: itself, or, when it is virtual, what it is made of.
+
+    And the copies that are written because that frees more bytes than it takes.
+    """
     saved = set(plan.saved)
     fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
-    inlines = [fuses[op.id] and op.kind is not Kind.REDUCTION for op in graph.ops]
+    inlines = [fuses[op.id] and op.kind not in WRITTEN for op in graph.ops]
     sources: list[tuple[int, ...]] = []
+    virtual_of: dict[int, list[int]] = {}  # copy in memory -> virtual copies made of it so far
+    written: set[int] = set()
     for index, c in enumerate(lives.copies):
         may_be_virtual = (
             c.born >= 0
@@ -119,25 +253,68 @@ def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> list[tuple[int, ...
             and all(fuses[lives.runs[r].op] for r in c.reads)
         )
         sources.append((index,))
-        if may_be_virtual:
-            made_of = dict.fromkeys(s for r in lives.reads[c.born] for s in sources[r])
-            most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
-            if len(made_of) <= most:
-                sources[index] = tuple(made_of)
-    return sources
+        if not may_be_virtual:
+            continue
+        made_of = tuple(dict.fromkeys([s for r in lives.reads[c.born] for s in sources[r]]))
+        most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
+        if len(made_of) > most:
+            continue
+        if len(made_of) > 1 and c.reads and _freed(graph, lives, index, made_of, virtual_of):
+            written.add(index)
+            continue
+        sources[index] = made_of
+        for s in made_of:
+            virtual_of.setdefault(s, []).append(index)
+    return sources, frozenset(written)
 
 
-def _overwritten(graph: JointGraph, lives: Trace, written: list[int], dying: list[int]) -> int:
-    """Bytes that a run writes into copies of the same size that die with it."""
-    sizes = [
-        graph.values[lives.copies[c].value].nbytes
-        for c in dying
-        if graph.values[lives.copies[c].value].origin is Origin.OP
-    ]
-    total = 0
-    for c in written:
-        nbytes = graph.values[lives.copies[c].value].nbytes
-        if nbytes in sizes:
-            sizes.remove(nbytes)
-            total += nbytes
-    return total
+def _freed(
+    graph: JointGraph, lives: Trace, index: int, made_of: tuple[int, ...], virtual_of: dict[int, list[int]]
+) -> bool:
+    """Whether writing a copy frees more bytes than it takes: those of what nobody else reads afterwards."""
+    born = lives.copies[index].born
+
+    def is_over(copy: int) -> bool:
+        c = lives.copies[copy]
+        return not c.outlives and bool(c.reads) and c.reads[-1] <= born
+
+    freed = 0
+    for s in made_of:
+        value = graph.values[lives.copies[s].value]
+        if value.origin in (Origin.OP, Origin.TANGENT) and is_over(s) and all(map(is_over, virtual_of.get(s, ()))):
+            freed += value.nbytes
+    return freed > graph.values[lives.copies[index].value].nbytes
+
+
+def _made_and_read_in_one_kernel(
+    graph: JointGraph, lives: Trace, sources: Sequence[tuple[int, ...]], read: Sequence[frozenset[int]]
+) -> frozenset[int]:
+    """Copies of random numbers that all their readers take in the kernel that draws them: they are never written."""
+    drawn = {
+        i
+        for i, c in enumerate(lives.copies)
+        if c.born >= 0 and graph.ops[lives.runs[c.born].op].kind is Kind.SEEDED and not c.outlives and i in sources[i]
+    }
+    if not drawn:
+        return frozenset()
+    fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
+    kernel = list(itertools.accumulate(not fuses[run.op] for run in lives.runs))  # between two that do not fuse
+    for position, copies in enumerate(read):
+        writes = lives.writes[position]
+        if drawn & copies and (not fuses[lives.runs[position].op] or any(w in sources[w] for w in writes)):
+            drawn -= {c for c in copies & drawn if kernel[position] != kernel[lives.copies[c].born]}
+    return frozenset(drawn)
+
+
+def _overwritten(
+    graph: JointGraph, lives: Trace, written: Sequence[int], dying: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of a copy that dies with a run and a copy of the same size that the run writes in its place."""
+    left = [c for c in dying if graph.values[lives.copies[c].value].origin is Origin.OP]
+    for new in written:
+        nbytes = graph.values[lives.copies[new].value].nbytes
+        for old in left:
+            if graph.values[lives.copies[old].value].nbytes == nbytes:
+                left.remove(old)
+                yield old, new
+                break

@@ -17,9 +17,12 @@ from rematpass.units import format_bytes, format_percent, format_seconds
 class Summary:
     """What was decided for one graph. Bytes are integers, seconds the cost model's.
 
-    ``budget_nbytes``: the peak that the budget allows, None without one; ``fallback``: why the planner's own plan was
-    not used, empty when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is
-    the peak as a formula of them (of the moment at which it is highest for those), and both are empty otherwise.
+    ``budget_nbytes``: the peak that the budget allows, None without one. ``planned_peak``: by the compiler's own word
+    where ``exact``, else the simulator's; ``peak_without_outputs``: the same if whoever called forward lets go of its
+    outputs before backward starts (``loss = model(batch).loss`` drops the logits). ``dry_run_seconds``: what asking the
+    compiler took, not counted in ``planning_seconds``. ``fallback``: why the planner's own plan was not used, empty
+    when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is the
+    simulator's peak as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
     """
 
     graph: str
@@ -27,6 +30,8 @@ class Summary:
     budget: str
     budget_nbytes: int | None
     planned_peak: int
+    peak_without_outputs: int
+    exact: bool
     floor: int
     ceiling: int
     saved_values: int
@@ -37,6 +42,7 @@ class Summary:
     recomputed_flops: int
     forward_flops: int
     planning_seconds: float
+    dry_run_seconds: float
     plan_hash: str
     fallback: str = ""
     sizes: tuple[tuple[str, int], ...] = ()
@@ -47,12 +53,17 @@ class Summary:
         share = self.recompute_seconds / (self.step_seconds - self.recompute_seconds or 1.0)
         return (
             f"{self.graph}: budget {self.budget}, planned peak {format_bytes(self.planned_peak)} "
-            f"(floor {format_bytes(self.floor)}, ceiling {format_bytes(self.ceiling)}), "
+            f"{self._without_outputs()}(floor {format_bytes(self.floor)}, ceiling {format_bytes(self.ceiling)}), "
             f"saves {self.saved_values} values of {format_bytes(self.saved_nbytes)}, "
             f"recomputes {self.recomputed_ops} ops (+{format_percent(share)} of step seconds), "
             f"plan {self.plan_hash} by {self.solver} in {format_seconds(self.planning_seconds)}"
             + (f"; fallback: {self.fallback}" if self.fallback else "")
         )
+
+    def _without_outputs(self) -> str:
+        if self.peak_without_outputs > 0.99 * self.planned_peak:
+            return ""
+        return f"or {format_bytes(self.peak_without_outputs)} if forward's outputs are dropped "
 
 
 def summarize(
@@ -62,11 +73,14 @@ def summarize(
     *,
     budget: Budget,
     limit: int | None,
+    peaks: tuple[int, int],
+    exact: bool,
     planning_seconds: float,
+    dry_run_seconds: float,
     plan_hash: str,
     fallback: str = "",
 ) -> Summary:
-    """The summary of ``rung``, chosen from ``ladder`` for ``graph``."""
+    """The summary of ``rung``, chosen from ``ladder`` for ``graph``; ``peaks``: with and without forward's outputs."""
     made = [v for v in rung.plan.saved if graph.values[v].origin is not Origin.STATIC]
     again = list(rung.plan.recomputed())
     return Summary(
@@ -74,7 +88,9 @@ def summarize(
         solver=rung.plan.solver,
         budget=str(budget),
         budget_nbytes=limit,
-        planned_peak=rung.peak,
+        planned_peak=peaks[0],
+        peak_without_outputs=peaks[1],
+        exact=exact,
         floor=ladder.floor,
         ceiling=ladder.ceiling,
         saved_values=len(made),
@@ -85,6 +101,7 @@ def summarize(
         recomputed_flops=sum(graph.ops[run.op].flops for run in again),
         forward_flops=sum(op.flops for op in graph.ops if graph.sides[op.id] is Side.FORWARD),
         planning_seconds=planning_seconds,
+        dry_run_seconds=dry_run_seconds,
         plan_hash=plan_hash,
         fallback=fallback,
         sizes=graph.hints,
@@ -114,14 +131,14 @@ def total(terms: Iterable[str]) -> str:
     return " + ".join(written + [str(n) for rest, n in counted.items() if not rest and n]) or "0"
 
 
-def infeasible(graph: JointGraph, ladder: Ladder, limit: int, max_recompute: float) -> str:
+def infeasible(graph: JointGraph, lowest: Rung, floor: int, limit: int, max_recompute: float) -> str:
     """Why no plan stays under ``limit`` bytes: the floor, who takes it, and what to try."""
-    largest = ladder.rungs[-1].timeline.at_peak()[:5]
+    largest = lowest.timeline.at_peak()[:5]
     return (
-        f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(ladder.floor)} "
+        f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(floor)} "
         f"with at most {max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
         + "\n".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}" for t in largest)
-        + f"\nTry memory_budget={format_bytes(least_budget(ladder.floor), round_up=True).replace(' ', '')} or more, "
+        + f"\nTry memory_budget={format_bytes(least_budget(floor), round_up=True).replace(' ', '')} or more, "
         "a smaller batch, or REMAT_MAX_RECOMPUTE=2."
     )
 

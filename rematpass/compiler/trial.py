@@ -1,0 +1,98 @@
+"""From a rung of the ladder to the two modules and their peak, by Inductor's own word.
+
+The simulator's peak chooses a rung; what Inductor then really allocates is asked of it before any code is generated
+(``dry_run``). Where that is more than allowed, the next lower rung is tried that would fit if it were wrong by as much.
+Two or three questions settle it; each rung is asked about once.
+
+Without Inductor (``fuse`` is off), or where the dry run fails, the simulator's word stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from torch import fx
+
+from rematpass.compiler.capture import Captured
+from rematpass.compiler.dry_run import StepDryRun, dry_run_step
+from rematpass.compiler.emit import emit
+from rematpass.compiler.order import keep_apart
+from rematpass.core.frontier import Ladder, Rung
+
+log = logging.getLogger("rematpass")
+
+_MOST_TRIALS = 4  # before the floor is taken
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rung, carried out. ``exact``: whether the bytes are Inductor's word or the simulator's.
+
+    ``peak_without_outputs``: the peak if the caller lets go of forward's outputs before backward starts.
+    """
+
+    rung: Rung
+    modules: tuple[fx.GraphModule, fx.GraphModule]
+    peak: int
+    peak_without_outputs: int
+    exact: bool
+
+
+class Trials:
+    """The rungs of one ladder that have been carried out. ``seconds``: what asking Inductor took."""
+
+    def __init__(self, captured: Captured, ladder: Ladder, *, fuse: bool) -> None:
+        self.captured, self.ladder, self.fuse = captured, ladder, fuse
+        self.seconds = 0.0
+        self._made: dict[int, Trial] = {}
+
+    def of(self, rung: Rung) -> Trial:
+        """The modules of ``rung`` and their peak."""
+        key = id(rung)
+        if key not in self._made:
+            self._made[key] = self._carry_out(rung)
+        return self._made[key]
+
+    @property
+    def floor(self) -> Trial:
+        """The rung with the lowest simulated peak."""
+        return self.of(self.ladder.rungs[-1])
+
+    def under(self, nbytes: int) -> Trial | None:
+        """The fastest rung whose peak is at most ``nbytes``; None when not even the floor's is."""
+        target = nbytes
+        for _ in range(_MOST_TRIALS):
+            rung = self.ladder.fastest_under(target)
+            if rung is None:
+                break
+            trial = self.of(rung)
+            if trial.peak <= nbytes:
+                return trial
+            target = min(target * nbytes // trial.peak, rung.peak - 1)
+        return self.floor if self.floor.peak <= nbytes else None
+
+    def _carry_out(self, rung: Rung) -> Trial:
+        modules = emit(self.captured, rung.plan, fuse=self.fuse)
+        found = self._ask(modules) if self.fuse else None
+        if found is None:
+            return Trial(rung, modules, rung.peak, rung.timeline.peak_without_outputs, exact=False)
+        log.debug("simulated %d bytes at the peak, Inductor says %d", rung.peak, found.peak_nbytes)
+        return Trial(rung, modules, found.peak_nbytes, found.peak_nbytes_without_outputs, exact=True)
+
+    def _ask(self, modules: tuple[fx.GraphModule, fx.GraphModule]) -> StepDryRun | None:
+        start = time.perf_counter()
+        for module in modules:
+            keep_apart(module)
+        try:
+            found = dry_run_step(*modules, num_fwd_outputs=len(self.captured.fwd_outputs))
+        except Exception as error:  # whatever Inductor raises: the real compile will raise it again, or not
+            log.info("the dry run failed (%s: %s); the simulator's peak stands", type(error).__name__, error)
+            return None
+        finally:
+            self.seconds += time.perf_counter() - start
+        if unknown := found.fwd.unknown + found.bwd.unknown:
+            log.info("the dry run met lines of unknown bytes (%s); the simulator's peak stands", ", ".join(unknown))
+            return None
+        return found

@@ -1,0 +1,36 @@
+"""An op that hands its argument on and makes Inductor write it to memory.
+
+Inductor computes a pointwise value in each of its readers, unless it has many of them or reads much. Where a plan
+wants it written (``simulate``: "written"), ``emit`` puts this op behind it. Its lowering realizes the argument and
+returns it, so nothing is copied; a value that is fused into its only reader after all takes no bytes either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rematpass.compiler import _torch
+
+torch.library.define("rematpass::written", "(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+@torch.library.impl("rematpass::written", "CompositeExplicitAutograd")
+def _clone(x: torch.Tensor) -> torch.Tensor:
+    """What it does where no Inductor lowers it: a copy, since an op must not return its own argument."""
+    return x.clone()
+
+
+@torch.library.register_fake("rematpass::written")
+def _like(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
+
+
+WRITTEN = torch.ops.rematpass.written.default
+
+
+@_torch.register_lowering(WRITTEN, type_promotion_kind=None)  # type: ignore[misc]
+def _realized(x: Any) -> Any:
+    x.realize()
+    return x

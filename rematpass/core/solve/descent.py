@@ -1,0 +1,230 @@
+"""Down from a plan to plans of lower peak: what lies idle at the highest moments is let go and made again later.
+
+A copy lies idle at a moment when it has been read before and is read again only after it. Letting it go there frees its
+bytes and costs one more run of what it is made of, from what is alive by then::
+
+        bytes      ╭──╮                      hill: a stretch of the timeline above the target
+            ───────╯  ╰──╮   target ─ ─ ─
+               x .........x                  x: read, idle over the hill, read again
+
+Each round takes every hill above a target a little below the peak, and on each hill the idle copies that free the most
+bytes for the fewest seconds. A round that does not lower what stands above the target is taken hill by hill; what does
+not help even so is not tried again. All is judged by the simulator, so a wrong guess costs time and nothing else.
+
+This is where values come to be computed more than once in backward, and where a plan gets below what one set of saved
+values can reach: a block is recomputed to reach the next one, let go, and recomputed in parts.
+
+Source: greedy eviction by seconds per byte is what XLA's HloRematerialization and Dynamic Tensor Rematerialization
+(Kirisame et al. 2021, arXiv 2006.09616) do; here it starts from an optimal cut, ahead of time, on all hills at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rematpass.core.graph import Origin, Side
+from rematpass.core.schedule import Plan
+from rematpass.core.simulate import Residence, Tenant, Timeline, residence
+from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.problem import Problem
+from rematpass.errors import PlanError
+
+_STEP = 0.04  # a target lies this far below the peak
+_LEAST = 0.002  # progress in the peak that is worth going on for
+_MOST_TRIALS = 150  # simulations of one descent
+
+# A way to let go of one idle copy: (value, moment). -1: not saved at all; i: forgotten after backward's i-th own op.
+Letting = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class State:
+    """A plan as decisions: what is saved, and what is let go when (with all that is made of it and fused away)."""
+
+    saved: frozenset[int]
+    forgotten: frozenset[Letting] = frozenset()
+
+    def after(self, lettings: frozenset[Letting]) -> State:
+        dropped = {v for v, moment in lettings if moment < 0}
+        return State(self.saved - dropped, self.forgotten | {x for x in lettings if x[1] >= 0})
+
+    def plan(self, problem: Problem, solver: str) -> Plan:
+        forgotten: dict[int, list[int]] = {}
+        for value, moment in sorted(self.forgotten):
+            forgotten.setdefault(moment, []).append(value)
+        return just_in_time(problem.graph, self.saved, solver, forgotten)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Letting go of one copy over one hill."""
+
+    lettings: frozenset[Letting]
+    nbytes: int
+    seconds: float
+
+
+def descend(problem: Problem, saved: frozenset[int]) -> Iterator[Plan]:
+    """Plans of falling peak, from the one that saves ``saved`` on."""
+    search = _Search(problem, State(saved))
+    while search.lower():
+        yield search.plan
+
+
+@dataclass
+class _Search:
+    problem: Problem
+    state: State
+    banned: set[frozenset[Letting]] = field(default_factory=set)
+    trials: int = 0
+
+    def __post_init__(self) -> None:
+        self.plan = self.state.plan(self.problem, "descent")
+        self.timeline = self.problem.timeline(self.plan)
+
+    def lower(self) -> bool:
+        """Bring the peak down by one step; whether that was possible."""
+        start = self.timeline.peak
+        target = int(start * (1 - _STEP))
+        while self.timeline.peak > target and self.trials < _MOST_TRIALS:
+            hills = self._hills(target)
+            reach = max(max(lowest for _, lowest in hills), target)
+            if reach >= self.timeline.peak * (1 - _LEAST):
+                break
+            if reach > target:
+                target = reach
+                continue
+            groups = [choices for choices, _ in hills]
+            if not self._try(groups, target):
+                break
+        return self.timeline.peak < start * (1 - _LEAST)
+
+    def _try(self, groups: list[list[_Choice]], target: int) -> bool:
+        """Take all of the groups at once or, where that does not lower what stands above the target, each by itself."""
+        lettings = frozenset().union(*(c.lettings for group in groups for c in group))
+        if self._accept(lettings, target):
+            return True
+        if len(groups) > 1:
+            middle = len(groups) // 2
+            halves = [self._try(half, target) for half in (groups[:middle], groups[middle:])]
+            return any(halves)
+        for choice in groups[0]:
+            self.banned.add(choice.lettings)
+        return True  # there may be others
+
+    def _accept(self, lettings: frozenset[Letting], target: int) -> bool:
+        self.trials += 1
+        state = self.state.after(lettings)
+        try:
+            plan = state.plan(self.problem, "descent")
+        except PlanError:  # something that must not run twice would have to
+            return False
+        timeline = self.problem.timeline(plan)
+        most = self.problem.max_recompute * self.problem.forward_seconds
+        if timeline.recompute_seconds > most or _above(timeline, target) >= 0.98 * _above(self.timeline, target):
+            return False
+        self.state, self.plan, self.timeline = state, plan, timeline
+        return True
+
+    def _hills(self, target: int) -> list[tuple[list[_Choice], int]]:
+        """For each stretch above ``target``: what to let go there, and the lowest that its top can come to."""
+        live = self.timeline.live
+        there = residence(self.problem.graph, self.plan, fuse=self.problem.fuse)
+        idle = _Idle(self.problem, self.state, self.timeline, there, self.banned)
+        hills = []
+        above = [p for p, nbytes in enumerate(live) if nbytes > target]
+        for _, stretch in itertools.groupby(enumerate(above), key=lambda pair: pair[1] - pair[0]):
+            top = max((p for _, p in stretch), key=lambda p: live[p])
+            choices = idle.at(top)
+            taken: list[_Choice] = []
+            left = live[top]
+            for choice in choices:
+                if left <= target:
+                    break
+                taken.append(choice)
+                left -= choice.nbytes
+            hills.append((taken, left if left > target else 0))
+        return hills
+
+
+def _above(timeline: Timeline, target: int) -> int:
+    return sum(nbytes - target for nbytes in timeline.live if nbytes > target)
+
+
+class _Idle:
+    """The idle copies of one plan, by position."""
+
+    def __init__(
+        self, problem: Problem, state: State, timeline: Timeline, there: Residence, banned: set[frozenset[Letting]]
+    ) -> None:
+        self.problem, self.state, self.timeline, self.banned = problem, state, timeline, banned
+        graph = problem.graph
+        self.lives = there.lives
+        self.moment: list[int] = []  # for each run of backward, the own op that it belongs to
+        count = 0
+        for run in timeline.runs[timeline.first_backward :]:
+            self.moment.append(count)
+            count += graph.sides[run.op] is Side.BACKWARD
+        self.tenants = sorted(timeline.tenants, key=lambda t: t.born)
+        self.made_of: dict[tuple[int, int], list[int]] = {}  # (value, copy) in memory -> virtual copies made of it
+        for index, sources in enumerate(there.sources):
+            if index not in sources:
+                for s in sources:
+                    c = self.lives.copies[s]
+                    self.made_of.setdefault((c.value, c.copy), []).append(index)
+        self.alive_at: dict[int, set[int]] = {}
+
+    def at(self, position: int) -> list[_Choice]:
+        """What could be let go at ``position``, the cheapest per byte first."""
+        found = (self._choice(t, position) for t in self.tenants if t.born < position <= t.end)
+        choices = [c for c in found if c is not None and c.lettings not in self.banned]
+        return sorted(choices, key=lambda c: (c.seconds / c.nbytes, -c.nbytes))
+
+    def _choice(self, t: Tenant, position: int) -> _Choice | None:
+        graph, first = self.problem.graph, self.timeline.first_backward
+        if not t.nbytes or graph.producer[t.value] is None or t.outlives:
+            return None
+        if self._is_backwards(t.value) or graph.values[t.value].must_save:
+            return None
+        later = bisect_left(t.reads, position)
+        if later == len(t.reads) or t.reads[later] == position:
+            return None
+        before, after = (t.reads[later - 1] if later else t.born), t.reads[later]
+        if after < first or (before < first and t.value not in self.state.saved):
+            return None
+        if before < first:  # backward has not read it yet
+            return self._priced({(t.value, -1)}, t, after)
+        last, again = self.moment[before - first], self.moment[after - first]
+        if last == again:
+            return None
+        fused = [self.lives.copies[i] for i in self.made_of.get((t.value, t.copy), ())]
+        fused = [c for c in fused if c.born <= before and c.reads and c.reads[-1] > before]
+        if any(self._is_backwards(c.value) for c in fused):
+            return None  # runs once, and asks for this copy
+        return self._priced({(v, last) for v in (t.value, *(c.value for c in fused))}, t, after)
+
+    def _is_backwards(self, value: int) -> bool:
+        producer = self.problem.graph.producer[value]
+        return producer is not None and self.problem.graph.sides[producer] is Side.BACKWARD
+
+    def _priced(self, lettings: set[Letting], t: Tenant, after: int) -> _Choice | None:
+        graph = self.problem.graph
+        gone = {v for v, _ in lettings}
+        chain = graph.ancestors([t.value], self._alive(after) - gone)
+        if any(graph.ops[op].never_recompute for op in chain):
+            return None
+        return _Choice(frozenset(lettings), t.nbytes, sum(self.problem.costs.run[op] for op in chain))
+
+    def _alive(self, position: int) -> set[int]:
+        """Values that can be read at ``position``."""
+        if position not in self.alive_at:
+            inputs = (Origin.STATIC, Origin.INPUT)
+            alive = {v.id for v in self.problem.graph.values if v.origin in inputs and not v.mutated}
+            for c in self.lives.copies:
+                if c.born < position and (c.outlives or bisect_right(c.reads, position) < len(c.reads)):
+                    alive.add(c.value)
+            self.alive_at[position] = alive
+        return self.alive_at[position]
