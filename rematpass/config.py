@@ -11,6 +11,7 @@ variable                  default    means
 ``REMAT_STRICT``          ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
 ``REMAT_SOLVER``          ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
 ``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
+``REMAT_PLANNING_SECONDS``           the most seconds that planning one graph may take; unset: no limit
 ``REMAT_SAVE_DECISIONS``  ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
 ``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
 ========================  =========  ===================================================================================
@@ -97,6 +98,7 @@ class Config:
     strict: bool = False
     solver: str = "ladder"
     hardware: str = ""
+    planning_seconds: float | None = None
     save_decisions: bool = True
     auto_reserve: int | None = None
 
@@ -246,6 +248,7 @@ _SETTINGS = {
     "strict": _Setting(_switch, _SWITCH),
     "solver": _Setting(_solver, ", ".join(SOLVERS)),
     "hardware": _Setting(_text, "the name of a hardware preset"),
+    "planning_seconds": _Setting(_positive, "a finite number above 0"),
     "save_decisions": _Setting(_switch, _SWITCH),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
 }

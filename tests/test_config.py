@@ -236,7 +236,8 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         ("memory_buget", "did you mean memory_budget?"),
         (
             "xyz",
-            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve",
+            "valid are memory_budget, max_recompute, strict, solver, hardware, planning_seconds, save_decisions, "
+            "auto_reserve",
         ),
     ],
 )
@@ -255,7 +256,7 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_AUTO_RESERVE",
+            "REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_AUTO_RESERVE",
         ),
     ],
 )

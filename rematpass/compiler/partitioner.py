@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,7 +132,9 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         start = time.perf_counter()
         graph, budget = captured.graph, self._budget(captured.graph)
         preset = hardware.preset(self.config.hardware) if self.config.hardware else hardware.for_device(graph.device)
-        problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute)
+        limit = None if fallback else self.config.planning_seconds
+        deadline = math.inf if limit is None else time.monotonic() + limit
+        problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute, deadline)
         ladder = frontier.build(problem, solver)
         budget = within_region(budget, region_budget(captured), ladder)
         trials = Trials(captured, ladder, fuse=self.fuse)
