@@ -204,7 +204,11 @@ def test_a_region_that_is_not_the_whole_graph_is_refused(how):
 # ---- values to be offloaded
 
 
-@pytest.mark.skipif(not hasattr(CheckpointPolicy, "MUST_CPU_OFFLOAD"), reason="this torch has no MUST_CPU_OFFLOAD")
+@pytest.mark.skipif(
+    not hasattr(CheckpointPolicy, "MUST_CPU_OFFLOAD")
+    or not hasattr(torch._functorch.config, "enable_activation_offloading"),
+    reason="this torch does not offload",
+)
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("budget", [1, 0])
 def test_must_cpu_offload_is_saved_and_handed_on_to_torchs_offloading(budget, enabled, monkeypatch):

@@ -206,3 +206,31 @@ def test_attention_with_a_backward_of_its_own(budget):
     assert plans()
     for mine, theirs in zip(seen, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dropout", "a_buffer_read_and_then_updated", "hooks_on_tensors_and_modules"])
+def test_under_compiled_autograd(name):
+    """Backward is traced once more, hooks and all, from the graph that was planned."""
+    backend = torch.compile(backend="remat_aot_eager", options=options(0), fullgraph=True)
+    torch.manual_seed(2)
+    forward, arguments = PROGRAMS[name].make()
+    expected = run(PROGRAMS[name], steps=1)
+    torch.manual_seed(3)
+    given = [a.detach().clone().requires_grad_(a.requires_grad) for a in arguments]
+    with torch._dynamo.compiled_autograd._enable(backend):
+        out = backend(forward)(*given)
+        (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    grads = {f"gradient of {n}": p.grad for n, p in getattr(forward, "named_parameters", dict)()}
+    grads |= {f"step 0: gradient of argument {n}": a.grad for n, a in enumerate(given) if a.requires_grad}
+    assert plans()
+    assert grads
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, expected[key], rtol=0, atol=1e-6)
+
+
+def test_gradients_of_gradients_are_refused_in_torchs_own_words():
+    x = torch.randn(3, requires_grad=True)
+    y = torch.compile(lambda x: x.sin().exp(), backend="remat_aot_eager", options=options(0))(x)
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        grad.sum().backward()

@@ -76,12 +76,14 @@ from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import traceback as fx_traceback
+from torch.fx.experimental._backward_state import BackwardState
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 
 __all__ = [
+    "BackwardState",
     "CustomGraphPass",
     "CustomPartitionerFn",
     "HigherOrderOperator",
@@ -212,7 +214,7 @@ def insert_offloads(
     fwd: fx.GraphModule, bwd: fx.GraphModule, num_fwd_outputs: int, static_inputs: Sequence[fx.Node]
 ) -> None:
     """Move saved values that are marked ``should_offload`` to the CPU and back, where torch's setting asks for it."""
-    if functorch_config.enable_activation_offloading:
+    if getattr(functorch_config, "enable_activation_offloading", False):
         from torch._functorch._activation_offloading.activation_offloading import enable_activation_offloading
 
         enable_activation_offloading(fwd, bwd, num_fwd_outputs, OrderedSet(static_inputs))

@@ -142,7 +142,7 @@ class _Reader:
         origin = Origin.INPUT
         if _is_tangent(node):
             origin = Origin.TANGENT
-        elif node in self.static or is_size(node.meta.get("val")) or _torch.is_opaque_node(node):
+        elif node in self.static or is_size(node.meta.get("val")) or _is_object(node):
             origin = Origin.STATIC
         return self._value(node.name, node, node.meta.get("val"), origin=origin, mutated=node in self.overwritten)
 
@@ -204,7 +204,7 @@ class _Reader:
 
     def _value(self, name: str, node: fx.Node | None, leaf: Any, **fields: Any) -> int:
         tensor = isinstance(leaf, torch.Tensor)
-        keepable = tensor or is_size(leaf) or (node is not None and _torch.is_opaque_node(node))
+        keepable = tensor or is_size(leaf) or (node is not None and _is_object(node))
         nbytes = leaf.untyped_storage().nbytes() if tensor and _torch.storage_key(leaf) is not None else 0
         if tensor or isinstance(leaf, torch.SymInt):
             self.hints |= _torch.symbols_with_hints(leaf)
@@ -255,6 +255,11 @@ class _Reader:
                 module=_module(node),
             )
         )
+
+
+def _is_object(node: fx.Node) -> bool:
+    """An argument without bytes that torch hands on to backward: a process group, hooks of compiled autograd."""
+    return _torch.is_opaque_node(node) or isinstance(node.meta.get("val"), _torch.BackwardState)
 
 
 def _is_tangent(node: fx.Node) -> bool:

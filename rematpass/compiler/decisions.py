@@ -37,6 +37,7 @@ _MOVES = frozenset({Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.SYMBOLIC})
 _FLOATS = ("float", "bfloat", "complex")
 _ROUNDED = ("float16", "bfloat16", "float8")  # kept in 32 bits inside a fused kernel
 _NOT_FUSED = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.OPAQUE, Kind.COLLECTIVE})
+_VARIES = getattr(torch.Tag, "nondeterministic_bitwise", None)  # unknown to old torch
 _EQUALITIES = frozenset({torch.ops.aten.eq.Tensor, torch.ops.aten.ne.Tensor})
 
 
@@ -62,7 +63,7 @@ def _exact(captured: Captured, fuse: bool) -> frozenset[int]:
 def _same_bits(graph: JointGraph, op: Op, node: fx.Node, fuse: bool) -> bool:
     """Whether the op, run again on the same bits, gives the same bits."""
     target = node.target
-    if torch.Tag.nondeterministic_bitwise in getattr(target, "tags", ()):
+    if _VARIES is not None and _VARIES in getattr(target, "tags", ()):
         return False
     if op.kind is Kind.SCATTER and graph.device != "cpu" and any(_is_float(graph.values[v]) for v in op.writes):
         return False  # its sums are in no fixed order
