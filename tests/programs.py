@@ -732,7 +732,7 @@ def a_loop_over_time():
             state = torch.tanh(state @ m.weight + now)
             return state, state.exp()
 
-        state, all_of_them = scan(step, x.new_zeros(2, 5), m.layer(x))
+        state, all_of_them = scan(step, x.new_zeros(2, 5), torch.tanh(m.layer(x)).exp())
         return state, all_of_them.sin()
 
     return Model(forward, weight=nn.Parameter(_randn(5, 5)), layer=nn.Linear(3, 5)), [_randn(4, 2, 3)]

@@ -12,7 +12,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from rematpass import Config, plans
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, partitioner
 from rematpass.compiler.decisions import WHY, keep_decisions
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.core.graph import Side
@@ -71,6 +71,21 @@ def test_in_16_bits_even_a_saved_value_is_not_what_the_choice_was_made_on():
         return torch.where(torch.tanh(x) > 0.5, x.sin(), x.cos())
 
     assert kept(forward, randn(4, 4, grad=True, dtype=torch.bfloat16)) == ["gt"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_dropout_lets_through_is_drawn_again_from_its_seed(dtype):
+    """Inductor's random numbers have the same bits wherever they are drawn; their mask need not be saved."""
+
+    def forward(x, w):
+        return F.dropout(torch.tanh(x @ w), 0.1).exp().sum()
+
+    step = torch.compile(forward, backend="remat", options={"memory_budget": 0, "strict": 1})
+    step(randn(8, 8, dtype=dtype), randn(8, 8, grad=True, dtype=dtype))
+    (record,) = partitioner.records()
+    by_name = {op.name: op for op in record.graph.ops}
+    assert "inductor_random_default" in by_name
+    assert by_name["gt"].never_recompute == ""
 
 
 def test_an_equality_that_only_gradients_ask_for_is_settled_in_forward():
