@@ -1,20 +1,20 @@
 """Everything a user can set, and the one reader of the environment.
 
 Each setting is a variable and an option of the same name in lower case without the prefix; the option wins:
-``REMAT_MEMORY_BUDGET=8GiB``, ``torch.compile(..., backend="remat", options={"memory_budget": "8GiB"})``.
+``REMAT_MEMORY_BUDGET=8GiB , ``torc   mpile(..., backend="remat", options={"memory_budget": "8GiB"})``.
 
-========================  =========  ===================================================================================
-variable                  default    means
-========================  =========  ===================================================================================
-``REMAT_MEMORY_BUDGET``   ``1``      the most memory a training step may take; see ``Budget`` for its forms
-``REMAT_MAX_RECOMPUTE``   ``1``      how many extra forwards of recompute a plan may spend; more reaches a lower floor
-``REMAT_STRICT``          ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
-``REMAT_SOLVER``          ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
-``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
-``REMAT_PLANNING_SECONDS``           the most seconds that planning one graph may take; unset: no limit
-``REMAT_SAVE_DECISIONS``  ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
-``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
-========================  =========  ===================================================================================
+========================== ========== ==================================================================================
+variable                   default    means
+========================== ========== ==================================================================================
+``REMAT_MEMORY_BUDGET``    ``1``      the most memory a training step may take; see ``Budget`` for its forms
+``REMAT_MAX_RECOMPUTE``    ``1``      how many extra forwards of recompute a plan may spend; more reaches a lower floor
+``REMAT_STRICT``           ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
+``REMAT_SOLVER``           ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
+``REMAT_HARDWARE``                    the hardware preset that seconds are reckoned for; unset: by the device
+``REMAT_PLANNING_SECONDS``            the most seconds that planning one graph may take; unset: no limit
+``REMAT_SAVE_DECISIONS``   ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
+``REMAT_AUTO_RESERVE``                bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
+========================== ========== ==================================================================================
 
 Switches take 1, true, yes, on, 0, false, no, off. Bytes are written as in ``units``. A variable that looks like one of
 these and is none is warned about once; an unknown option is an error.

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import torch
 import torch._inductor.config
-from fuzz_grammar import Source, write
+from fuzz_grammar import write
+from fuzz_writer import Source
 from programs import Seen, differences, run
 from rich.console import Console
 from rich.progress import track

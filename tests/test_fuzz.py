@@ -8,7 +8,8 @@ from pathlib import Path
 import fuzz
 import pytest
 import torch
-from fuzz_grammar import Source, write
+from fuzz_grammar import write
+from fuzz_writer import Source
 from programs import afresh, run
 
 from rematpass.compiler import emit, ops
