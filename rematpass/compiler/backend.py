@@ -37,7 +37,7 @@ def remat(
     """
     ours, theirs = split_options(options)
     config = Config.read(ours)
-    patches = {**order.config_patches(), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
+    patches = {**_patches(config), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
     patches["custom_partitioner_fn"] = RematPartitioner(config, device=_device(example_inputs))
     return _torch.compile_fx(gm, list(example_inputs), config_patches=patches)  # type: ignore[no-any-return]
@@ -81,8 +81,8 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
 
     def __init__(self, **options: object) -> None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        partitioner = RematPartitioner(Config.read(options), device=device)
-        ours = {"custom_partitioner_fn": partitioner, **order.config_patches()}
+        config = Config.read(options)
+        ours = {"custom_partitioner_fn": RematPartitioner(config, device=device), **_patches(config)}
         self._before = {name: getattr(_torch.inductor_config, name) for name in ours}
         self._set(ours)
 
@@ -101,6 +101,11 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.disable()
+
+
+def _patches(config: Config) -> dict[str, Any]:
+    """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
+    return order.config_patches(split=not config.memory_budget.is_unlimited)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

@@ -12,9 +12,10 @@ under it: where there is memory to spare nothing is given up.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,14 +49,13 @@ class Buffer:
 class Timeline:
     """The bytes alive at each step, if every op runs at its slot.
 
-    A slot is a place in our order. A step is what allocates first and frees last: a kernel on a GPU; on the CPU all
-    loops between two extern calls, for Inductor writes them into one C++ function.
+    A slot is a place in our order. A step is what allocates first and frees last (``steps``).
     """
 
-    def __init__(self, scheduler: Any, nodes: Sequence[Node]) -> None:
+    def __init__(self, scheduler: Any, nodes: Sequence[Node], split: bool) -> None:
         ops = [op for node in nodes for op in node.get_nodes()]
         self.slot: dict[Node, int] = {op: i for i, node in enumerate(nodes) for op in node.get_nodes()}
-        self.step = _steps(nodes)
+        self.step = steps(nodes, split)
         self.buffers = _buffers(scheduler, nodes, ops)
         self.before = predecessors(ops)
         self.after: dict[Node, set[Node]] = {op: set() for op in ops}
@@ -108,15 +108,32 @@ class Timeline:
         self.slot.update(dict.fromkeys(ops, place))
 
 
-def _steps(nodes: Sequence[Node]) -> list[int]:
-    """The step of each slot."""
+def steps(nodes: Sequence[Node], split: bool) -> list[int]:
+    """The step of each slot.
+
+    A kernel on a GPU is a step. On the CPU Inductor writes all loops between two extern calls into one C++ function;
+    with ``split`` it writes a function for each kernel (``split_calls``), and the two devices are alike.
+    """
     devices = [node.get_device() for node in nodes]
-    merged = all(device is None or device.type == "cpu" for device in devices)
-    steps = [0]
+    merged = not split and all(device is None or device.type == "cpu" for device in devices)
+    found = [0]
     for previous, node in itertools.pairwise(nodes):
         same = merged and not previous.is_extern() and not node.is_extern()
-        steps.append(steps[-1] + (not same))
-    return steps
+        found.append(found[-1] + (not same))
+    return found
+
+
+def split_calls(scheduler: Any) -> None:
+    """Let this scheduler's CPU backend end a C++ function after each kernel, so that what it read can be freed."""
+    for device in {node.get_device() for node in scheduler.nodes} - {None}:
+        backend = scheduler.get_backend(device)
+        if device.type == "cpu" and hasattr(backend, "_set_flush_status"):
+            backend.codegen_node = functools.partial(_codegen_and_flush, backend, backend.codegen_node)
+
+
+def _codegen_and_flush(backend: Any, codegen_node: Callable[[Node], None], node: Node) -> None:
+    codegen_node(node)
+    backend._set_flush_status(True)
 
 
 def _buffers(scheduler: Any, nodes: Sequence[Node], ops: Sequence[Node]) -> dict[str, Buffer]:
@@ -181,7 +198,7 @@ class Gate:
         return all(op in self.timeline.slot for node in nodes for op in node.get_nodes())
 
 
-def guard_fusion(scheduler: Any, gate: Gate) -> None:
+def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
     """Put the gate into one scheduler: two rounds of fusion, then the truth for the reuse of buffers."""
     can_fuse, fuse, fuse_all = scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes
 
@@ -204,26 +221,26 @@ def guard_fusion(scheduler: Any, gate: Gate) -> None:
         if gate.refused:
             nodes = fuse_all(nodes)
         log.debug("kernels: %d, about %d bytes at the peak", len(nodes), gate.limit)
-        tell_reuse(scheduler, nodes)
+        tell_reuse(scheduler, nodes, split)
         return nodes
 
     scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes
 
 
-def tell_reuse(scheduler: Any, nodes: Sequence[Node]) -> None:
+def tell_reuse(scheduler: Any, nodes: Sequence[Node], split: bool) -> None:
     """Correct what Inductor knows when it decides which freed buffers to hand on: their sizes and their ends.
 
     What fusion removed and what is a part of another buffer takes nothing; what is overwritten in place is freed
     nowhere and allocated nowhere; nothing is freed before its step ends.
     """
     inductor_memory.assign_memory_planning_info_for_scheduler_buffers(nodes, scheduler.name_to_buf)
-    index, steps = {node: i for i, node in enumerate(nodes)}, _steps(nodes)
-    closing = dict(zip(steps, nodes, strict=True))  # the last node of each step
+    index, step = {node: i for i, node in enumerate(nodes)}, steps(nodes, split)
+    closing = dict(zip(step, nodes, strict=True))  # the last node of each step
     dying: list[list[str]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):
         for b in node.get_outputs():
             end = max((index[user] for user in b.mpi_buffer.succ_nodes), default=i)
-            b.mpi_buffer.succ_nodes.add(closing[steps[end]])
+            b.mpi_buffer.succ_nodes.add(closing[step[end]])
             dying[end].append(b.get_name())
     for i, node in enumerate(nodes):
         if node.is_extern():

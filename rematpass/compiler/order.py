@@ -1,6 +1,6 @@
 """Inductor runs ops in our order, and merges kernels only where that does not raise the peak.
 
-Three things in Inductor change the order and the lifetimes that a plan has fixed (found by running hand plans, with
+Four things in Inductor change the order and the lifetimes that a plan has fixed (found by running hand plans, with
 one recomputation of every segment, through the real compiler; MiB of backward's peak on the CPU, torch 2.13; the last
 column is what the plan's own order takes when values that are merged away are left out):
 
@@ -22,7 +22,7 @@ column is what the plan's own order takes when values that are merged away are l
    buffers that fusion has removed and forgets that kernels overwrite in place, so reuse raises the true peak (17.00
    instead of 16.25 above). Without ``reorder_for_peak_memory`` it counts nothing at all. ``tell_reuse`` corrects it.
 
-A fourth is mended in the graph before Inductor sees it: ``mm`` then ``add`` becomes ``addmm`` at the place of the add,
+A fifth is mended in the graph before Inductor sees it: ``mm`` then ``add`` becomes ``addmm`` at the place of the add,
 and the operands of the ``mm`` wait until then (tied embeddings: the logits' gradient, through all of backward).
 
 All of it hangs on one hook, ``_pre_fusion_custom_pass``, present in torch 2.11 and 2.13 and part of the cache keys by
@@ -43,20 +43,26 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
-from rematpass.compiler.fusion import Gate, Node, Timeline, guard_fusion, predecessors
+from rematpass.compiler.fusion import Gate, Node, Timeline, guard_fusion, predecessors, split_calls
 from rematpass.compiler.ops import kind_of
 from rematpass.core.graph import Kind
 
 _NEVER_FUSED = {Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION}
 
 
-def config_patches() -> dict[str, Any]:
-    """What to set in Inductor's config, for forward and backward and for a dry run of them."""
-    return {"_pre_fusion_custom_pass": KeepOrder(), "reorder_for_peak_memory": False}
+def config_patches(*, split: bool = True) -> dict[str, Any]:
+    """What to set in Inductor's config, for both graphs and for a dry run of them. ``split``: see ``KeepOrder``."""
+    return {"_pre_fusion_custom_pass": KeepOrder(split), "reorder_for_peak_memory": False}
 
 
 class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
-    """Inductor's scheduler pass: our order, and fusion guarded by a ``Gate``. Inference is left to Inductor."""
+    """Inductor's scheduler pass: our order, and fusion guarded by a ``Gate``. Inference is left to Inductor.
+
+    ``split``: memory is short, so on the CPU a function ends after each kernel, and what it read can be freed.
+    """
+
+    def __init__(self, split: bool = True) -> None:
+        self.split = split
 
     def __call__(self, nodes: list[Node]) -> list[Node]:
         if not nodes:
@@ -68,13 +74,16 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
         nodes = in_our_order(nodes, V.graph.module.graph.nodes)
         for slot, node in enumerate(nodes):
             node.min_order = node.max_order = slot
-        guard_fusion(scheduler, Gate(Timeline(scheduler, nodes)))
+        guard_fusion(scheduler, Gate(Timeline(scheduler, nodes, self.split)), self.split)
+        if self.split:
+            split_calls(scheduler)
         return nodes
 
     def uuid(self) -> bytes:
         """A part of the cache keys."""
         here = Path(__file__)
-        return hashlib.sha256(here.read_bytes() + here.with_name("fusion.py").read_bytes()).digest()
+        sources = here.read_bytes() + here.with_name("fusion.py").read_bytes()
+        return hashlib.sha256(sources + bytes([self.split])).digest()
 
 
 def in_our_order(nodes: Sequence[Node], graph: Iterable[fx.Node]) -> list[Node]:

@@ -38,7 +38,8 @@ _MOST_READS_FOR_SEVERAL = 4
 class Tenant:
     """A copy that takes bytes from position ``born`` to position ``end`` of the timeline, both included.
 
-    ``reads``: the positions at which it is read, through what is fused; ``outlives``: it is handed out at the end.
+    ``made``: the position of the run that makes it, -1 when it was there before; ``reads``: the positions at which it
+    is read, through what is fused; ``outlives``: it is handed out at the end.
     """
 
     value: int
@@ -46,6 +47,7 @@ class Tenant:
     nbytes: int
     born: int
     end: int
+    made: int = -1
     reads: tuple[int, ...] = ()
     outlives: bool = False
 
@@ -137,7 +139,7 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
     spans = _spans(graph, there, reads) if fuse else _as_they_are(lives, reads)
     last = len(lives.runs) - 1
     tenants = tuple(
-        Tenant(c.value, c.copy, graph.values[c.value].nbytes, first, end, tuple(reads[i]), c.outlives)
+        Tenant(c.value, c.copy, graph.values[c.value].nbytes, first, end, c.born, tuple(reads[i]), c.outlives)
         for i, (c, (first, end)) in enumerate(zip(lives.copies, spans, strict=True))
         if there.in_memory(i) and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
     )
@@ -167,49 +169,16 @@ def _as_they_are(lives: Trace, reads: Sequence[Sequence[int]]) -> list[tuple[int
 
 
 def _spans(graph: JointGraph, there: Residence, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """The same under a compiler that fuses and overwrites.
-
-    On a CPU all that stands between two ops that do not fuse is one function: it is called when everything it writes
-    has been allocated, and nothing is freed before it returns.
-    """
+    """The same under a compiler that fuses and overwrites."""
     lives = there.lives
     spans = _as_they_are(lives, reads)
-    fuses = [graph.ops[run.op].kind in FUSIBLE | FREE for run in lives.runs]
-    first, end = list(range(len(fuses))), list(range(len(fuses)))
-    if graph.device == "cpu":
-        for position in range(1, len(fuses)):
-            if fuses[position] and fuses[position - 1] and position != lives.first_backward:
-                first[position] = first[position - 1]
-        for position in range(len(fuses) - 2, -1, -1):
-            if first[position + 1] == first[position]:
-                end[position] = end[position + 1]
     taken_over: set[int] = set()  # copies whose place another one takes
-    takes_over: set[int] = set()
     for position, copies in enumerate(there.read):
-        if fuses[position] and graph.ops[lives.runs[position].op].kind in FUSIBLE:
+        if graph.ops[lives.runs[position].op].kind in FUSIBLE:
             written = [c for c in lives.writes[position] if there.in_memory(c)]
             dying = [c for c in copies if spans[c][1] == position and not lives.copies[c].outlives] if written else []
-            dying = [c for c in dying if not _is_reduced(graph, lives, reads[c], first[position], position)]
-            for old, new in _overwritten(graph, lives, written, dying):
-                taken_over.add(old)
-                takes_over.add(new)
-    return [
-        (
-            born if c in takes_over else first[born],
-            until if lives.copies[c].outlives else until - 1 if c in taken_over else end[until],
-        )
-        for c, (born, until) in enumerate(spans)
-    ]
-
-
-def _is_reduced(graph: JointGraph, lives: Trace, reads: Sequence[int], first: int, position: int) -> bool:
-    """Whether a reduction between ``first`` and ``position`` reads it too: the loop that overwrites comes after it."""
-    for r in reversed(reads):
-        if r < first:
-            break
-        if r != position and graph.ops[lives.runs[r].op].kind is Kind.REDUCTION:
-            return True
-    return False
+            taken_over.update(_overwritten(graph, lives, written, dying))
+    return [(born, end - 1 if c in taken_over else end) for c, (born, end) in enumerate(spans)]
 
 
 def _sums(spans: Iterable[tuple[int, int, int]], count: int) -> list[int]:
@@ -306,15 +275,13 @@ def _made_and_read_in_one_kernel(
     return frozenset(drawn)
 
 
-def _overwritten(
-    graph: JointGraph, lives: Trace, written: Sequence[int], dying: Sequence[int]
-) -> Iterator[tuple[int, int]]:
-    """Pairs of a copy that dies with a run and a copy of the same size that the run writes in its place."""
+def _overwritten(graph: JointGraph, lives: Trace, written: Sequence[int], dying: Sequence[int]) -> Iterator[int]:
+    """Copies that die with a run which writes another copy of the same size, in their place."""
     left = [c for c in dying if graph.values[lives.copies[c].value].origin is Origin.OP]
     for new in written:
         nbytes = graph.values[lives.copies[new].value].nbytes
         for old in left:
             if graph.values[lives.copies[old].value].nbytes == nbytes:
                 left.remove(old)
-                yield old, new
+                yield old
                 break

@@ -190,9 +190,9 @@ class _Idle:
         if self._is_backwards(t.value) or graph.values[t.value].must_save:
             return None
         later = bisect_left(t.reads, position)
-        if later == len(t.reads) or t.reads[later] == position:
-            return None
-        before, after = (t.reads[later - 1] if later else t.born), t.reads[later]
+        if later == len(t.reads) or t.reads[later] == position or t.made >= position:
+            return None  # in use, or read no more
+        before, after = (t.reads[later - 1] if later else t.made), t.reads[later]
         if after < first or (before < first and t.value not in self.state.saved):
             return None
         if before < first:  # backward has not read it yet
