@@ -33,7 +33,7 @@ from rematpass.core.graph import JointGraph, Kind, Op, Side, Value
 WHY = "it decides, and could decide otherwise on values made again"
 
 # Kinds whose result has the same bits in every kernel: they move values, or draw them from a seed.
-_MOVES = frozenset({Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.SYMBOLIC})
+_MOVES = frozenset({Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.SEEDED, Kind.SYMBOLIC})
 _FLOATS = ("float", "bfloat", "complex")
 _ROUNDED = ("float16", "bfloat16", "float8")  # kept in 32 bits inside a fused kernel
 _NOT_FUSED = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.OPAQUE, Kind.COLLECTIVE})
@@ -53,19 +53,15 @@ def _exact(captured: Captured, fuse: bool) -> frozenset[int]:
     """Values that have the same bits wherever they are read."""
     graph = captured.graph
     exact = {v.id for v in graph.values if graph.producer[v.id] is None}
-    drawn: set[int] = set()  # from a seed, and only moved since: nobody writes them to memory, so no one rounds them
+    drawn: set[int] = set()  # from a seed, and only moved since: kernels of both sides do it alike, rounding included
     for op, node in zip(graph.ops, captured.op_node, strict=True):
-        if _draws_from_seed(node) or (op.kind is Kind.COPY and drawn.issuperset(op.reads)):
+        if op.kind is Kind.SEEDED or (op.kind is Kind.COPY and drawn.issuperset(op.reads)):
             drawn.update(op.writes)
         once = bool(op.never_recompute)
         if once or (exact.issuperset(op.reads) and _same_bits(graph, op, node, fuse)):
             late = {v for v in op.writes if fuse and _is_rounded_late(op, graph.values[v])}
             exact.update(set(op.writes) - (late - drawn))
     return frozenset(exact)
-
-
-def _draws_from_seed(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "").startswith("inductor_random")
 
 
 def _same_bits(graph: JointGraph, op: Op, node: fx.Node, fuse: bool) -> bool:
@@ -77,7 +73,7 @@ def _same_bits(graph: JointGraph, op: Op, node: fx.Node, fuse: bool) -> bool:
         return False  # its sums are in no fixed order
     if not fuse or not any(_is_float(graph.values[v]) for v in op.writes):
         return True
-    return op.kind in _MOVES or _draws_from_seed(node)
+    return op.kind in _MOVES
 
 
 def _is_rounded_late(op: Op, value: Value) -> bool:
