@@ -37,7 +37,10 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions
       ops.py             what kind an op is, what it reads and overwrites
+      bodies.py          results of a region's body that are its arguments
       capture.py         joint GraphModule -> JointGraph
+      decisions.py       what forward has chosen is not chosen again
+      marks.py           budgets of regions; values to offload
       written.py         an op that makes Inductor write its argument
       emit.py            Plan -> forward and backward GraphModule
       fusion.py          Inductor merges kernels only where that does not raise the peak

@@ -3,7 +3,6 @@
 Each setting is a variable and an option of the same name in lower case without the prefix; the option wins:
 ``REMAT_MEMORY_BUDGET=8GiB``, ``torch.compile(..., backend="remat", options={"memory_budget": "8GiB"})``.
 
-========================  =========  ===================================================================================
 variable                  default    means
 ========================  =========  ===================================================================================
 ``REMAT_MEMORY_BUDGET``   ``1``      the most memory a training step may take; see ``Budget`` for its forms
@@ -15,6 +14,21 @@ variable                  default    means
 ``REMAT_CHECK``           ``0``      ``1``: measure the peak of the first steps, and warn if it is above the plan's
 ``REMAT_REPORT_DIR``                 where every planned graph leaves its report: a page, text, JSON, a trace
 ========================  =========  ===================================================================================
+=======
+========================== ========== ==================================================================================
+variable                   default    means
+========================== ========== ==================================================================================
+``REMAT_MEMORY_BUDGET``    ``1``      the most memory a training step may take; see ``Budget`` for its forms
+``REMAT_MAX_RECOMPUTE``    ``1``      how many extra forwards of recompute a plan may spend; more reaches a lower floor
+``REMAT_STRICT``           ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
+``REMAT_SOLVER``           ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
+``REMAT_HARDWARE``                    the hardware preset that seconds are reckoned for; unset: by the device
+``REMAT_PLANNING_SECONDS``            the most seconds that planning one graph may take; unset: no limit
+``REMAT_SAVE_DECISIONS``   ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
+``REMAT_AUTO_RESERVE``                bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
+``REMAT_CHECK``            ``0``      ``1``: measure the peak of the first steps, and warn if it is above the plan's
+``REMAT_REPORT_DIR``                  where every planned graph leaves its report: a page, text, JSON, a trace
+========================== ========== ==================================================================================
 
 Switches take 1, true, yes, on, 0, false, no, off. Bytes are written as in ``units``. A variable that looks like one of
 these and is none is warned about once; an unknown option is an error.
@@ -98,6 +112,8 @@ class Config:
     strict: bool = False
     solver: str = "ladder"
     hardware: str = ""
+    planning_seconds: float | None = None
+    save_decisions: bool = True
     auto_reserve: int | None = None
     check: bool = False
     report_dir: str = ""
@@ -248,6 +264,8 @@ _SETTINGS = {
     "strict": _Setting(_switch, _SWITCH),
     "solver": _Setting(_solver, ", ".join(SOLVERS)),
     "hardware": _Setting(_text, "the name of a hardware preset"),
+    "planning_seconds": _Setting(_positive, "a finite number above 0"),
+    "save_decisions": _Setting(_switch, _SWITCH),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
     "check": _Setting(_switch, _SWITCH),
     "report_dir": _Setting(_text, "a directory, which is made if need be"),

@@ -43,6 +43,10 @@ class PlanError(RematError):
     """A schedule that the judge rejects, or a file that should hold one and does not: the planner is at fault."""
 
 
+class PlanTimeout(RematError):
+    """Planning took longer than ``planning_seconds``; what follows is the same as when a planner fails."""
+
+
 class TorchVersionError(RematError, ImportError):
     """A torch outside the supported range."""
 

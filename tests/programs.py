@@ -149,7 +149,12 @@ def reference(name: str) -> Seen:
 
 def captured(forward: Forward, *arguments: Any, **compile: Any) -> Captured:
     """The joint graph that training ``forward`` is planned from (the first, when there are several)."""
-    found = []
+    return all_captured(forward, *arguments, **compile)[0]
+
+
+def all_captured(forward: Forward, *arguments: Any, **compile: Any) -> list[Captured]:
+    """All of them; those of regions compiled once come before the graph that calls them."""
+    found: list[Captured] = []
 
     def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         ours = copy.deepcopy(joint)  # capture adds to it
@@ -162,7 +167,7 @@ def captured(forward: Forward, *arguments: Any, **compile: Any) -> Captured:
         fw_compiler=_torch.boxed_nop, partition_fn=partition, keep_inference_input_mutations=True
     )
     torch.compile(forward, backend=backend, **compile)(*arguments)
-    return found[0]
+    return found
 
 
 def differences(seen: Seen, expected: Seen, tolerance: float = 0.0) -> list[str]:
@@ -727,7 +732,7 @@ def a_loop_over_time():
             state = torch.tanh(state @ m.weight + now)
             return state, state.exp()
 
-        state, all_of_them = scan(step, x.new_zeros(2, 5), m.layer(x))
+        state, all_of_them = scan(step, x.new_zeros(2, 5), torch.tanh(m.layer(x)).exp())
         return state, all_of_them.sin()
 
     return Model(forward, weight=nn.Parameter(_randn(5, 5)), layer=nn.Linear(3, 5)), [_randn(4, 2, 3)]

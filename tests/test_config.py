@@ -238,7 +238,8 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         ("memory_buget", "did you mean memory_budget?"),
         (
             "xyz",
-            "valid are memory_budget, max_recompute, strict, solver, hardware, auto_reserve, check, report_dir",
+            "valid are memory_budget, max_recompute, strict, solver, hardware, planning_seconds, save_decisions, "
+            "auto_reserve, check, report_dir",
         ),
     ],
 )
@@ -257,7 +258,8 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_AUTO_RESERVE, REMAT_CHECK, REMAT_REPORT_DIR",
+            "REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_AUTO_RESERVE, REMAT_CHECK, "
+            "REMAT_REPORT_DIR",
         ),
     ],
 )

@@ -1,7 +1,9 @@
 """Training under any budget changes nothing that can be seen: compared with eager mode, program by program."""
 
+import programs_features
 import pytest
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from programs import PROGRAMS, afresh, differences, reference, run
 from torch import nn
@@ -17,8 +19,10 @@ def options(budget, **more):
     return {"memory_budget": budget, "strict": 1, **more}
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [(n, b) for n, p in PROGRAMS.items() for b in (BUDGETS if p.make.__module__ == "programs" else (0.5, 0))],
+)
 def test_run_op_by_op_every_program_equals_eager_bit_for_bit(name, budget):
     seen = run(PROGRAMS[name], "remat_aot_eager", options(budget))
     assert plans()
@@ -44,6 +48,10 @@ def test_recomputing_all_that_can_be_changes_nothing_either(name):
         ("dropout", 0),
         ("symbolic_sizes", 0.5),
         ("views_of_all_sorts", 0),
+        ("a_checkpoint_region_with_noise_of_many_kinds", 0),
+        ("a_mixture_of_experts_with_masks", 0),
+        ("ops_with_effects", 0),
+        ("parameters_in_bfloat16", 0.5),
     ],
 )
 def test_compiled_by_inductor_it_equals_eager(name, budget):
@@ -120,3 +128,109 @@ def test_one_compile_serves_all_batch_sizes(budget):
         expected = torch.autograd.grad(forward(w, x), (w, x))
         assert all(map(torch.equal, torch.autograd.grad(compiled(w, x), (w, x)), expected))
     assert len(plans()) == 1
+
+
+@pytest.mark.parametrize("options", [{"memory_budget": 1}, {"memory_budget": 0}, {"solver": "recompute_all"}])
+def test_an_effect_happens_as_often_as_in_eager_mode_and_in_its_order(options):
+    happened = []
+    for backend, given in (("", None), ("remat_aot_eager", {"strict": 1, **options})):
+        programs_features.NOTED.clear()
+        run(PROGRAMS["ops_with_effects"], backend, given)
+        happened.append(list(programs_features.NOTED))
+    assert happened[0] == happened[1]
+    assert len(happened[0]) == 12  # three times in each forward, three times in each backward, in two steps
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_backward_twice_through_one_forward(budget):
+    """What the default allows where no saved value is given away: ``retain_graph``, and several losses."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Dropout(0.3), nn.LayerNorm(5), nn.Linear(5, 3), nn.Tanh())
+    x = torch.randn(7, 3)
+    grads = []
+    with torch._functorch.config.patch(donated_buffer=False):
+        for step in (model, torch.compile(model, backend="remat_aot_eager", options=options(budget))):
+            model.zero_grad()
+            torch.manual_seed(1)
+            out = step(x)
+            out.sum().backward(retain_graph=True)
+            out.square().sum().backward(retain_graph=True)
+            grads.append(
+                [
+                    *(p.grad.clone() for p in model.parameters()),
+                    *torch.autograd.grad(out.exp().sum(), [*model.parameters()]),
+                ]
+            )
+    assert all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_losses_with_backwards_of_their_own(budget):
+    """Two outputs, the backward of each by itself, and gradients of gradients refused as by the default."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(5, 3)])
+
+    def forward(x):
+        h = F.dropout(torch.tanh(model[0](x)), 0.3)
+        return model[1](h.exp()).square().sum(), model[2](h.sin()).abs().sum()
+
+    grads = []
+    with torch._functorch.config.patch(donated_buffer=False):
+        for step in (forward, torch.compile(forward, backend="remat_aot_eager", options=options(budget))):
+            model.zero_grad()
+            torch.manual_seed(1)
+            one, other = step(torch.ones(7, 3))
+            one.backward(retain_graph=True)
+            other.backward()
+            grads.append([p.grad.clone() for p in model.parameters()])
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_attention_with_a_backward_of_its_own(budget):
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def forward(q, k, v):
+        mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, 128, 128, device="cuda")
+        out = flex_attention(q.tanh(), k.sin(), v, score_mod=lambda s, b, h, q, k: s + (q - k) * 0.01, block_mask=mask)
+        return out.exp().sin()
+
+    torch.manual_seed(0)
+    arguments = [torch.randn(2, 2, 128, 32, device="cuda", requires_grad=True) for _ in range(3)]
+    expected = torch.autograd.grad(forward(*arguments).sum(), arguments)
+    seen = torch.autograd.grad(
+        torch.compile(forward, backend="remat", options=options(budget))(*arguments).sum(), arguments
+    )
+    assert plans()
+    for mine, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dropout", "a_buffer_read_and_then_updated", "hooks_on_tensors_and_modules"])
+def test_under_compiled_autograd(name):
+    """Backward is traced once more, hooks and all, from the graph that was planned."""
+    backend = torch.compile(backend="remat_aot_eager", options=options(0), fullgraph=True)
+    torch.manual_seed(2)
+    forward, arguments = PROGRAMS[name].make()
+    expected = run(PROGRAMS[name], steps=1)
+    torch.manual_seed(3)
+    given = [a.detach().clone().requires_grad_(a.requires_grad) for a in arguments]
+    with torch._dynamo.compiled_autograd._enable(backend):
+        out = backend(forward)(*given)
+        (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    grads = {f"gradient of {n}": p.grad for n, p in getattr(forward, "named_parameters", dict)()}
+    grads |= {f"step 0: gradient of argument {n}": a.grad for n, a in enumerate(given) if a.requires_grad}
+    assert plans()
+    assert grads
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, expected[key], rtol=0, atol=1e-6)
+
+
+def test_gradients_of_gradients_are_refused_in_torchs_own_words():
+    x = torch.randn(3, requires_grad=True)
+    y = torch.compile(lambda x: x.sin().exp(), backend="remat_aot_eager", options=options(0))(x)
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        grad.sum().backward()

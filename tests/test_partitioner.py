@@ -1,9 +1,13 @@
+import copy
 import dataclasses
+import functools
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,9 +16,10 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from rematpass import BudgetInfeasible, Config, plans
 from rematpass.compiler import partitioner
+from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.core import frontier
-from rematpass.errors import ContradictoryMarks, PlanError
+from rematpass.errors import CaptureError, ContradictoryMarks, PlanError
 
 afresh = pytest.fixture(autouse=True)(afresh)
 
@@ -205,7 +210,7 @@ def test_the_cache_key_is_the_same_in_another_process():
 
 def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
     settings = [{}, {"memory_budget": 0.5}, {"memory_budget": "64MiB"}, {"max_recompute": 2}, {"solver": "mincut"}]
-    settings += [{"hardware": "h200"}, {"strict": 1}]
+    settings += [{"hardware": "h200"}, {"strict": 1}, {"save_decisions": 0}, {"planning_seconds": 60}]
     keys = [RematPartitioner(Config.read(s, {})).uuid() for s in settings]
     keys.append(RematPartitioner(Config(), fuse=False).uuid())
     monkeypatch.setattr(partitioner, "_sources_hash", lambda: "other sources")
@@ -250,3 +255,117 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog, ends):
     assert train(memory_budget=0.5, report_dir=tmp_path / "taken") is not None
     [text] = [r.getMessage() for r in caplog.records if "no report" in r.getMessage()]
     assert text.startswith(f"no report of graph 0/0: ReportError: cannot write {tmp_path}/taken/")
+
+
+def warned(caplog):
+    return [r.getMessage() for r in caplog.records if r.name == "rematpass" and r.levelno >= logging.WARNING]
+
+
+def test_a_time_out_follows_the_way_of_a_failure(caplog):
+    """Under bytes everything is recomputed, under a fraction torch's own partitioner steps in; both say why."""
+    summary = train(memory_budget="64MiB", planning_seconds=1e-9)
+    assert summary.solver == "recompute_all"
+    assert summary.fallback.startswith("PlanTimeout: planning took longer than planning_seconds allows")
+    torch._dynamo.reset()
+    plans(clear=True)
+    caplog.clear()
+    seen = run(PROGRAMS["mlp"], "remat_aot_eager", {"memory_budget": 0.5, "planning_seconds": 1e-9})
+    assert not differences(seen, reference("mlp"))
+    (warning,) = warned(caplog)
+    assert warning.startswith("planning failed (PlanTimeout: planning took longer than planning_seconds allows;")
+    assert "The memory budget is NOT held for this graph." in warning
+    torch._dynamo.reset()
+    assert train(memory_budget=0.5, planning_seconds=600, strict=1).fallback == ""
+
+
+@pytest.mark.parametrize(("budget", "solver"), [("64MiB", "recompute_all"), (0.5, None)])
+def test_so_does_running_out_of_memory_while_planning(budget, solver, monkeypatch, caplog):
+    def out_of_memory(problem, solver="ladder"):
+        if solver == "ladder":
+            raise MemoryError
+        return build(problem, solver)
+
+    monkeypatch.setattr(frontier, "build", out_of_memory)
+    summary = train(memory_budget=budget)
+    assert (summary and summary.solver) == solver
+    assert [w.startswith("planning failed (MemoryError: ") for w in warned(caplog)].count(True) == 1
+
+
+def test_when_recomputing_everything_fails_too_torchs_own_partitioner_is_left(monkeypatch, caplog):
+    def always_broken(problem, solver="ladder"):
+        raise PlanError(f"no {solver}")
+
+    monkeypatch.setattr(frontier, "build", always_broken)
+    seen = run(PROGRAMS["mlp"], "remat_aot_eager", {"memory_budget": "64MiB"})
+    assert not differences(seen, reference("mlp"))
+    (warning,) = warned(caplog)
+    assert warning.startswith("planning failed (PlanError: no ladder); torch's own partitioner takes over. The memory")
+
+
+def test_a_graph_that_cannot_be_read_is_left_to_torch(monkeypatch, caplog):
+    def unreadable(*_, **__):
+        raise CaptureError("a joint graph holds no such thing")
+
+    monkeypatch.setattr(partitioner, "capture", unreadable)
+    seen = run(PROGRAMS["mlp"], "remat_aot_eager", {"memory_budget": 0.5})
+    assert not differences(seen, reference("mlp"))
+    assert warned(caplog)[0].startswith(
+        "planning failed (CaptureError: a joint graph holds no such thing); torch's own"
+    )
+
+
+def test_compiling_in_several_threads_at_once():
+    """Each gets the gradients that it gets alone.
+
+    The backend is handed over itself: torch's own table of names takes no two threads that look one up for the first
+    time ("duplicate name").
+    """
+    names = ["mlp", "checkpoint_regions", "a_buffer_read_and_then_updated"] * 2
+    made = [PROGRAMS[name].make() for name in names]
+
+    def gradients(forward, arguments, **compile):
+        arguments = [a.detach().clone().requires_grad_() for a in arguments]
+        (torch.compile(forward, **compile) if compile else forward)(*arguments).square().sum().backward()
+        return [a.grad for a in arguments]
+
+    alone = [gradients(*one) for one in copy.deepcopy(made)]
+    compiled = functools.partial(
+        gradients, backend=remat_aot_eager, options={"memory_budget": 0, "strict": 1}, fullgraph=True
+    )
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(compiled, *zip(*made, strict=True)))
+    for mine, theirs in zip(together, alone, strict=True):
+        assert all(map(torch.equal, mine, theirs))
+    assert len(plans()) >= 3  # a thread may find what another one has compiled
+
+
+SUBPROCESS = """
+import torch
+from rematpass import plans
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+model(torch.ones(11, 5)).sum().backward()
+expected = [p.grad.clone() for p in model.parameters()]
+model.zero_grad()
+torch.compile(model, backend="remat", options={"memory_budget": 0, "strict": 1})(torch.ones(11, 5)).sum().backward()
+assert len(plans()) == 1
+for p, grad in zip(model.parameters(), expected):
+    torch.testing.assert_close(p.grad, grad)
+"""
+
+
+@pytest.mark.slow
+def test_inductor_compiling_in_subprocesses():
+    """The graph and all settings travel to a worker, the partitioner among them."""
+    environment = {
+        "TORCHINDUCTOR_FX_COMPILE_MODE": "SUBPROCESS",
+        "TORCHINDUCTOR_WORKER_START": "subprocess",
+        "TORCHINDUCTOR_COMPILE_THREADS": "2",
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+    }
+    subprocess.run([sys.executable, "-c", SUBPROCESS], env=os.environ | environment, check=True)
+
+
+def test_a_partitioner_can_be_sent_to_another_process():
+    mine = RematPartitioner(Config.read({"memory_budget": "64MiB", "save_decisions": 0}, {}))
+    assert pickle.loads(pickle.dumps(mine)).uuid() == mine.uuid()

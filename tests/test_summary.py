@@ -64,6 +64,8 @@ def test_the_numbers_of_a_plan():
         "dry_run_seconds": 0.5,
         "plan_hash": "c0ffee",
         "fallback": "",
+        "sizes": (),
+        "peak_formula": "",
     }
 
 

@@ -17,6 +17,7 @@ from torch import fx
 from rematpass.errors import TorchVersionError
 
 OLDEST, BEYOND = (2, 11), (2, 14)
+_LARGEST_BOUND = 1 << 40  # a bound of an unbacked size that is higher means "any"
 
 
 def check_version(version: str) -> None:
@@ -75,12 +76,15 @@ from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.fx import traceback as fx_traceback
+from torch.fx.experimental._backward_state import BackwardState
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 
 __all__ = [
+    "BackwardState",
     "CustomGraphPass",
     "CustomPartitionerFn",
     "HigherOrderOperator",
@@ -114,6 +118,7 @@ __all__ = [
     "inductor_metrics",
     "inductor_option_names",
     "inductor_scheduler",
+    "insert_offloads",
     "is_impure",
     "is_opaque_node",
     "is_recompile",
@@ -123,6 +128,7 @@ __all__ = [
     "prepare_joint",
     "preserve_rng_state",
     "pytree",
+    "region_budget_of",
     "register_lowering",
     "storage_key",
     "symbols_with_hints",
@@ -202,6 +208,23 @@ def storage_key(tensor: torch.Tensor) -> int | None:
         return None
 
 
+def region_budget_of(node: fx.Node) -> float | None:
+    """What ``torch.autograd.graph.region_activation_memory_budget`` says of a node (unknown to torch 2.11)."""
+    key = getattr(fx_traceback, "MEMORY_BUDGET_ANNOTATION_KEY", None)
+    found = (node.meta.get("custom") or {}).get(key) if key else None
+    return None if found is None else float(found)
+
+
+def insert_offloads(
+    fwd: fx.GraphModule, bwd: fx.GraphModule, num_fwd_outputs: int, static_inputs: Sequence[fx.Node]
+) -> None:
+    """Move saved values that are marked ``should_offload`` to the CPU and back, where torch's setting asks for it."""
+    if getattr(functorch_config, "enable_activation_offloading", False):
+        from torch._functorch._activation_offloading.activation_offloading import enable_activation_offloading
+
+        enable_activation_offloading(fwd, bwd, num_fwd_outputs, OrderedSet(static_inputs))
+
+
 def inductor_option_names() -> list[str]:
     """The names that Inductor's ``options=`` accepts."""
     return list(inductor_config.get_config_copy())
@@ -253,19 +276,33 @@ def is_recompile() -> bool:
     return bool(getattr(CompileContext.current_compile_id(), "frame_compile_id", 0))
 
 
-def hint(size: Any, fallback: int = 1) -> int:
-    """The number behind a size: itself, a symbol's value at compile time, or ``fallback`` for an unbacked symbol."""
+def hint(size: Any) -> int:
+    """The number behind a size: itself, a symbol's value at compile time, or what is assumed of an unbacked one."""
     if not isinstance(size, torch.SymInt):
         return int(size)
     if size.node.has_hint():
         return int(size.node.hint)
-    return fallback
+    assumed = {s: _assumed(size.node.shape_env, s) for s in size.node.expr.free_symbols}
+    return int(size.node.expr.subs(assumed))
 
 
 def symbols_with_hints(value: Any) -> dict[str, int]:
     """The free symbols of a size or tensor, each with the number assumed for it."""
-    known = getattr(_shape_env(value), "backed_var_to_val", {})
-    return {str(s): int(known.get(s, 1)) for s in free_symbols(value)}
+    return {str(s): _assumed(_shape_env(value), s) for s in free_symbols(value)}
+
+
+def _assumed(shape_env: Any, symbol: Any) -> int:
+    """What a symbol was when compiling; of an unbacked one the most it can be, so that a peak is not too low.
+
+    ``nonzero`` of 512 tokens, say, finds 512 at most. Without such a bound it is what Inductor assumes.
+    """
+    known = shape_env.backed_var_to_val if hasattr(shape_env, "backed_var_to_val") else shape_env.var_to_val
+    if symbol in known:
+        return int(known[symbol])
+    bounds = getattr(shape_env, "var_to_range", {}).get(symbol)
+    if bounds is not None and bounds.upper.is_Integer and bounds.upper < _LARGEST_BOUND:
+        return int(bounds.upper)
+    return int(getattr(inductor_config, "unbacked_symint_fallback", 8192))
 
 
 def _shape_env(value: Any) -> Any:

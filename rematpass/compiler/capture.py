@@ -23,7 +23,8 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
-from rematpass.compiler.ops import Traits, is_size, traits_of, user_mark
+from rematpass.compiler.bodies import read_from_the_source
+from rematpass.compiler.ops import Traits, aliased_argument, is_size, traits_of, user_mark
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 from rematpass.errors import CaptureError
 
@@ -52,11 +53,13 @@ class Captured:
 
 
 def capture(module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indices: Sequence[int] = ()) -> Captured:
-    """Read ``module``, a joint graph of ATen ops; clones of the inputs that forward overwrites are added to it.
+    """Read ``module``, a joint graph of ATen ops; clones of the inputs that forward overwrites are added to it,
+    and aliases are taken out of it (``bodies``).
 
     Raises:
         CaptureError: the graph holds something that has no place in the model; the message names the node.
     """
+    read_from_the_source(module)
     output = module.graph.find_nodes(op="output")[0]
     outputs = pytree.arg_tree_leaves(*output.args)
     fwd, bwd = tuple(outputs[:num_fwd_outputs]), tuple(outputs[num_fwd_outputs:])
@@ -139,7 +142,7 @@ class _Reader:
         origin = Origin.INPUT
         if _is_tangent(node):
             origin = Origin.TANGENT
-        elif node in self.static or is_size(node.meta.get("val")):
+        elif node in self.static or is_size(node.meta.get("val")) or _is_object(node):
             origin = Origin.STATIC
         return self._value(node.name, node, node.meta.get("val"), origin=origin, mutated=node in self.overwritten)
 
@@ -184,7 +187,7 @@ class _Reader:
         """The value of an argument whose storage this result lives in; None when it is fresh."""
         if not isinstance(leaf, torch.Tensor):
             return None
-        by_schema = _aliased_argument(node, index)
+        by_schema = aliased_argument(node, index)
         if by_schema is not None:
             return next(iter(_ids(self.results[by_schema])), None)
         key = _torch.storage_key(leaf)
@@ -201,6 +204,7 @@ class _Reader:
 
     def _value(self, name: str, node: fx.Node | None, leaf: Any, **fields: Any) -> int:
         tensor = isinstance(leaf, torch.Tensor)
+        keepable = tensor or is_size(leaf) or (node is not None and _is_object(node))
         nbytes = leaf.untyped_storage().nbytes() if tensor and _torch.storage_key(leaf) is not None else 0
         if tensor or isinstance(leaf, torch.SymInt):
             self.hints |= _torch.symbols_with_hints(leaf)
@@ -212,7 +216,7 @@ class _Reader:
                 name=name,
                 dtype=str(leaf.dtype).removeprefix("torch.") if tensor else type(leaf).__name__,
                 shape=tuple(str(n) for n in leaf.shape) if tensor else (),
-                cannot_save="" if tensor or is_size(leaf) else f"{type(leaf).__name__} is not a tensor",
+                cannot_save="" if keepable else f"{type(leaf).__name__} is not a tensor",
                 **fields,
             )
         )
@@ -225,9 +229,9 @@ class _Reader:
         never = traits.never_recompute
         if node in self.old_versions:
             never = "its argument is overwritten after it has run"
-        marked = user_mark(node) == "recompute" or any(user_mark(u) == "recompute" for u in _projections(node))
+        marked = user_mark(node) == "recompute" or any(user_mark(u) == "recompute" for u in projections(node))
         must = marked and (not never or traits.honours_marks)
-        must = must and not any(user_mark(n) == "save" for n in (node, *_projections(node)))
+        must = must and not any(user_mark(n) == "save" for n in (node, *projections(node)))
         changed = tuple(dict.fromkeys(v for n in _mutated_arguments(node) for v in _ids(self.results[n])))
         overwrites_all = node.target is torch.ops.aten.copy_.default  # it does not read what it writes
         reads = self.values_of(n for n in node.all_input_nodes if not (overwrites_all and n is node.args[0]))
@@ -253,6 +257,11 @@ class _Reader:
         )
 
 
+def _is_object(node: fx.Node) -> bool:
+    """An argument without bytes that torch hands on to backward: a process group, hooks of compiled autograd."""
+    return _torch.is_opaque_node(node) or isinstance(node.meta.get("val"), _torch.BackwardState)
+
+
 def _is_tangent(node: fx.Node) -> bool:
     return "tangents" in str(node.target)
 
@@ -261,7 +270,7 @@ def _ids(tree: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(v for v in pytree.tree_leaves(tree) if v is not None))
 
 
-def _projections(node: fx.Node) -> list[fx.Node]:
+def projections(node: fx.Node) -> list[fx.Node]:
     return [u for u in node.users if u.target is operator.getitem]
 
 
@@ -269,25 +278,6 @@ def _spanned(value: Any) -> int:
     """Bytes of the elements that a tensor spans, a view counted at its own size."""
     leaves = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
     return sum(_torch.hint(t.numel()) * t.element_size() for t in leaves)
-
-
-def _aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
-    """The argument that result ``index`` is a view of, by the op's schema."""
-    target = node.target
-    if not isinstance(target, OpOverload) or not target._schema.returns:
-        return None
-    returns = target._schema.returns
-    alias = returns[min(index, len(returns) - 1)].alias_info  # a list of views is one return
-    if alias is None:
-        return None
-    for position, argument in enumerate(target._schema.arguments):
-        theirs = argument.alias_info
-        # Of a list the schema says "views", not of what; the argument says that it comes to be viewed by a list.
-        viewed_by_a_list = not alias.before_set and theirs is not None and "*" in theirs.after_set
-        if theirs is not None and (alias.before_set & theirs.before_set or viewed_by_a_list):
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            return given if isinstance(given, fx.Node) else None
-    return None
 
 
 def _mutated_arguments(node: fx.Node) -> list[fx.Node]:
@@ -324,8 +314,7 @@ def _overwritten_by_forward(
 
 def _clone_old_version(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A clone of the input for all its readers but those that overwrite it and the graph's outputs."""
-    last = graph.find_nodes(op="placeholder")[-1]
-    with graph.inserting_after(last):
+    with graph.inserting_after(node):
         clone = graph.call_function(torch.ops.aten.clone.default, (node,))
     value = node.meta.get("val")
     with _torch.fake_mode_of(value):

@@ -10,7 +10,7 @@ draw from a seed that is handed to them (Inductor's ``inductor_random``) or draw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def traits_of(node: fx.Node) -> Traits:
     kind, flops = kind_of(node), _flops(node)
     if node.meta.get("unbacked_bindings"):
         return Traits(kind, "the size of its result depends on data")
-    if kind is Kind.RANDOM:
+    if kind is Kind.RANDOM or any(map(draws_random_numbers, _nodes_of_bodies(node))):
         return Traits(kind, "it draws random numbers")
     if kind is Kind.COLLECTIVE:
         return Traits(kind, "it communicates between ranks", honours_marks=True)
@@ -153,6 +153,17 @@ def _kind_of_higher_order(name: str) -> Kind:
     return Kind.EFFECT if name == "with_effects" else Kind.OPAQUE
 
 
+def _nodes_of_bodies(node: fx.Node) -> Iterator[fx.Node]:
+    """The calls in the subgraphs that a higher-order op is given, and in theirs."""
+    for argument in node.all_input_nodes:
+        if argument.op == "get_attr" and argument.graph.owning_module is not None:
+            body = getattr(argument.graph.owning_module, str(argument.target), None)
+            for inner in body.graph.nodes if isinstance(body, fx.GraphModule) else ():
+                if inner.op == "call_function":
+                    yield inner
+                    yield from _nodes_of_bodies(inner)
+
+
 def draws_random_numbers(node: fx.Node) -> bool:
     """Whether another run of the call would give other values.
 
@@ -185,6 +196,25 @@ def user_mark(node: fx.Node) -> str:
     if policy in (CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE):
         return "recompute"
     return ""
+
+
+def aliased_argument(node: fx.Node, index: int) -> fx.Node | None:
+    """The argument that result ``index`` is a view of, by the op's schema."""
+    target = node.target
+    if not isinstance(target, OpOverload) or not target._schema.returns:
+        return None
+    returns = target._schema.returns
+    alias = returns[min(index, len(returns) - 1)].alias_info  # a list of views is one return
+    if alias is None:
+        return None
+    for position, argument in enumerate(target._schema.arguments):
+        theirs = argument.alias_info
+        # Of a list the schema says "views", not of what; the argument says that it comes to be viewed by a list.
+        viewed_by_a_list = not alias.before_set and theirs is not None and "*" in theirs.after_set
+        if theirs is not None and (alias.before_set & theirs.before_set or viewed_by_a_list):
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            return given if isinstance(given, fx.Node) else None
+    return None
 
 
 def is_size(value: Any) -> bool:

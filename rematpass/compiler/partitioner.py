@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
+from rematpass.compiler.decisions import keep_decisions
+from rematpass.compiler.marks import offload, region_budget, within_region
 from rematpass.compiler.torchs_choice import saved_by_torch
 from rematpass.compiler.trial import Trial, Trials
 from rematpass.config import Budget, BudgetKind, Config
@@ -166,6 +169,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
                 gm, num_fwd_outputs=num_fwd_outputs, static_input_indices=static_lifetime_input_indices or ()
             )
             captured = dataclasses.replace(captured, graph=dataclasses.replace(captured.graph, name=_graph_name()))
+            if self.config.save_decisions:
+                captured = keep_decisions(captured, fuse=self.fuse)
         except Exception as error:
             return self._give_up(gm, joint_inputs, kwargs, error)
         if Side.BACKWARD not in captured.graph.sides:
@@ -184,10 +189,14 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         start = time.perf_counter()
         graph, budget = captured.graph, self._budget(captured.graph)
         preset = hardware.preset(self.config.hardware) if self.config.hardware else hardware.for_device(graph.device)
-        problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute)
+        limit = None if fallback else self.config.planning_seconds
+        deadline = math.inf if limit is None else time.monotonic() + limit
+        problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute, deadline)
         ladder = frontier.build(problem, solver)
+        budget = within_region(budget, region_budget(captured), ladder)
         trials = Trials(captured, ladder, fuse=self.fuse)
         trial, limit = self._choose(graph, trials, budget)
+        offload(captured, *trial.modules)
         summary = summarize(
             graph,
             ladder,

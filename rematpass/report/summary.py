@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rematpass.config import Budget
 from rematpass.core.frontier import Ladder, Rung, least_budget
 from rematpass.core.graph import JointGraph, Origin, Side
-from rematpass.core.simulate import Tenant
+from rematpass.core.simulate import Tenant, Timeline
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 
@@ -19,7 +21,8 @@ class Summary:
     where ``exact``, else the simulator's; ``peak_without_outputs``: the same if whoever called forward lets go of its
     outputs before backward starts (``loss = model(batch).loss`` drops the logits). ``dry_run_seconds``: what asking the
     compiler took, not counted in ``planning_seconds``. ``fallback``: why the planner's own plan was not used, empty
-    when it was.
+    when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is the
+    simulator's peak as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
     """
 
     graph: str
@@ -42,6 +45,8 @@ class Summary:
     dry_run_seconds: float
     plan_hash: str
     fallback: str = ""
+    sizes: tuple[tuple[str, int], ...] = ()
+    peak_formula: str = ""
 
     def line(self) -> str:
         """The log line."""
@@ -99,7 +104,31 @@ def summarize(
         dry_run_seconds=dry_run_seconds,
         plan_hash=plan_hash,
         fallback=fallback,
+        sizes=graph.hints,
+        peak_formula=peak_formula(graph, rung.timeline) if graph.hints else "",
     )
+
+
+def peak_formula(graph: JointGraph, timeline: Timeline) -> str:
+    """Bytes at the peak as a formula of the symbolic sizes, such as ``20*s77 + 140``."""
+    return total(graph.values[tenant.value].nbytes_expr for tenant in timeline.at_peak())
+
+
+def total(terms: Iterable[str]) -> str:
+    """The sum of formulas; those alike but for a whole factor are added up: ``20*s0`` and ``4*s0`` are ``24*s0``.
+
+    What is not a product of a number and symbols is left as it is, in parentheses: ``2*(4*s0 + 12)``.
+    """
+    counted: dict[str, int] = {}
+    for term in terms:
+        factor, _, rest = term.partition("*")
+        if factor.isdecimal() and re.fullmatch(r"[\w*]*", rest):
+            counted[rest] = counted.get(rest, 0) + int(factor)
+        else:
+            rest = term if term.isidentifier() else f"({term})"
+            counted[rest] = counted.get(rest, 0) + 1
+    written = [f"{n}*{rest}" if n > 1 else rest for rest, n in sorted(counted.items()) if rest]
+    return " + ".join(written + [str(n) for rest, n in counted.items() if not rest and n]) or "0"
 
 
 def infeasible(graph: JointGraph, lowest: Rung, floor: int, limit: int, max_recompute: float) -> str:

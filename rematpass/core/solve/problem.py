@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,17 +13,20 @@ from rematpass.core.graph import JointGraph, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline, simulate
 from rematpass.core.solve.mincut import Network
+from rematpass.errors import PlanTimeout
 
 
 @dataclass(frozen=True)
 class Problem:
     """A graph with its costs. ``fuse``: whether a fusing compiler runs the plan (``simulate``);
-    ``max_recompute``: how much backward may recompute, in forwards."""
+    ``max_recompute``: how much backward may recompute, in forwards; ``deadline``: when planning has to have ended, by
+    ``time.monotonic``."""
 
     graph: JointGraph
     costs: Costs
     fuse: bool = True
     max_recompute: float = 1.0
+    deadline: float = math.inf
 
     @cached_property
     def network(self) -> Network:
@@ -32,7 +37,13 @@ class Problem:
         return {}
 
     def timeline(self, plan: Plan) -> Timeline:
-        """The simulator's answer for ``plan``; asked for once."""
+        """The simulator's answer for ``plan``; asked for once.
+
+        Raises:
+            PlanTimeout: it is later than ``deadline``. Every solver asks for each of its plans, so all of them stop.
+        """
+        if time.monotonic() > self.deadline:
+            raise PlanTimeout("planning took longer than planning_seconds allows; raise it, or take a simpler solver")
         if plan not in self._timelines:
             self._timelines[plan] = simulate(self.graph, plan, self.costs, fuse=self.fuse)
         return self._timelines[plan]

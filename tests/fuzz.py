@@ -1,0 +1,160 @@
+"""Train random programs under random budgets and compare everything with eager mode.
+
+    python tests/fuzz.py --programs 2000 --seed 0
+
+Seeds are those of ``fuzz_grammar.write``: ``--programs 1 --seed 17`` is the program of seed 17 again. What differs is
+shrunk to the statements that it takes and printed as a program for ``tests/programs.py``. Exit code 1 if any did.
+
+A program counts as right when all that ``programs.run`` sees equals eager mode bit for bit (``--backend
+remat_aot_eager``) or to tolerance (``--backend remat``). Where torch's own backend, run without rematpass, is itself
+off eager mode, what it returns or eager mode to tolerance is right, and is counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import logging
+import random
+import sys
+import traceback
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch._inductor.config
+from fuzz_grammar import write
+from fuzz_writer import Source
+from programs import Seen, differences, run
+from rich.console import Console
+from rich.progress import track
+
+from rematpass.compiler import partitioner
+from rematpass.config import SOLVERS
+from rematpass.core.verify import verify
+
+SAME = "same as eager mode"
+NEAR = "near eager mode, and torch's own no nearer"
+TORCHS = "wrong in torch's own as well, by the same"
+REFUSED = "refused by torch's own as well"
+INVALID = "not for eager mode"
+WRONG = "WRONG"
+TORCHS_OWN = {"remat_aot_eager": "aot_eager", "remat": "inductor"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    kind: str
+    why: str = ""
+
+
+def settings(seed: int) -> dict[str, object]:
+    """A random budget and solver; strict, so that a planner that fails does not hide behind its fall-back."""
+    choose = random.Random(f"settings {seed}")
+    budget = choose.choice([1, 0.5, 0.2, 0, 0, round(choose.random(), 3)])
+    solver = choose.choice([*SOLVERS, "ladder", "recompute_all"])
+    return {"memory_budget": budget, "solver": solver, "max_recompute": choose.choice([1, 2]), "strict": 1}
+
+
+def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
+    """Train the program under ``options`` and in eager mode."""
+    program = source.program()
+    try:
+        expected = run(program)
+    except Exception:
+        return Verdict(INVALID)
+    if any(name.startswith("output") and not t.isfinite().all() for name, t in expected.items()):
+        return Verdict(INVALID)
+    more = {"fallback_random": True} if backend == "remat" else {}
+    try:
+        seen = run(program, backend, options | more)
+        for record in partitioner.records():
+            verify(record.graph, record.plan)
+    except Exception as error:
+        why = "".join(traceback.format_exception_only(error)) + _frames(error)
+        return Verdict(REFUSED, why) if _torchs_own(source, backend) is None else Verdict(WRONG, why)
+    tolerance = 0.0 if backend == "remat_aot_eager" else 1e-4
+    if seen.keys() == expected.keys() and not differences(seen, expected, tolerance):
+        return Verdict(SAME)
+    theirs = _torchs_own(source, backend)
+    why = f"differs: {[name for name in expected if name not in seen or _differs(name, seen, expected)]}"
+    if theirs is None:
+        return Verdict(WRONG, why)
+    if not differences(theirs, expected, tolerance):
+        return Verdict(WRONG, why)
+    if not differences(seen, expected, 1e-4):
+        return Verdict(NEAR, why)
+    return Verdict(WRONG if differences(seen, theirs, tolerance) else TORCHS, why)
+
+
+def _differs(name: str, one: Seen, other: Seen) -> bool:
+    return bool(differences({name: one[name]}, {name: other[name]}))
+
+
+def _torchs_own(source: Source, backend: str) -> Seen | None:
+    """The program under torch's own backend; None when that raises."""
+    more = {"fallback_random": True} if backend == "remat" else None
+    try:
+        return run(source.program(), TORCHS_OWN[backend], more)
+    except Exception:
+        return None
+
+
+def _frames(error: BaseException) -> str:
+    inner = getattr(error, "inner_exception", None) or error
+    return "".join(traceback.format_tb(inner.__traceback__)[-3:])
+
+
+def shrink(source: Source, backend: str, options: dict[str, object]) -> Source:
+    """The program with every statement left out that it does not take to be wrong."""
+    line = len(source.lines) - 1
+    while line >= 0:
+        smaller = source.without(line)
+        if judge(smaller, backend, options).kind == WRONG:
+            source = smaller
+        line -= 1
+    return source
+
+
+def fuzz(seeds: range, backend: str = "remat_aot_eager", console: Console | None = None) -> collections.Counter[str]:
+    """How many programs came to which verdict, up to an interrupt; wrong ones are printed to ``console``."""
+    found: collections.Counter[str] = collections.Counter()
+    try:
+        for seed in track(seeds, "programs", console=console, disable=console is None):
+            verdict = _try(seed, backend, console)
+            found[verdict.kind] += 1
+    except KeyboardInterrupt:
+        pass
+    return found
+
+
+def _try(seed: int, backend: str, console: Console | None) -> Verdict:
+    options, source = settings(seed), write(seed)
+    verdict = judge(source, backend, options)
+    if verdict.kind == TORCHS and console:
+        console.print(f"seed {seed}: {TORCHS}", highlight=False)
+    if verdict.kind == WRONG and console:
+        small = shrink(source, backend, options)
+        text = f"seed {seed}, {options}, compile {dict(small.compile)}: {verdict.why}\n{small.text()}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return verdict
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first one; the next takes the next (default: 0)")
+    parser.add_argument("--backend", choices=TORCHS_OWN, default="remat_aot_eager")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # a line for each plan
+    torch.set_num_threads(1)
+    console = Console()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        found = fuzz(range(given.seed, given.seed + given.programs), given.backend, console)
+    console.print(", ".join(f"{kind}: {count}" for kind, count in found.most_common()))
+    return 1 if found[WRONG] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Sizes that are symbols: compiled once, right for all of them, and the peak as a formula of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from programs import afresh, captured
+from torch import nn
+
+from rematpass import plans
+from rematpass.report.summary import total
+
+afresh = pytest.fixture(autouse=True)(afresh)
+BUDGETS = 1, 0.5, 0.2, 0
+
+
+class Encoder(nn.Module):
+    """Attention over a dynamic number of tokens, in batches of a dynamic size."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.norm, self.mlp = nn.LayerNorm(8), nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.project(self.norm(x)).chunk(3, -1))
+        weights = torch.softmax(q @ k.transpose(-1, -2) / x.shape[1], -1)
+        x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
+        positions = torch.arange(x.shape[1]).float().sin()[:, None]
+        return (x + self.mlp(x * positions)).sum(1) / x.shape[0]
+
+
+def gradients(model, step, x):
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    (step(x).square() * torch.arange(8.0)).sum().backward()
+    return [x.grad, *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_batch_and_length_compile_once_and_stay_right(budget):
+    torch.manual_seed(0)
+    model = Encoder()
+    step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": budget, "strict": 1}, dynamic=True)
+    for batch, length in ((3, 5), (7, 11), (2, 13), (5, 4)):
+        x = torch.randn(batch, length, 8)
+        for mine, theirs in zip(gradients(model, step, x), gradients(model, model, x), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    (summary,) = plans()
+    assert sorted(n for _, n in summary.sizes) == [3, 5]
+
+
+def test_sizes_seen_to_change_become_symbols_by_themselves():
+    """Without ``dynamic=True``: Dynamo compiles twice and not a third time."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": 0, "strict": 1})
+    for batch in (4, 7, 11, 13):
+        step(torch.ones(batch, 3)).sum().backward()
+    assert [len(p.sizes) for p in plans()] == [0, 1]
+    assert plans()[0].peak_formula == ""
+
+
+def planned(batch, dynamic, **options):
+    torch._dynamo.reset()
+    plans(clear=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(6)))
+    step = torch.compile(model, backend="remat_aot_eager", options={"strict": 1, **options}, dynamic=dynamic)
+    step(torch.ones(batch, 8)).sum().backward()
+    return plans()[-1]
+
+
+@pytest.mark.parametrize("options", [{"memory_budget": 1}, {"solver": "chen_sqrt"}, {"solver": "recompute_all"}])
+def test_the_peak_is_a_formula_that_holds_for_other_sizes(options):
+    """Evaluated for another batch it is the peak that a compile for that batch alone plans."""
+    symbolic = planned(97, True, **options)
+    ((symbol, hint),) = symbolic.sizes
+    assert hint == 97
+    assert eval(symbolic.peak_formula, {symbol: 97}) == symbolic.planned_peak
+    other = planned(501, False, **options)
+    assert eval(symbolic.peak_formula, {symbol: 501}) == other.planned_peak
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        (["20*s77", "140", "4*s77", "8"], "24*s77 + 148"),
+        (["4*s0*s1", "8*s0*s1", "4*s0"], "4*s0 + 12*s0*s1"),
+        (["4*s0**2", "4*s0**2"], "8*s0**2"),
+        (["4*((s0//2))", "4*((s0//2))", "3"], "2*(4*((s0//2))) + 3"),
+        (["s0", "s0", "0"], "2*s0"),
+        (["4*s0 + 8"], "(4*s0 + 8)"),
+        ([], "0"),
+    ],
+)
+def test_formulas_are_added_up(terms, expected):
+    assert total(terms) == expected
+    sizes = {"s0": 12, "s1": 5, "s77": 7}
+    assert eval(total(terms), dict(sizes)) == sum(eval(t, dict(sizes)) for t in terms)
+
+
+# ---- unbacked symbols
+
+
+@pytest.fixture
+def data_dependent():
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True):
+        yield
+
+
+@pytest.mark.usefixtures("data_dependent")
+def test_an_unbacked_size_is_taken_to_be_as_large_as_it_can_be():
+    def forward(x, w):
+        chosen = x[x.sum(1) > 0]
+        return torch.tanh(chosen @ w).exp().sum()
+
+    graph = captured(forward, torch.randn(13, 3), torch.randn(3, 5, requires_grad=True), fullgraph=True).graph
+    assert graph.hints == (("u0", 13),)
+    (product,) = [v for v in graph.values if v.name == "mm"]
+    assert (product.nbytes, product.nbytes_expr) == (13 * 5 * 4, "20*u0")
+
+
+@pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_one_compile_serves_all_outcomes(budget):
+    """Few rows, all rows, none; a size taken from a number; symbolic and unbacked sizes in one graph."""
+
+    def forward(x, w):
+        h = torch.tanh(x @ w)
+        chosen = h[h.sum(1) > 0].exp()
+        count = torch.clamp(h.sum().abs(), 2, 6).long().item()
+        torch._check(count >= 2)
+        torch._check(count <= 6)
+        padded = F.pad(chosen.sin().sum(0), (0, count)).cos()
+        return padded.sum() * h.exp().mean() + chosen.cos().sum() / x.shape[0], chosen
+
+    options = {"memory_budget": budget, "strict": 1}
+    step = torch.compile(forward, backend="remat_aot_eager", options=options, fullgraph=True, dynamic=True)
+    w = torch.randn(3, 5, requires_grad=True)
+    for x in (torch.randn(7, 3), torch.ones(11, 3), -torch.ones(11, 3), torch.randn(5, 3)):
+        grads = []
+        for function in (forward, step):
+            loss, chosen = function(x, w)
+            grads.append((chosen.detach(), *torch.autograd.grad(loss + chosen.square().sum(), w)))
+        assert all(map(torch.equal, *grads))
+    assert len(plans()) == 1

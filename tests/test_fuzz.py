@@ -1,0 +1,99 @@
+"""A few random programs of fixed seeds, and tests of the tool that makes and judges them (``python tests/fuzz.py``)."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import fuzz
+import pytest
+import torch
+from fuzz_grammar import write
+from fuzz_writer import Source
+from programs import afresh, run
+
+from rematpass.compiler import emit, ops
+
+afresh = pytest.fixture(autouse=True)(afresh)
+
+DROPOUT = Source(
+    parts=(("p0", "nn.Linear(3, 5)"),),
+    arguments=(("x0", "_randn(7, 3)"),),
+    lines=("h0 = m.p0(x0)", "h1 = torch.cos(x0)", "h2 = F.dropout(torch.tanh(h0), 0.5)", "h3 = h2.exp()"),
+    returns=("h3", "x0"),
+    compile=(("fullgraph", True),),
+)
+ALL = {"solver": "recompute_all", "strict": 1}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_random_program_equals_eager_mode(seed):
+    verdict = fuzz.judge(write(seed), "remat_aot_eager", fuzz.settings(seed))
+    assert verdict.kind in (fuzz.SAME, fuzz.NEAR, fuzz.TORCHS, fuzz.REFUSED), verdict
+
+
+def test_most_of_them_are_valid_and_compared_bit_for_bit():
+    found = fuzz.fuzz(range(5))
+    assert found[fuzz.WRONG] == found[fuzz.INVALID] == 0
+    assert found[fuzz.SAME] >= 3
+
+
+def test_a_seed_is_a_program():
+    assert write(17) == write(17)
+    assert len({write(seed).text() for seed in range(10)}) == 10
+
+
+def test_programs_are_of_many_kinds():
+    """Every kind of statement comes up in a hundred programs."""
+    text = "".join(write(seed).text() for seed in range(100))
+    for part in (
+        "dropout", "checkpoint(", "context_fn=", "no_grad()", "torch.cond(", "autocast(", "noted(", "cube(", "Swish",
+        "_(", "BatchNorm1d", "block_with_dropout(", "index_put(", "register_hook", ".weight", "dot_product_attention(",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def draw_anew(monkeypatch):
+    """A planner's bug: dropout may run again."""
+    never = ops.traits_of
+    monkeypatch.setattr(
+        "rematpass.compiler.capture.traits_of",
+        lambda node: (
+            dataclasses.replace(never(node), never_recompute="") if ops.draws_random_numbers(node) else never(node)
+        ),
+    )
+
+
+def test_a_bug_is_found_and_shrunk_to_what_it_takes(monkeypatch):
+    assert fuzz.judge(DROPOUT, "remat_aot_eager", ALL).kind == fuzz.SAME
+    draw_anew(monkeypatch)
+    verdict = fuzz.judge(DROPOUT, "remat_aot_eager", ALL)
+    assert verdict.kind == fuzz.WRONG
+    assert "gradient of p0.weight" in verdict.why
+    small = fuzz.shrink(DROPOUT, "remat_aot_eager", ALL)
+    assert small.lines == (DROPOUT.lines[0], *DROPOUT.lines[2:])
+
+
+def test_a_crash_is_a_bug_only_where_torchs_own_backend_runs(monkeypatch):
+    monkeypatch.setattr(emit, "_drop_stray_random_ops", lambda bwd: 1 / 0)
+    verdict = fuzz.judge(DROPOUT, "remat_aot_eager", ALL)
+    assert verdict.kind == fuzz.WRONG
+    assert "ZeroDivisionError" in verdict.why
+    refused = dataclasses.replace(DROPOUT, lines=(*DROPOUT.lines, "torch._dynamo.graph_break()"))
+    assert fuzz.judge(refused, "remat_aot_eager", ALL).kind == fuzz.REFUSED
+    assert fuzz.judge(DROPOUT.without(0), "remat_aot_eager", ALL).kind == fuzz.INVALID
+
+
+def test_the_printed_program_is_one_for_programs_py():
+    scope = dict(vars(sys.modules["random_programs"]))
+    exec(DROPOUT.text(), scope)
+    forward, arguments = scope["make"]()
+    assert isinstance(forward, torch.nn.Module)
+    assert [a.shape for a in arguments] == [(7, 3)]
+    assert "gradient of p0.weight" in run(DROPOUT.program())
+
+
+def test_the_command():
+    command = [sys.executable, Path(__file__).with_name("fuzz.py"), "--programs", "1", "--seed", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == f"{fuzz.SAME}: 1"
