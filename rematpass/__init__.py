@@ -47,7 +47,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       order.py           Inductor runs ops in our order
       course.py          the bytes alive, line by line of what Inductor writes
       dry_run.py         the exact peak of both graphs, before any code is generated
-      trial.py           a rung, carried out: the two modules and their exact peak
+      probe.py           a rung, carried out: the two modules and their exact peak
       auto_budget.py     the budget "auto": what is free on the device
       torchs_choice.py   what torch's own partitioner would save, to compare with
       partitioner.py     capture, plan, emit: what Inductor calls

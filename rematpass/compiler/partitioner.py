@@ -28,8 +28,8 @@ from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.decisions import keep_decisions
 from rematpass.compiler.marks import offload, region_budget, within_region
+from rematpass.compiler.probe import Probe, Probes
 from rematpass.compiler.torchs_choice import saved_by_torch
-from rematpass.compiler.trial import Trial, Trials
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
@@ -194,31 +194,31 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute, deadline)
         ladder = frontier.build(problem, solver)
         budget = within_region(budget, region_budget(captured), ladder)
-        trials = Trials(captured, ladder, fuse=self.fuse)
-        trial, limit = self._choose(graph, trials, budget)
-        offload(captured, *trial.modules)
+        probes = Probes(captured, ladder, fuse=self.fuse)
+        probe, limit = self._choose(graph, probes, budget)
+        offload(captured, *probe.modules)
         summary = summarize(
             graph,
             ladder,
-            trial.rung,
+            probe.rung,
             budget=budget,
             limit=limit,
-            peaks=(trial.peak, trial.peak_without_outputs),
-            exact=trial.exact,
-            planning_seconds=time.perf_counter() - start - trials.seconds,
-            dry_run_seconds=trials.seconds,
-            plan_hash=hashlib.sha256(trial.rung.plan.to_json().encode()).hexdigest()[:12],
+            peaks=(probe.peak, probe.peak_without_outputs),
+            exact=probe.exact,
+            planning_seconds=time.perf_counter() - start - probes.seconds,
+            dry_run_seconds=probes.seconds,
+            plan_hash=hashlib.sha256(probe.rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
         )
         self.planned_peak = summary.planned_peak
-        self.planned = Record(summary, dataclasses.replace(problem), ladder, trial.rung, preset.name, by_torch)
+        self.planned = Record(summary, dataclasses.replace(problem), ladder, probe.rung, preset.name, by_torch)
         _records.append(self.planned)
         tell(summary, always=bool(self.config.memory_budget.given))
         if self.config.report_dir:
             _leave_report(self.planned, Path(self.config.report_dir))
         for listener in listeners:
             listener(self.planned)
-        return trial.modules
+        return probe.modules
 
     def _budget(self, graph: JointGraph) -> Budget:
         """The budget, with ``auto`` turned into bytes."""
@@ -230,23 +230,23 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         nbytes = auto_budget(free, parameters, self.config.auto_reserve)
         return dataclasses.replace(budget, kind=BudgetKind.BYTES, nbytes=nbytes)
 
-    def _choose(self, graph: JointGraph, trials: Trials, budget: Budget) -> tuple[Trial, int | None]:
+    def _choose(self, graph: JointGraph, probes: Probes, budget: Budget) -> tuple[Probe, int | None]:
         """The fastest rung within the budget, and the budget in bytes (None: no limit).
 
         Raises:
             BudgetInfeasible: there is none, and this is the first compile of its code, or strict mode.
         """
-        ladder = trials.ladder
+        ladder = probes.ladder
         if budget.is_unlimited:
-            return trials.of(ladder.rungs[0]), None
+            return probes.of(ladder.rungs[0]), None
         if budget.kind is BudgetKind.FRACTION:
             limit = ladder.limit(budget.fraction)
-            return trials.under(limit, frontier.least_budget(limit)) or trials.floor, limit
+            return probes.under(limit, frontier.least_budget(limit)) or probes.floor, limit
         _warn_if_shared(_torch.frame_id(), budget)
-        trial = trials.under(frontier.peak_allowed(budget.nbytes))
-        if trial is not None:
-            return trial, budget.nbytes
-        floor = trials.floor
+        probe = probes.under(frontier.peak_allowed(budget.nbytes))
+        if probe is not None:
+            return probe, budget.nbytes
+        floor = probes.floor
         message = infeasible(graph, floor.rung, floor.peak, budget.nbytes, self.config.max_recompute)
         if self.config.strict or not _torch.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=floor.peak)

@@ -198,6 +198,12 @@ class JointGraph:
         )
 
     @cached_property
+    def kept_inputs(self) -> frozenset[int]:
+        """The inputs of forward that backward can read."""
+        inputs = (v for v in self.values if v.origin in (Origin.STATIC, Origin.INPUT))
+        return frozenset(v.id for v in inputs if not v.mutated and not v.cannot_save)
+
+    @cached_property
     def backward_reads(self) -> frozenset[int]:
         """Values that backward reads or returns and that depend on no tangent: each is saved or recomputed."""
         in_backward = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]

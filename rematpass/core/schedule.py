@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rematpass.errors import PlanError
@@ -51,6 +52,14 @@ class Plan:
     saved: tuple[int, ...]
     fwd: tuple[Step, ...]
     bwd: tuple[Step, ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Reckoned once: solvers look plans up again and again, and a plan has thousands of steps."""
+        return hash((self.solver, self.saved, self.fwd, self.bwd))
 
     def recomputed(self) -> Iterator[Run]:
         """The runs in backward that repeat one of forward or an earlier one of backward."""

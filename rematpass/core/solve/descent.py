@@ -29,14 +29,14 @@ from functools import cached_property
 from rematpass.core.graph import Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Tenant, Timeline, residence
-from rematpass.core.solve.just_in_time import just_in_time, kept_inputs
+from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.room import Room
 from rematpass.errors import PlanError
 
 _STEP = 0.04  # a target lies this far below the peak
 _LEAST = 0.002  # progress in the peak that is worth going on for
-_MOST_TRIALS = 150  # simulations of one descent
+_MOST_TRIALS = 80  # simulations of one descent
 _MOST_FILLS = 3  # rounds of filling up what one level leaves free
 
 # A way to let go of one idle copy: (value, moment). -1: not saved at all; i: forgotten after backward's i-th own op.
@@ -264,7 +264,7 @@ class _Idle:
         """Whether one of the ops reads an input that backward cannot have."""
         graph = self.problem.graph
         inputs = {v for op in chain for v in graph.ops[op].reads if graph.producer[v] is None}
-        return not inputs <= kept_inputs(graph)
+        return not inputs <= graph.kept_inputs
 
     def _last_read(self, value: int, before: int) -> int | None:
         """The own op at which backward has made or read ``value`` for the last time before a position."""
@@ -285,7 +285,7 @@ class _Idle:
     def _alive(self, position: int) -> set[int]:
         """Values that can be read at ``position`` of backward."""
         if position not in self.alive_at:
-            alive = kept_inputs(self.problem.graph)
+            alive = set(self.problem.graph.kept_inputs)
             first = self.timeline.first_backward
             for c in self.lives.copies:
                 is_there = c.born < position and (c.born >= first or c.value in self.saved)

@@ -34,7 +34,7 @@ def just_in_time(
     saved = set(saved)
     forward = forward_runs(graph, saved)
     in_forward = {run.op for run in forward}
-    inputs = kept_inputs(graph)
+    inputs = graph.kept_inputs
     there = saved | inputs | {v.id for v in graph.values if v.origin is Origin.TANGENT}
     times: dict[int, int] = {}
     backward: list[Run] = []
@@ -72,12 +72,6 @@ def just_in_time(
         run(op.id)
     overwritten_here = {v for op in mutations for v in op.mutates}
     return plan_of(graph, solver, saved | inputs | overwritten_here, forward, backward)
-
-
-def kept_inputs(graph: JointGraph) -> set[int]:
-    """The inputs of forward that backward can read."""
-    inputs = (v for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT))
-    return {v.id for v in inputs if not v.mutated and not v.cannot_save}
 
 
 def own_ops(graph: JointGraph) -> list[Op]:

@@ -23,11 +23,11 @@ from rematpass.core.frontier import Ladder, Rung
 
 log = logging.getLogger("rematpass")
 
-_MOST_TRIALS = 4  # before the floor is taken
+_MOST_PROBES = 4  # before the floor is taken
 
 
 @dataclass(frozen=True)
-class Trial:
+class Probe:
     """One rung, carried out. ``exact``: whether the bytes are Inductor's word or the simulator's.
 
     ``peak_without_outputs``: the peak if the caller lets go of forward's outputs before backward starts.
@@ -40,15 +40,15 @@ class Trial:
     exact: bool
 
 
-class Trials:
+class Probes:
     """The rungs of one ladder that have been carried out. ``seconds``: what asking Inductor took."""
 
     def __init__(self, captured: Captured, ladder: Ladder, *, fuse: bool) -> None:
         self.captured, self.ladder, self.fuse = captured, ladder, fuse
         self.seconds = 0.0
-        self._made: dict[int, Trial] = {}
+        self._made: dict[int, Probe] = {}
 
-    def of(self, rung: Rung) -> Trial:
+    def of(self, rung: Rung) -> Probe:
         """The modules of ``rung`` and their peak."""
         key = id(rung)
         if key not in self._made:
@@ -56,34 +56,34 @@ class Trials:
         return self._made[key]
 
     @property
-    def floor(self) -> Trial:
+    def floor(self) -> Probe:
         """The rung with the lowest simulated peak."""
         return self.of(self.ladder.rungs[-1])
 
-    def under(self, nbytes: int, accepted: int | None = None) -> Trial | None:
+    def under(self, nbytes: int, accepted: int | None = None) -> Probe | None:
         """The fastest rung whose peak is at most ``nbytes``; None when not even the floor's is.
 
         ``accepted``: bytes a little above, up to which Inductor's word does not send us further down.
         """
         accepted = accepted or nbytes
         target = nbytes
-        for _ in range(_MOST_TRIALS):
+        for _ in range(_MOST_PROBES):
             rung = self.ladder.fastest_under(target)
             if rung is None:
                 break
-            trial = self.of(rung)
-            if trial.peak <= accepted:
-                return trial
-            target = min(target * nbytes // trial.peak, rung.peak - 1)
+            probe = self.of(rung)
+            if probe.peak <= accepted:
+                return probe
+            target = min(target * nbytes // probe.peak, rung.peak - 1)
         return self.floor if self.floor.peak <= accepted else None
 
-    def _carry_out(self, rung: Rung) -> Trial:
+    def _carry_out(self, rung: Rung) -> Probe:
         modules = emit(self.captured, rung.plan, fuse=self.fuse)
         found = self._ask(modules) if self.fuse else None
         if found is None:
-            return Trial(rung, modules, rung.peak, rung.timeline.peak_without_outputs, exact=False)
+            return Probe(rung, modules, rung.peak, rung.timeline.peak_without_outputs, exact=False)
         log.debug("simulated %d bytes at the peak, Inductor says %d", rung.peak, found.peak_nbytes)
-        return Trial(rung, modules, found.peak_nbytes, found.peak_nbytes_without_outputs, exact=True)
+        return Probe(rung, modules, found.peak_nbytes, found.peak_nbytes_without_outputs, exact=True)
 
     def _ask(self, modules: tuple[fx.GraphModule, fx.GraphModule]) -> StepDryRun | None:
         start = time.perf_counter()
