@@ -12,7 +12,7 @@ def two_terms(write):
     """The sum of two products is read at the end, after a chain; nobody else wants the products."""
 
     def f(a, b, w, *chain):
-        total = a @ w + torch.sin(b @ w)
+        total = (a @ w) * 2 + (b @ w) * 3
         total = WRITTEN(total) if write else total
         g = a
         for c in chain:
