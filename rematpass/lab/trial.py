@@ -193,14 +193,17 @@ def _stop_at(known: frozenset[str]) -> Callable[[partitioner.Record], None]:
 
 
 def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
-    """What the plans of all graphs say; of several, the largest peak."""
+    """What the plans of all graphs say; of several, the largest peak.
+
+    A step returns its loss and nothing else, so what else forward has handed out is gone when backward starts.
+    """
     if not plans:
         return found
     limits = [plan.budget_nbytes for plan in plans if plan.budget_nbytes is not None]
     return replace(
         found,
         budget_nbytes=found.budget_nbytes or max(limits, default=None),
-        planned_peak=max(plan.planned_peak for plan in plans),
+        planned_peak=max(plan.peak_without_outputs for plan in plans),
         floor=max(plan.floor for plan in plans),
         ceiling=max(plan.ceiling for plan in plans),
         plan_hash="+".join(plan.plan_hash for plan in plans),

@@ -114,7 +114,8 @@ def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: st
         axes.set_axis_off()
     handles = {text: handle for axes in grid for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.supxlabel("budget, each on its own scale from 0 to 1", fontsize=9)
+    for axes in grid:
+        axes.set_xlabel("budget, each on its own scale", fontsize=8)  # supxlabel would stand on the legend
     figure.supylabel("measured peak of a training step, MiB", fontsize=9)
     figure.suptitle(heading, fontsize=10)
     _save(figure, path)
