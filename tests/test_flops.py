@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import rematpass
 from rematpass.lab.flops import Flops, compiled_flops, eager_flops
 from rematpass.lab.measure import run_step
 from rematpass.lab.networks import chain
@@ -35,3 +36,15 @@ class TestFlops:
             compiled = torch.compile(module)
             run_step(lambda: compiled(x), module.parameters())
         assert (counter.total, counter.graphs) == (eager.step, 2)
+
+    def test_what_inductor_is_only_asked_about_does_not_count(self):
+        """A budget makes the planner ask Inductor; what is compiled afterwards is eager's step and the recomputation."""
+        module = chain(layers=4, width=5, segments=1)
+        x = torch.randn(7, 5)
+        eager = eager_flops(lambda: module(x), module.parameters())
+        with compiled_flops() as counter:
+            compiled = torch.compile(module, backend="remat", options={"memory_budget": 0})
+            run_step(lambda: compiled(x), module.parameters())
+        (summary,) = rematpass.plans(clear=True)
+        assert summary.exact
+        assert (counter.total, counter.graphs) == (eager.step + summary.recomputed_flops, 2)

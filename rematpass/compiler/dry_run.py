@@ -18,6 +18,7 @@ kernels get no names. It has to run under the configuration of the real compile,
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import functools
 import time
@@ -31,6 +32,13 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_driver, inductor_ir, inductor_metrics
 from rematpass.compiler.course import Course, Moment, origin
+
+_under_way = contextvars.ContextVar("rematpass dry run", default=False)
+
+
+def is_under_way() -> bool:
+    """Whether Inductor's passes see a copy just now, and no graph that will run."""
+    return _under_way.get()
 
 
 @dataclass(frozen=True)
@@ -223,10 +231,12 @@ def _leaving_no_trace(inputs: Sequence[Any]) -> Iterator[None]:
     counters = {k: v.copy() for k, v in _torch.dynamo_counters.items()}
     shape_env = inductor_driver.shape_env_from_inputs(inputs)
     unguarded = shape_env.suppress_guards() if shape_env is not None else contextlib.nullcontext()
+    token = _under_way.set(True)
     try:
         with _torch.preserve_rng_state(), _torch.without_modes(), V.set_debug_handler(_Silent()), unguarded:
             yield
     finally:
+        _under_way.reset(token)
         vars(inductor_metrics).update(metrics)
         _torch.dynamo_counters.clear()
         _torch.dynamo_counters.update(counters)

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import (
 )
 
 from rematpass.compiler._torch import CustomGraphPass, hint, inductor_config
+from rematpass.compiler.dry_run import is_under_way
 from rematpass.lab.measure import Step, run_step
 
 
@@ -76,6 +77,8 @@ class GraphFlops(CustomGraphPass):
         self._id = uuid.uuid4().hex
 
     def __call__(self, graph: fx.Graph) -> None:
+        if is_under_way():
+            return
         self.total += graph_flops(graph)
         self.graphs += 1
 
