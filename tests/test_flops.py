@@ -38,7 +38,7 @@ class TestFlops:
         assert (counter.total, counter.graphs) == (eager.step, 2)
 
     def test_what_inductor_is_only_asked_about_does_not_count(self):
-        """A budget makes the planner ask Inductor; what is compiled afterwards is eager's step and the recomputation."""
+        """A budget makes the planner ask Inductor; what is compiled then is eager's step and the recomputation."""
         module = chain(layers=4, width=5, segments=1)
         x = torch.randn(7, 5)
         eager = eager_flops(lambda: module(x), module.parameters())
