@@ -58,7 +58,7 @@ def test_from_end_to_end(here, capsys):
         assert row["gradient_reference"] == "eager"
     assert like["like"] == "eager"
     assert like["budget_nbytes"] == eager["peak"]
-    assert floor["planned_peak"] == floor["floor"]
+    assert floor["planned_peak"] == floor["floor"] - 4  # the floor counts the loss, an output
     assert floor["step_flops"] >= eager["step_flops"]
     assert len(floor["step_ratio"]) == 3
     assert "A training step of tiny_user_model:make" in out

@@ -61,8 +61,8 @@ class TestRemat:
     def test_plan_is_recorded(self):
         found, _ = tried("remat@0")
         assert found.status == MEASURED
-        assert found.floor == found.planned_peak <= found.ceiling
-        assert found.budget_nbytes == found.planned_peak
+        assert found.floor - 4 == found.planned_peak <= found.ceiling  # the floor counts the loss, an output
+        assert found.budget_nbytes == found.floor
         assert len(found.plan_hash) == 12
         assert len(found.source) == 12
         assert found.gradient_error == 0
