@@ -4,17 +4,6 @@ Each setting is a variable and an option of the same name in lower case without 
 ``REMAT_MEMORY_BUDGET=8GiB``, ``torch.compile(..., backend="remat", options={"memory_budget": "8GiB"})``.
 
 variable                  default    means
-========================  =========  ===================================================================================
-``REMAT_MEMORY_BUDGET``   ``1``      the most memory a training step may take; see ``Budget`` for its forms
-``REMAT_MAX_RECOMPUTE``   ``1``      how many extra forwards of recompute a plan may spend; more reaches a lower floor
-``REMAT_STRICT``          ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
-``REMAT_SOLVER``          ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
-``REMAT_HARDWARE``                   the hardware preset that seconds are reckoned for; unset: by the device
-``REMAT_AUTO_RESERVE``               bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
-``REMAT_CHECK``           ``0``      ``1``: measure the peak of the first steps, and warn if it is above the plan's
-``REMAT_REPORT_DIR``                 where every planned graph leaves its report: a page, text, JSON, a trace
-========================  =========  ===================================================================================
-=======
 ========================== ========== ==================================================================================
 variable                   default    means
 ========================== ========== ==================================================================================

@@ -90,7 +90,8 @@ def test_a_budget_below_the_floor_names_the_floor_and_who_takes_it(ends):
     assert last.startswith("Try memory_budget=")
     suggested = last.split("memory_budget=")[1].split(" or more")[0]
     torch._dynamo.reset()
-    assert train(memory_budget=suggested).planned_peak == ends[0]
+    held = train(memory_budget=suggested)
+    assert ends[0] <= held.planned_peak <= frontier.peak_allowed(held.budget_nbytes)
 
 
 def test_a_later_recompile_goes_on_at_the_floor_and_says_by_how_much_it_is_over(ends, caplog):
@@ -246,7 +247,7 @@ def test_a_report_is_left_for_every_planned_graph(tmp_path, ends):
         f"{stem}{suffix}" for suffix in (".html", ".txt", ".json", ".trace.json", ".graph.json")
     }
     report = json.loads((tmp_path / "reports" / f"{stem}.json").read_text("utf-8"))
-    assert report["summary"] == dataclasses.asdict(summary)
+    assert report["summary"] == json.loads(json.dumps(dataclasses.asdict(summary)))
     assert report["others"][0]["name"] == "torch's default, in our order"
 
 

@@ -68,7 +68,7 @@ def test_the_json_says_everything():
     report = tiny_report()
     found = json.loads(report.to_json())
     assert found["format"] == 1
-    assert found["summary"] == dataclasses.asdict(report.summary)
+    assert found["summary"] == json.loads(json.dumps(dataclasses.asdict(report.summary)))
     assert (found["hardware"], found["device"], found["bound"]) == ("h100", "cpu", None)
     assert found["chosen"] == {"name": "this plan", "peak": 77, "seconds": 60.0}
     assert [v["value"] for v in found["values"][:3]] == ["v9", "v8", "v7"]
