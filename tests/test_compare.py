@@ -27,7 +27,6 @@ def nothing():
 def here(tmp_path, monkeypatch):
     """An empty directory with a user's module in it, as the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "tiny_user_model.py").write_text(TINY)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path

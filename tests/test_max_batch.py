@@ -107,7 +107,7 @@ def test_a_budget_in_which_nothing_fits_is_exit_code_1(capsys, small):
         (["small", "--budget", "64"], "option memory_budget='64': a number without a unit"),
         (["nothing", "--budget", "1MiB"], "no model 'nothing'"),
         (["small"], "the following arguments are required: --budget"),
-        (["chain", "--size", "length", "--budget", "1MiB"], "chain has no length to set"),
+        (["chain", "--size", "length", "--budget", "1MiB"], "chain has no size 'length'; it has layers, width, batch"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(capsys, small, arguments, message):
