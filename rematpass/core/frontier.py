@@ -123,14 +123,9 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
 
 
 def pareto(rungs: Iterable[Rung]) -> tuple[Rung, ...]:
-    """Those that no other beats in both seconds and peak, from the fastest on.
-
-    The peak without forward's outputs falls as well: a caller who lets go of them shall not see more memory for less
-    budget either.
-    """
+    """Those that no other beats in both seconds and peak, from the fastest on."""
     best: list[Rung] = []
     for rung in sorted(rungs, key=lambda r: (r.seconds, r.peak)):
-        without = rung.timeline.peak_without_outputs
-        if not best or (rung.peak < best[-1].peak and without <= best[-1].timeline.peak_without_outputs):
+        if not best or rung.peak < best[-1].peak:
             best.append(rung)
     return tuple(best)
