@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -130,18 +130,11 @@ class _Search:
         return True  # there may be others
 
     def _accept(self, lettings: frozenset[Letting], target: int) -> bool:
-        self.trials += 1
-        state = self.state.after(lettings)
-        try:
-            plan = state.plan(self.problem, "descent")
-        except PlanError:  # something that must not run twice would have to
-            return False
-        timeline = self.problem.timeline(plan)
         most = self.problem.max_recompute * self.problem.forward_seconds
-        if timeline.recompute_seconds > most or _above(timeline, target) >= 0.98 * _above(self.timeline, target):
-            return False
-        self.state, self.plan, self.timeline = state, plan, timeline
-        return True
+        above = 0.98 * _above(self.timeline, target)
+        return self._go_on(
+            self.state.after(lettings), lambda new: new.recompute_seconds <= most and _above(new, target) < above
+        )
 
     def fill(self) -> bool:
         """Save what is recomputed, as far as it fits under the peak; whether anything was gained."""
@@ -157,10 +150,18 @@ class _Search:
 
     def _takes(self, state: State, limit: int) -> bool:
         """Go on from ``state`` if it is faster and stays under ``limit``."""
+        seconds = self.timeline.step_seconds
+        return self._go_on(state, lambda new: new.peak <= limit and new.step_seconds < seconds)
+
+    def _go_on(self, state: State, is_better: Callable[[Timeline], bool]) -> bool:
+        """Simulate ``state``, and go on from it if it is better."""
         self.trials += 1
-        plan = state.plan(self.problem, "descent")
+        try:
+            plan = state.plan(self.problem, "descent")
+        except PlanError:  # something that must not run twice would have to
+            return False
         timeline = self.problem.timeline(plan)
-        if timeline.peak > limit or timeline.step_seconds >= self.timeline.step_seconds:
+        if not is_better(timeline):
             return False
         self.state, self.plan, self.timeline = state, plan, timeline
         return True
