@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rematpass.core.graph import JointGraph, Origin
 from rematpass.core.schedule import Drop, Plan, Run, Step
@@ -20,7 +20,7 @@ class Copy:
     value: int
     copy: int
     born: int
-    reads: list[int] = field(default_factory=list)
+    reads: list[int]
     outlives: bool = False  # handed out of the schedule: it lives to the end of backward
 
 
@@ -48,8 +48,8 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
     writes: list[tuple[int, ...]] = []
 
     def start(value: int, copy: int, born: int) -> int:
-        copies.append(Copy(value, copy, born, [], False))
-        living[value].append(len(copies) - 1)
+        living[value].append(len(copies))
+        copies.append(Copy(value, copy, born, []))
         return len(copies) - 1
 
     def replay(steps: Sequence[Step]) -> None:
@@ -58,19 +58,18 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
                 there = living[step.value]
                 living[step.value] = [c for c in there if copies[c].copy != step.copy] if len(there) > 1 else []
                 continue
-            position = len(runs)
+            op, position = step.op, len(runs)
             try:
-                read = tuple([living[v][-1] for v in graph.touched[step.op]])
+                read = tuple([living[v][-1] for v in graph.touched[op]])
             except IndexError:
-                name = graph.ops[step.op].name
                 raise PlanError(
-                    f"{plan.solver}: step {position} runs op {step.op} ({name}) without its inputs"
+                    f"{plan.solver}: step {position} runs op {op} ({graph.ops[op].name}) without its inputs"
                 ) from None
             for c in read:
                 copies[c].reads.append(position)
             runs.append(step)
             reads.append(read)
-            writes.append(tuple([start(v, step.copy, position) for v in graph.ops[step.op].writes]))
+            writes.append(tuple([start(v, step.copy, position) for v in graph.ops[op].writes]))
 
     for value in graph.values:
         if value.origin in (Origin.STATIC, Origin.INPUT):

@@ -21,10 +21,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
 from rematpass.core.graph import JointGraph, Kind, Origin
-from rematpass.core.liveness import Trace, trace
+from rematpass.core.liveness import Copy, Trace, trace
 from rematpass.core.schedule import Plan, Run
 
 # A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one
@@ -34,8 +35,7 @@ _MOST_READS_FOR_ONE = {True: 12, False: 8}
 _MOST_READS_FOR_SEVERAL = 4
 
 
-@dataclass(frozen=True)
-class Tenant:
+class Tenant(NamedTuple):
     """A copy that takes bytes from position ``born`` to position ``end`` of the timeline, both included.
 
     ``made``: the position of the run that makes it, -1 when it was there before; ``reads``: the positions at which it
@@ -130,20 +130,27 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    there = residence(graph, plan, fuse=fuse)
+    return timeline_of(graph, plan, costs, residence(graph, plan, fuse=fuse), fuse=fuse)
+
+
+def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *, fuse: bool = True) -> Timeline:
+    """The timeline of ``plan``, whose ``residence`` is known."""
     lives = there.lives
     reads: list[list[int]] = [[] for _ in lives.copies]
     for position, copies in enumerate(there.read):
         for c in copies:
             reads[c].append(position)
     spans = _spans(graph, there, reads) if fuse else _as_they_are(lives, reads)
-    last = len(lives.runs) - 1
+    values = graph.values
+    counts = [value.origin in (Origin.OP, Origin.TANGENT) for value in values]
     tenants = tuple(
-        Tenant(c.value, c.copy, graph.values[c.value].nbytes, first, end, c.born, tuple(reads[i]), c.outlives)
-        for i, (c, (first, end)) in enumerate(zip(lives.copies, spans, strict=True))
-        if there.in_memory(i) and graph.values[c.value].origin in (Origin.OP, Origin.TANGENT)
+        [
+            Tenant(c.value, c.copy, values[c.value].nbytes, *spans[i], c.born, tuple(reads[i]), c.outlives)
+            for i, c in enumerate(lives.copies)
+            if counts[c.value] and there.in_memory(i)
+        ]
     )
-    live = _sums(((t.born, t.end, t.nbytes) for t in tenants), last + 1)
+    live = _sums([(t.born, t.end, t.nbytes) for t in tenants], len(lives.runs))
     for position, run in enumerate(lives.runs):
         live[position] += graph.ops[run.op].nbytes_workspace
     recompute = sum(costs.run[run.op] for run in plan.recomputed())
@@ -177,14 +184,20 @@ def _makes(graph: JointGraph, value: int, kind: Kind) -> bool:
 def _spans(graph: JointGraph, there: Residence, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """The same under a compiler that fuses and overwrites."""
     lives = there.lives
+    copies, sources = lives.copies, there.sources
     spans = _as_they_are(lives, reads)
+    fuses = [op.kind in FUSIBLE for op in graph.ops]
     taken_over: set[int] = set()  # copies whose place another one takes
-    for position, copies in enumerate(there.read):
-        if graph.ops[lives.runs[position].op].kind in FUSIBLE:
-            written = [c for c in lives.writes[position] if there.in_memory(c)]
-            dying = [c for c in copies if spans[c][1] == position and not lives.copies[c].outlives] if written else []
-            taken_over.update(_overwritten(graph, lives, written, dying))
-    return [(born, end - 1 if c in taken_over else end) for c, (born, end) in enumerate(spans)]
+    for position, read in enumerate(there.read):
+        if fuses[lives.runs[position].op]:
+            written = [c for c in lives.writes[position] if c in sources[c]]
+            dying = [c for c in read if spans[c][1] == position and not copies[c].outlives] if written else ()
+            if dying:
+                taken_over.update(_overwritten(graph, lives, written, dying))
+    for c in taken_over:
+        born, end = spans[c]
+        spans[c] = (born, end - 1)
+    return spans
 
 
 def _sums(spans: Iterable[tuple[int, int, int]], count: int) -> list[int]:
@@ -213,25 +226,22 @@ def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[list[tuple[in
     And the copies that are written because that frees more bytes than it takes.
     """
     saved = set(plan.saved)
-    fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
-    inlines = [fuses[op.id] and op.kind not in WRITTEN for op in graph.ops]
+    kinds = FUSIBLE | FREE
+    fuses = [op.kind in kinds for op in graph.ops]
+    inlines = [p is not None and fuses[p] and graph.ops[p].kind not in WRITTEN for p in graph.producer]
+    run_fuses = [fuses[run.op] for run in lives.runs]
+    most_for_one = _MOST_READS_FOR_ONE[graph.device == "cpu"]
     sources: list[tuple[int, ...]] = []
     virtual_of: dict[int, list[int]] = {}  # copy in memory -> virtual copies made of it so far
     written: set[int] = set()
     for index, c in enumerate(lives.copies):
-        may_be_virtual = (
-            (producer := graph.producer[c.value]) is not None
-            and inlines[producer]
-            and not c.outlives
-            and not (c.born < lives.first_backward and c.value in saved)
-            and all(fuses[lives.runs[r].op] for r in c.reads)
-        )
         sources.append((index,))
-        if not may_be_virtual:
+        if not inlines[c.value] or c.outlives or (c.born < lives.first_backward and c.value in saved):
+            continue
+        if not all(run_fuses[r] for r in c.reads):
             continue
         made_of = tuple(dict.fromkeys([s for r in lives.reads[c.born] for s in sources[r]]))
-        most = _MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else _MOST_READS_FOR_ONE[graph.device == "cpu"]
-        if len(made_of) > most:
+        if len(made_of) > (_MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else most_for_one):
             continue
         if len(made_of) > 1 and c.reads and _freed(graph, lives, index, made_of, virtual_of):
             written.add(index)
@@ -246,24 +256,26 @@ def _freed(
     graph: JointGraph, lives: Trace, index: int, made_of: tuple[int, ...], virtual_of: dict[int, list[int]]
 ) -> bool:
     """Whether writing a copy frees more bytes than it takes: those of what nobody else reads afterwards."""
-    born = lives.copies[index].born
-
-    def is_over(copy: int) -> bool:
-        c = lives.copies[copy]
-        return not c.outlives and bool(c.reads) and c.reads[-1] <= born
-
+    copies, born = lives.copies, lives.copies[index].born
     freed = 0
     for s in made_of:
-        value = graph.values[lives.copies[s].value]
-        if value.origin in (Origin.OP, Origin.TANGENT) and is_over(s) and all(map(is_over, virtual_of.get(s, ()))):
+        value = graph.values[copies[s].value]
+        there = (copies[c] for c in (s, *virtual_of.get(s, ())))
+        if value.origin in (Origin.OP, Origin.TANGENT) and all(_is_over(c, born) for c in there):
             freed += value.nbytes
-    return freed > graph.values[lives.copies[index].value].nbytes
+    return freed > graph.values[copies[index].value].nbytes
+
+
+def _is_over(copy: Copy, position: int) -> bool:
+    return not copy.outlives and bool(copy.reads) and copy.reads[-1] <= position
 
 
 def _made_and_read_in_one_kernel(
     graph: JointGraph, lives: Trace, sources: Sequence[tuple[int, ...]], read: Sequence[frozenset[int]]
 ) -> frozenset[int]:
     """Copies of random numbers that all their readers take in the kernel that draws them: they are never written."""
+    if all(op.kind is not Kind.SEEDED for op in graph.ops):
+        return frozenset()
     drawn = {
         i
         for i, c in enumerate(lives.copies)

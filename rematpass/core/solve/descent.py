@@ -28,7 +28,7 @@ from functools import cached_property
 
 from rematpass.core.graph import Side
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Residence, Tenant, Timeline, residence
+from rematpass.core.simulate import Residence, Tenant, Timeline
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.room import Room
@@ -84,7 +84,7 @@ def descend(problem: Problem, saved: frozenset[int]) -> Iterator[Plan]:
         filled = search.fill()
         if filled:
             yield search.plan
-        if not lowered and not filled:
+        if not lowered and not filled and not search.finer():
             return
 
 
@@ -94,6 +94,7 @@ class _Search:
     state: State
     banned: set[frozenset[Letting]] = field(default_factory=set)
     trials: int = 0
+    step: float = _STEP
 
     def __post_init__(self) -> None:
         self.plan = self.state.plan(self.problem, "descent")
@@ -102,7 +103,7 @@ class _Search:
     def lower(self) -> bool:
         """Bring the peak down by one step; whether that was possible."""
         start = self.timeline.peak
-        target = int(start * (1 - _STEP))
+        target = int(start * (1 - self.step))
         while self.timeline.peak > target and self.trials < _MOST_TRIALS:
             hills = self._hills(target)
             reach = max(max(lowest for _, lowest in hills), target)
@@ -135,6 +136,12 @@ class _Search:
         return self._go_on(
             self.state.after(lettings), lambda new: new.recompute_seconds <= most and _above(new, target) < above
         )
+
+    def finer(self) -> bool:
+        """Go on with smaller steps, and with what did not help further up; whether they are worth going."""
+        self.step /= 2
+        self.banned.clear()
+        return self.step > 2 * _LEAST and self.trials < _MOST_TRIALS
 
     def fill(self) -> bool:
         """Save what is recomputed, as far as it fits under the peak; whether anything was gained."""
@@ -169,8 +176,7 @@ class _Search:
     def _hills(self, target: int) -> list[tuple[list[_Choice], int]]:
         """For each stretch above ``target``: what to let go there, and the lowest that its top can come to."""
         live = self.timeline.live
-        there = residence(self.problem.graph, self.plan, fuse=self.problem.fuse)
-        idle = _Idle(self.problem, self.plan, self.timeline, there, self.banned)
+        idle = _Idle(self.problem, self.plan, self.timeline, self.problem.residence(self.plan), self.banned)
         hills = []
         above = [p for p, nbytes in enumerate(live) if nbytes > target]
         for _, stretch in itertools.groupby(enumerate(above), key=lambda pair: pair[1] - pair[0]):

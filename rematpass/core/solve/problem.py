@@ -11,7 +11,7 @@ from functools import cached_property
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Side
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Timeline, simulate
+from rematpass.core.simulate import Residence, Timeline, residence, timeline_of
 from rematpass.core.solve.mincut import Network
 from rematpass.errors import PlanTimeout
 
@@ -36,6 +36,10 @@ class Problem:
     def _timelines(self) -> dict[Plan, Timeline]:
         return {}
 
+    @cached_property
+    def _latest(self) -> dict[Plan, Residence]:
+        return {}
+
     def timeline(self, plan: Plan) -> Timeline:
         """The simulator's answer for ``plan``; asked for once.
 
@@ -45,8 +49,16 @@ class Problem:
         if time.monotonic() > self.deadline:
             raise PlanTimeout("planning took longer than planning_seconds allows; raise it, or take a simpler solver")
         if plan not in self._timelines:
-            self._timelines[plan] = simulate(self.graph, plan, self.costs, fuse=self.fuse)
+            there = self.residence(plan)
+            self._timelines[plan] = timeline_of(self.graph, plan, self.costs, there, fuse=self.fuse)
         return self._timelines[plan]
+
+    def residence(self, plan: Plan) -> Residence:
+        """What of ``plan`` takes bytes: kept for the plan that was asked for last, since it is large."""
+        if plan not in self._latest:
+            self._latest.clear()
+            self._latest[plan] = residence(self.graph, plan, fuse=self.fuse)
+        return self._latest[plan]
 
     @cached_property
     def forward_seconds(self) -> float:
