@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 from graphs import Builder, chain, integer_costs, joint_graphs, three_layers
 from hypothesis import assume, given, settings
@@ -192,3 +194,22 @@ def test_a_graph_of_no_bytes_and_no_seconds(solver):
     graph = chain(3, 0)
     ladder = build(Problem(graph, Costs((0.0,) * 6, (0.0,) * 8)), solver)
     assert (ladder.floor, ladder.ceiling, len(ladder.rungs)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_cycle_collector_rests_while_solvers_run_and_is_left_as_it_was(collects, monkeypatch):
+    seen = []
+
+    def solver(problem):
+        seen.append(gc.isenabled())
+        raise PlanError("no plan")
+
+    monkeypatch.setitem(SOLVERS, "ladder", solver)
+    was = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(PlanError, match="no plan"):
+            build(Problem(chain(2), Costs((1.0,) * 4, (0.0,) * 6)))
+        assert (seen, gc.isenabled()) == ([False], collects)
+    finally:
+        (gc.enable if was else gc.disable)()

@@ -7,8 +7,10 @@ never mean more memory.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rematpass.core.schedule import Plan
@@ -22,6 +24,7 @@ from rematpass.core.solve.segments import segments
 from rematpass.core.verify import verify
 
 _STARTS = ("segments", "mincut", "chen_sqrt")  # the way down begins at the lowest plan of each of these
+_VERTICES = 24  # of the parametric cut
 
 # A plan fits a budget in bytes when its planned peak and a hundredth more do.
 _SPARE = 100
@@ -78,7 +81,7 @@ class Ladder:
 
 def mincut(problem: Problem) -> tuple[Plan, ...]:
     """The vertices of the parametric cut under one price for all bytes, recomputed just in time."""
-    vertices = breakpoints(problem.network, problem.costs)
+    vertices = breakpoints(problem.network, problem.costs, problem.trials(_VERTICES, least=3))
     return tuple(just_in_time(problem.graph, vertex.cut.saved, "mincut") for vertex in vertices)
 
 
@@ -90,7 +93,8 @@ def everything(problem: Problem) -> tuple[Plan, ...]:
         best = lowest.setdefault(plan.solver, plan)
         if problem.timeline(plan).peak < problem.timeline(best).peak:
             lowest[plan.solver] = plan
-    ways_down = (descend(problem, frozenset(lowest[name].saved)) for name in _STARTS if name in lowest)
+    starts = sorted((lowest[name] for name in _STARTS if name in lowest), key=lambda plan: problem.timeline(plan).peak)
+    ways_down = (descend(problem, frozenset(plan.saved)) for plan in starts[: problem.trials(len(_STARTS))])
     return (*plans, *itertools.chain.from_iterable(ways_down))
 
 
@@ -112,7 +116,8 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
         ContradictoryMarks: no plan exists.
         PlanError: a solver made a plan that the judge rejects.
     """
-    rungs = [Rung(plan, problem.timeline(plan)) for plan in dict.fromkeys(SOLVERS[solver](problem))]
+    with _without_collection():
+        rungs = [Rung(plan, problem.timeline(plan)) for plan in dict.fromkeys(SOLVERS[solver](problem))]
     # A hair above the limit, so that recomputing exactly one forward is not lost to the rounding of a sum.
     allowed = problem.max_recompute * problem.forward_seconds * (1 + 1e-9)
     within = [rung for rung in rungs if rung.timeline.recompute_seconds <= allowed]
@@ -120,6 +125,19 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
     for rung in ladder.rungs:
         verify(problem.graph, rung.plan)
     return ladder
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Without Python's cycle collector: solvers make millions of small objects and no cycles, and it would walk them
+    all again and again, for half of their time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def pareto(rungs: Iterable[Rung]) -> tuple[Rung, ...]:

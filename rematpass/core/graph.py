@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -211,7 +211,7 @@ class JointGraph:
         wanted = {v for op in in_backward for v in op.reads} | set(self.bwd_outputs)
         return frozenset(v for v in wanted - made if self.values[v].origin is not Origin.TANGENT)
 
-    def ancestors(self, values: Iterable[int], stop: frozenset[int] | set[int] = frozenset()) -> list[int]:
+    def ancestors(self, values: Iterable[int], stop: Container[int] = frozenset()) -> list[int]:
         """Ops that have to run to make ``values`` out of ``stop`` and the inputs, in their order."""
         found: set[int] = set()
         todo = [v for v in values if v not in stop]

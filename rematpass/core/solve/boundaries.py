@@ -132,14 +132,13 @@ class Boundaries:
         """``gain[a, b]``: bytes that boundary b saves beyond those that boundary a has saved, forced ones included."""
         m, n = self.moments, len(self.candidates)
         gain = np.zeros((n + 1, n + 1))
-        positions = [-1, *self.candidates]
-        always = np.array([v in self.forced for v in range(len(m.graph.values))])
+        positions = np.array([-1, *self.candidates])
+        by_force = np.bincount(m.made[list(self.forced)] + 1, m.nbytes[list(self.forced)], m.first_backward + 1)
+        forced_to = np.cumsum(by_force)[positions + 1]  # bytes of what is forced and made up to each candidate
         for b in range(1, n + 1):
             crossing = [v for v in self.crossing[positions[b]] if v not in self.forced] if b < n else []
-            for a in range(b):
-                made = sum(m.nbytes[v] for v in crossing if m.made[v] > positions[a])
-                inside = always & (m.made > positions[a]) & (m.made <= positions[b])
-                gain[a, b] = made + m.nbytes[inside].sum()
+            made = m.nbytes[crossing] @ (m.made[crossing][:, None] > positions[None, :b])
+            gain[:b, b] = made + forced_to[b] - forced_to[:b]
         return gain
 
     def _path(self, limit: float) -> list[int] | None:

@@ -21,12 +21,13 @@ Source: greedy eviction by seconds per byte is what XLA's HloRematerialization a
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from rematpass.core.graph import Side
+from rematpass.core.liveness import Copy
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Tenant, Timeline
 from rematpass.core.solve.just_in_time import just_in_time
@@ -93,10 +94,11 @@ class _Search:
     problem: Problem
     state: State
     banned: set[frozenset[Letting]] = field(default_factory=set)
-    trials: int = 0
+    left: int = field(init=False)  # trials, each a simulation
     step: float = _STEP
 
     def __post_init__(self) -> None:
+        self.left = self.problem.trials(_MOST_TRIALS, least=4)
         self.plan = self.state.plan(self.problem, "descent")
         self.timeline = self.problem.timeline(self.plan)
 
@@ -104,7 +106,7 @@ class _Search:
         """Bring the peak down by one step; whether that was possible."""
         start = self.timeline.peak
         target = int(start * (1 - self.step))
-        while self.timeline.peak > target and self.trials < _MOST_TRIALS:
+        while self.timeline.peak > target and self.left > 0:
             hills = self._hills(target)
             reach = max(max(lowest for _, lowest in hills), target)
             if reach >= self.timeline.peak * (1 - _LEAST):
@@ -141,7 +143,7 @@ class _Search:
         """Go on with smaller steps, and with what did not help further up; whether they are worth going."""
         self.step /= 2
         self.banned.clear()
-        return self.step > 2 * _LEAST and self.trials < _MOST_TRIALS
+        return self.step > 2 * _LEAST and self.left > 0
 
     def fill(self) -> bool:
         """Save what is recomputed, as far as it fits under the peak; whether anything was gained."""
@@ -162,7 +164,7 @@ class _Search:
 
     def _go_on(self, state: State, is_better: Callable[[Timeline], bool]) -> bool:
         """Simulate ``state``, and go on from it if it is better."""
-        self.trials += 1
+        self.left -= 1
         try:
             plan = state.plan(self.problem, "descent")
         except PlanError:  # something that must not run twice would have to
@@ -218,7 +220,6 @@ class _Idle:
                 for s in sources:
                     c = self.lives.copies[s]
                     self.made_of.setdefault((c.value, c.copy), []).append(index)
-        self.alive_at: dict[int, set[int]] = {}
         self.saved = frozenset(plan.saved)
 
     def at(self, position: int) -> list[_Choice]:
@@ -257,7 +258,7 @@ class _Idle:
     def _priced(self, lettings: set[Letting], t: Tenant, after: int) -> _Choice | None:
         graph = self.problem.graph
         gone = {v for v, _ in lettings}
-        chain = graph.ancestors([t.value], self._alive(after) - gone)
+        chain = graph.ancestors([t.value], _Alive(self, after, gone))
         if not graph.runs_once.isdisjoint(chain) or self._asks_for_the_lost(chain):
             return None
         again = self.moment[after - self.timeline.first_backward]
@@ -289,14 +290,29 @@ class _Idle:
                 found.setdefault(v, []).append(position)
         return found
 
-    def _alive(self, position: int) -> set[int]:
-        """Values that can be read at ``position`` of backward."""
-        if position not in self.alive_at:
-            alive = set(self.problem.graph.kept_inputs)
-            first = self.timeline.first_backward
-            for c in self.lives.copies:
-                is_there = c.born < position and (c.born >= first or c.value in self.saved)
-                if is_there and (c.outlives or bisect_right(c.reads, position) < len(c.reads)):
-                    alive.add(c.value)
-            self.alive_at[position] = alive
-        return self.alive_at[position]
+    @cached_property
+    def copies_of(self) -> dict[object, list[Copy]]:
+        """For each value, its copies that backward can read."""
+        found: dict[object, list[Copy]] = {}
+        for c in self.lives.copies:
+            if c.born >= self.timeline.first_backward or c.value in self.saved:
+                found.setdefault(c.value, []).append(c)
+        return found
+
+
+@dataclass(frozen=True)
+class _Alive:
+    """The values that can be read at ``position`` of backward, those in ``gone`` left out."""
+
+    idle: _Idle
+    position: int
+    gone: set[int]
+
+    def __contains__(self, value: object) -> bool:
+        if value in self.gone:
+            return False
+        copies = self.idle.copies_of.get(value, ())
+        return value in self.idle.problem.graph.kept_inputs or any(map(self._is_there, copies))
+
+    def _is_there(self, c: Copy) -> bool:
+        return c.born < self.position and (c.outlives or (bool(c.reads) and c.reads[-1] > self.position))

@@ -15,6 +15,10 @@ from rematpass.core.simulate import Residence, Timeline, residence, timeline_of
 from rematpass.core.solve.mincut import Network
 from rematpass.errors import PlanTimeout
 
+# Ops up to which a graph gets every trial that the solvers know. Simulating a plan takes time in proportion to the ops,
+# so beyond that the number of trials falls as the ops rise, and planning stays near-linear.
+_FULL_EFFORT = 2500
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -27,6 +31,10 @@ class Problem:
     fuse: bool = True
     max_recompute: float = 1.0
     deadline: float = math.inf
+
+    def trials(self, most: int, least: int = 1) -> int:
+        """How many of ``most`` trials this graph is given: all up to 2,500 ops, then fewer, but at least ``least``."""
+        return max(least, round(most * min(1.0, _FULL_EFFORT / max(1, len(self.graph.ops)))))
 
     @cached_property
     def network(self) -> Network:

@@ -47,7 +47,7 @@ def segments(problem: Problem) -> tuple[Plan, ...]:
     if not moments.first_backward or not everything.peak:
         return ()  # nothing to cut
     lowest = boundaries.lowest(everything.peak)
-    limits = np.geomspace(lowest, everything.peak, _LIMITS + 1)[:-1]
+    limits = np.geomspace(lowest, everything.peak, problem.trials(_LIMITS, least=2) + 1)[:-1]
     finest = tuple(boundaries.under(lowest) or ())
     plans: dict[Plan, None] = {}
     layouts: dict[tuple[int, ...], _Layout] = {}
@@ -83,7 +83,7 @@ class _Layout:
         """The lowest plan, and those that fill up to ``limit`` what it leaves free."""
         yield self.lowest[0]
         target = limit
-        for _ in range(1 + _REFILLS):
+        for _ in range(1 + self.problem.trials(_REFILLS, least=0)):
             plan, timeline = self._simulate(self._fill(target))
             yield plan
             target += limit - timeline.peak
