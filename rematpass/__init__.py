@@ -33,6 +33,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
         segments.py      the planner under a peak
         room.py          what fits under a peak and is worth saving
         descent.py       lower peaks: what lies idle is let go and made again
+        nested.py        boundaries inside of boundaries, when more than one forward may be recomputed
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions

@@ -10,7 +10,7 @@ variable                   default    means
 ``REMAT_MEMORY_BUDGET``    ``1``      the most memory a training step may take; see ``Budget`` for its forms
 ``REMAT_MAX_RECOMPUTE``    ``1``      how many extra forwards of recompute a plan may spend; more reaches a lower floor
 ``REMAT_STRICT``           ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
-``REMAT_SOLVER``           ``ladder`` what plans: ``ladder``, ``mincut``, ``save_all``, ``recompute_all``, ``chen_sqrt``
+``REMAT_SOLVER``           ``ladder`` what plans: one of ``SOLVERS``; all but ``ladder`` are there to compare with
 ``REMAT_HARDWARE``                    the hardware preset that seconds are reckoned for; unset: by the device
 ``REMAT_PLANNING_SECONDS``            the most seconds that planning one graph may take; unset: no limit
 ``REMAT_SAVE_DECISIONS``   ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
@@ -45,7 +45,7 @@ from rematpass.units import format_bytes, parse_bytes
 log = logging.getLogger("rematpass")
 
 PREFIX = "REMAT_"
-SOLVERS = ("ladder", "mincut", "save_all", "recompute_all", "chen_sqrt")
+SOLVERS = ("ladder", "mincut", "save_all", "recompute_all", "chen_sqrt", "nested")
 LEAST_BARE_BYTES = 2**20  # a smaller number without a unit is more likely meant as GiB than as bytes
 
 

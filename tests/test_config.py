@@ -190,9 +190,10 @@ def test_options_of_python_types(name, given, value):
         ("check", "", f"neither on nor off. {SWITCH_FORMS}"),
         (
             *("solver", "min_cut"),
-            "no such solver; did you mean mincut? Accepted: ladder, mincut, save_all, recompute_all, chen_sqrt.",
+            "no such solver; did you mean mincut? "
+            "Accepted: ladder, mincut, save_all, recompute_all, chen_sqrt, nested.",
         ),
-        ("solver", "ilp", "no such solver. Accepted: ladder, mincut, save_all, recompute_all, chen_sqrt."),
+        ("solver", "ilp", "no such solver. Accepted: ladder, mincut, save_all, recompute_all, chen_sqrt, nested."),
         ("auto_reserve", "16", f"a number without a unit; did you mean 16GiB? {RESERVE_FORMS}"),
         ("auto_reserve", "0.5", f"a number without a unit; did you mean 0.5GiB? {RESERVE_FORMS}"),
         ("auto_reserve", "auto", f"'auto' {NO_BYTES} {RESERVE_FORMS}"),

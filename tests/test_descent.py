@@ -45,7 +45,7 @@ def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = problem.timeline(just_in_time(graph, [0, 1], "s"))
     assert start.peak == 5 + 7 + 5 + 31  # output, value 1, and the two of op3
-    plans = list(descend(problem, frozenset([0, 1])))
+    plans = list(descend(problem, State(frozenset([0, 1]))))
     assert [problem.timeline(p).peak for p in plans][:1] == [5 + 31 + 5]  # without value 1
     assert Run(0, 1) in plans[0].bwd
     assert 1 not in plans[0].saved or plans[0].bwd.index(Run(0, 1)) > plans[0].bwd.index(Run(4))
@@ -55,7 +55,7 @@ def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand()
 def test_nothing_is_recomputed_beyond_what_is_allowed():
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)  # one op of two is a half
-    assert all(problem.timeline(p).recompute_seconds <= 0.8 for p in descend(problem, frozenset([0, 1])))
+    assert all(problem.timeline(p).recompute_seconds <= 0.8 for p in descend(problem, State(frozenset([0, 1]))))
 
 
 @pytest.mark.parametrize("n", [16, 36, 64])
@@ -67,7 +67,7 @@ def test_a_chain_takes_less_than_two_square_roots_of_it(n):
     root = round(n**0.5)
     boundaries = frozenset([0, *range(root, n, root)])
     chen = problem.timeline(just_in_time(graph, boundaries, "chen")).peak
-    plans = list(descend(problem, boundaries))
+    plans = list(descend(problem, State(boundaries)))
     lowest = min(problem.timeline(p).peak for p in plans)
     assert lowest < chen
     assert lowest <= (2 * root + 2) * nbytes
@@ -83,7 +83,7 @@ def test_the_way_down_goes_down_and_passes_the_judge(data):
     except ContradictoryMarks:
         return
     peak = problem.timeline(first).peak
-    for plan in descend(problem, frozenset(first.saved)):
+    for plan in descend(problem, State(frozenset(first.saved))):
         verify(graph, plan)
         assert problem.timeline(plan).peak <= peak
         peak = problem.timeline(plan).peak
@@ -102,4 +102,4 @@ def test_what_the_simulator_says_decides():
     flat = dataclasses.replace(graph, values=tuple(dataclasses.replace(v, nbytes=5) for v in graph.values))
     problem = Problem(flat, equal_costs(flat), fuse=False, max_recompute=2.0)
     before = simulate(flat, just_in_time(flat, [0, 1], "s"), problem.costs, fuse=False).peak
-    assert all(problem.timeline(p).peak <= before for p in descend(problem, frozenset([0, 1])))
+    assert all(problem.timeline(p).peak <= before for p in descend(problem, State(frozenset([0, 1]))))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
+from rematpass.core.solve import nested
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
-from rematpass.core.solve.descent import descend
+from rematpass.core.solve.descent import State, descend
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
@@ -94,8 +95,12 @@ def everything(problem: Problem) -> tuple[Plan, ...]:
         if problem.timeline(plan).peak < problem.timeline(best).peak:
             lowest[plan.solver] = plan
     starts = sorted((lowest[name] for name in _STARTS if name in lowest), key=lambda plan: problem.timeline(plan).peak)
-    ways_down = (descend(problem, frozenset(plan.saved)) for plan in starts[: problem.trials(len(_STARTS))])
-    return (*plans, *itertools.chain.from_iterable(ways_down))
+    states = [State(frozenset(plan.saved)) for plan in starts[: problem.trials(len(_STARTS))]]
+    within = list(nested.states(problem))
+    if within:
+        states.append(min(within, key=lambda found: problem.timeline(found[1]).peak)[0])
+    ways_down = (descend(problem, state) for state in states)
+    return (*plans, *(plan for _, plan in within), *itertools.chain.from_iterable(ways_down))
 
 
 SOLVERS: dict[str, Solver] = {
@@ -104,6 +109,7 @@ SOLVERS: dict[str, Solver] = {
     "save_all": save_all,
     "recompute_all": recompute_all,
     "chen_sqrt": chen_sqrt,
+    "nested": nested.nested,
 }
 
 

@@ -19,7 +19,7 @@ def save_all(problem: Problem) -> tuple[Plan, ...]:
 
 def recompute_all(problem: Problem) -> tuple[Plan, ...]:
     """Save the fewest bytes that backward can start from."""
-    return (just_in_time(problem.graph, _fewest_bytes(problem).saved, "recompute_all"),)
+    return (just_in_time(problem.graph, fewest_bytes(problem).saved, "recompute_all"),)
 
 
 def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
@@ -30,26 +30,33 @@ def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
 
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, section 4.
     """
-    graph, costs = problem.graph, problem.costs
-    forward = [op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD and costs.run[op.id] > 0]
+    graph = problem.graph
+    forward = worth_a_boundary(problem)
     segments = max(1, round(math.sqrt(len(forward))))
     width = max(1, math.ceil(len(forward) / segments))
-    crossing = _crossing(problem)
+    crossing = crossing_values(problem)
     weight = {op: sum(graph.values[v].nbytes for v in crossing[op]) for op in forward}
-    saved = set(_fewest_bytes(problem).saved)
+    saved = set(fewest_bytes(problem).saved)
     for first in range(0, len(forward) - width, width):
         boundary = min(forward[first : first + width], key=lambda op: (weight[op], -op))
         saved.update(crossing[boundary])
     return (just_in_time(graph, saved, "chen_sqrt"),)
 
 
-def _fewest_bytes(problem: Problem) -> Cut:
+def worth_a_boundary(problem: Problem) -> list[int]:
+    """Forward's ops but the free ones, in their order."""
+    graph, costs = problem.graph, problem.costs
+    return [op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD and costs.run[op.id] > 0]
+
+
+def fewest_bytes(problem: Problem) -> Cut:
+    """The cut that saves the fewest bytes which backward can start from."""
     values = problem.graph.values
     keep = [0.0 if v.origin is Origin.STATIC else float(v.nbytes) for v in values]
     return problem.network.solve([1e-6] * len(problem.graph.ops), keep)
 
 
-def _crossing(problem: Problem) -> dict[int, list[int]]:
+def crossing_values(problem: Problem) -> dict[int, list[int]]:
     """For each op of forward, the savable values that are made no later and read by forward after it."""
     graph = problem.graph
     last = {

@@ -75,9 +75,9 @@ class _Choice:
     seconds: float
 
 
-def descend(problem: Problem, saved: frozenset[int]) -> Iterator[Plan]:
-    """Plans of falling peak, from the one that saves ``saved`` on; each as fast as what it leaves free allows."""
-    search = _Search(problem, State(saved))
+def descend(problem: Problem, start: State) -> Iterator[Plan]:
+    """Plans of falling peak, from ``start`` on; each as fast as what it leaves free allows."""
+    search = _Search(problem, start)
     while True:
         lowered = search.lower()
         if lowered:
