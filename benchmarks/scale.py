@@ -1,0 +1,165 @@
+"""How planning scales with the ops of a joint graph, beside torch's own partitioner: ``python benchmarks/scale.py``.
+
+Two tables: ladders of Llama-shaped graphs of any size (``shapes.py``), and, on the joint graph of a real Llama as
+AOTAutograd hands it over, ours beside torch's at activation budgets 1.0 and 0.5. Each row is measured in a process of
+its own, so that its memory is its own; seconds are those of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--ops", default="2000,20000,100000", metavar="LIST", help="sizes of Llama-shaped graphs")
+    made.add_argument("--layers", default="16,160", metavar="LIST", help="sizes of the real Llama")
+    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="where the page goes")
+    made.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    arguments = made.parse_args(argv)
+    if arguments.row:
+        what, size = arguments.row
+        print(json.dumps({"shaped": shaped, "real": real}[what](int(size))))
+        return 0
+    shaped_rows = [row("shaped", size) for size in arguments.ops.split(",") if size]
+    real_rows = [row("real", size) for size in arguments.layers.split(",") if size]
+    page = arguments.results / f"scale_cpu_{datetime.date.today().isoformat()}.md"
+    page.write_text(text(shaped_rows, real_rows))
+    print(f"wrote {page}")
+    return 0
+
+
+def row(what: str, size: str) -> dict[str, Any]:
+    """One row, measured in a process of its own."""
+    print(f"measuring {what} {size}", file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, __file__, "--row", what, size], stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def shaped(ops: int) -> dict[str, Any]:
+    """The ladder of a Llama-shaped graph of about ``ops`` ops."""
+    from shapes import OPS_PER_LAYER, llama
+
+    graph = llama(max(1, round(ops / OPS_PER_LAYER)))
+    return ladder_of(graph)
+
+
+def ladder_of(graph: Any) -> dict[str, Any]:
+    from rematpass.core import frontier, hardware
+    from rematpass.core.cost import estimate
+    from rematpass.core.solve.problem import Problem
+
+    problem = Problem(graph, estimate(graph, hardware.preset("cpu")))
+    cut = seconds(lambda: problem.network.solve(problem.costs.run, problem.costs.keep))[0]
+    taken, ladder = seconds(lambda: frontier.build(problem))
+    return {
+        "ops": len(graph.ops),
+        "one cut": cut,
+        "ladder": taken,
+        "rungs": len(ladder.rungs),
+        "ceiling": ladder.ceiling,
+        "floor": ladder.floor,
+        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def real(layers: int) -> dict[str, Any]:
+    """Torch's partitioner and ours on the joint graph of one Llama, narrow so that running it costs nothing."""
+    from copy import deepcopy
+
+    import torch
+    from torch._functorch import config as functorch_config
+
+    from rematpass.compiler import _torch
+    from rematpass.compiler.capture import capture
+    from rematpass.lab import zoo
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"layers": layers}
+
+    class Compared(_torch.CustomPartitionerFn):  # type: ignore[misc]
+        def __call__(self, module: torch.fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
+            static = kwargs.get("static_lifetime_input_indices") or ()
+            for budget in (1.0, 0.5):
+                again = torch.fx.GraphModule(module, deepcopy(module.graph))
+                with functorch_config.patch(activation_memory_budget=budget):
+                    found[f"torch at {budget}"] = seconds(lambda: _torch.default_partition(again, inputs, **kwargs))[0]  # noqa: B023
+            again = torch.fx.GraphModule(module, deepcopy(module.graph))
+            found["capture"], captured = seconds(
+                lambda: capture(again, num_fwd_outputs=kwargs["num_fwd_outputs"], static_input_indices=static)
+            )
+            found.update(ladder_of(captured.graph))
+            return _torch.default_partition(module, inputs, **kwargs)
+
+        def uuid(self) -> None:
+            return None
+
+    module, inputs = zoo.llama(width=16, layers=layers, heads=2, kv_heads=1, mlp=32, vocabulary=64, batch=1, length=16)
+
+    def plan(gm: Any, example_inputs: Any) -> Any:
+        with functorch_config.patch(enable_autograd_cache=False):
+            return _torch.compile_fx(
+                gm,
+                list(example_inputs),
+                inner_compile=lambda g, e, **_: _torch.boxed_nop(g, e),
+                config_patches={"custom_partitioner_fn": Compared()},
+            )
+
+    sys.setrecursionlimit(100_000)
+    torch.compile(module, backend=plan)(**inputs)
+    return found
+
+
+def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """What a call takes of the processor, and what it returns."""
+    begun = time.process_time()
+    found = call()
+    return time.process_time() - begun, found
+
+
+def text(shaped_rows: list[dict[str, Any]], real_rows: list[dict[str, Any]]) -> str:
+    today = datetime.date.today().isoformat()
+    lines = [
+        f"# How planning scales ({today}, one CPU core)",
+        "",
+        "Made by `python benchmarks/scale.py`. Seconds of the processor; memory is the process' peak.",
+        "",
+        "## Llama-shaped joint graphs",
+        "",
+        "| ops | one cut, s | whole ladder, s | rungs | floor / ceiling | memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['ops']:,} | {r['one cut']:.2f} | {r['ladder']:.1f} | {r['rungs']} | {r['floor'] / r['ceiling']:.3f} "
+        f"| {r['MiB']:.0f} |"
+        for r in shaped_rows
+    ]
+    lines += [
+        "",
+        "## The joint graph of a real Llama, beside torch's partitioner",
+        "",
+        "| layers | ops | torch at 1.0, s | torch at 0.5, s | capture, s | whole ladder, s | rungs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['layers']} | {r['ops']:,} | {r['torch at 1.0']:.1f} | {r['torch at 0.5']:.1f} | {r['capture']:.1f} "
+        f"| {r['ladder']:.1f} | {r['rungs']} |"
+        for r in real_rows
+    ]
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
