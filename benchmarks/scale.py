@@ -77,48 +77,26 @@ def ladder_of(graph: Any) -> dict[str, Any]:
 
 def real(layers: int) -> dict[str, Any]:
     """Torch's partitioner and ours on the joint graph of one Llama, narrow so that running it costs nothing."""
-    from copy import deepcopy
-
     import torch
+    from joint import captured, copied, look_at
     from torch._functorch import config as functorch_config
 
     from rematpass.compiler import _torch
-    from rematpass.compiler.capture import capture
     from rematpass.lab import zoo
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {"layers": layers}
 
-    class Compared(_torch.CustomPartitionerFn):  # type: ignore[misc]
-        def __call__(self, module: torch.fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
-            static = kwargs.get("static_lifetime_input_indices") or ()
-            for budget in (1.0, 0.5):
-                again = torch.fx.GraphModule(module, deepcopy(module.graph))
-                with functorch_config.patch(activation_memory_budget=budget):
-                    found[f"torch at {budget}"] = seconds(lambda: _torch.default_partition(again, inputs, **kwargs))[0]  # noqa: B023
-            again = torch.fx.GraphModule(module, deepcopy(module.graph))
-            found["capture"], captured = seconds(
-                lambda: capture(again, num_fwd_outputs=kwargs["num_fwd_outputs"], static_input_indices=static)
-            )
-            found.update(ladder_of(captured.graph))
-            return _torch.default_partition(module, inputs, **kwargs)
-
-        def uuid(self) -> None:
-            return None
+    def look(joint: Any, inputs: Any, kwargs: Any) -> None:
+        for budget in (1.0, 0.5):
+            again = copied(joint)
+            with functorch_config.patch(activation_memory_budget=budget):
+                found[f"torch at {budget}"], _ = seconds(lambda: _torch.default_partition(again, inputs, **kwargs))  # noqa: B023
+        found["capture"], ours = seconds(lambda: captured(joint, kwargs))
+        found.update(ladder_of(ours.graph))
 
     module, inputs = zoo.llama(width=16, layers=layers, heads=2, kv_heads=1, mlp=32, vocabulary=64, batch=1, length=16)
-
-    def plan(gm: Any, example_inputs: Any) -> Any:
-        with functorch_config.patch(enable_autograd_cache=False):
-            return _torch.compile_fx(
-                gm,
-                list(example_inputs),
-                inner_compile=lambda g, e, **_: _torch.boxed_nop(g, e),
-                config_patches={"custom_partitioner_fn": Compared()},
-            )
-
-    sys.setrecursionlimit(100_000)
-    torch.compile(module, backend=plan)(**inputs)
+    look_at(module, lambda: module(**inputs), look)
     return found
 
 

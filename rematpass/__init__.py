@@ -50,6 +50,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       dry_run.py         the exact peak of both graphs, before any code is generated
       probe.py           a rung, carried out: the two modules and their exact peak
       auto_budget.py     the budget "auto": what is free on the device
+      timed.py           the seconds of ops, measured
       torchs_choice.py   what torch's own partitioner would save, to compare with
       partitioner.py     capture, plan, emit: what Inductor calls
       kept.py            what was planned, for processes that take the compiled graph from the cache
@@ -77,6 +78,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       measure.py         peak bytes, exactly, and seconds of a step
       flops.py           FLOPs of a step, counted exactly
       check.py           a training run measures its own first steps
+      calibrate.py       what this machine sustains, for the cost model
       demo.py            with and without a budget, side by side
       trial.py           one strategy on one model, in this process
       worker.py          the same in a process of its own
@@ -90,6 +92,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       plan.py            rematpass plan
       run.py             rematpass run
       max_batch.py       rematpass max-batch
+      calibrate.py       rematpass calibrate
     cli.py               the commands; loads torch inside them
     __main__.py          python -m rematpass
 

@@ -1,4 +1,5 @@
-"""The commands: ``rematpass demo``, ``compare``, ``explain``, ``plan``, ``run``, ``max-batch``. torch comes late.
+"""The commands: ``rematpass demo``, ``compare``, ``explain``, ``plan``, ``run``, ``max-batch``,
+``calibrate``. torch comes late.
 
 Exit codes: 0 done; 1 done, and the result is not as it should be (a peak above the committed one, a script that
 failed); 2 cannot be done as asked, with one line that says why; 3 a bug; 130 interrupted. ``--debug`` shows the whole
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rematpass import __version__
-from rematpass.commands import explain, max_batch, plan, run
+from rematpass.commands import calibrate, explain, max_batch, plan, run
 from rematpass.config import default_environment
 from rematpass.errors import cause_of
 
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   rematpass plan gpt.graph.json --device h200  plan a saved joint graph, without torch or a GPU
   rematpass run --budget 8GiB train.py         every torch.compile in train.py, under a budget
   rematpass max-batch llama --budget 512MiB    the largest batch that fits
+  rematpass calibrate --output here.json       measure this machine, for the cost model
 
 the budget elsewhere:
   REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     demo.set_defaults(run=_demo)
     compare = _add_compare(commands)
-    others = [command.add_parser(commands) for command in (explain, plan, run, max_batch)]
+    others = [command.add_parser(commands) for command in (explain, plan, run, max_batch, calibrate)]
     for command in (demo, compare, *others):
         command.add_argument("--debug", action="store_true", help="on an error, show the whole traceback")
     return parser

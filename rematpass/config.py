@@ -11,7 +11,8 @@ variable                   default    means
 ``REMAT_MAX_RECOMPUTE``    ``1``      how many extra forwards of recompute a plan may spend; more reaches a lower floor
 ``REMAT_STRICT``           ``0``      ``1``: a budget that cannot be held raises, in later recompiles too
 ``REMAT_SOLVER``           ``ladder`` what plans: one of ``SOLVERS``; all but ``ladder`` are there to compare with
-``REMAT_HARDWARE``                    the hardware preset that seconds are reckoned for; unset: by the device
+``REMAT_HARDWARE``                    whose seconds: a preset, or a file of ``rematpass calibrate``; unset: the device's
+``REMAT_COST``             ``model``  ``measure``: time the ops that matter on this device, instead of a roofline model
 ``REMAT_PLANNING_SECONDS``            the most seconds that planning one graph may take; unset: no limit
 ``REMAT_SAVE_DECISIONS``   ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
 ``REMAT_AUTO_RESERVE``                bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
@@ -46,6 +47,7 @@ log = logging.getLogger("rematpass")
 
 PREFIX = "REMAT_"
 SOLVERS = ("ladder", "mincut", "save_all", "recompute_all", "chen_sqrt", "nested")
+COSTS = ("model", "measure")
 LEAST_BARE_BYTES = 2**20  # a smaller number without a unit is more likely meant as GiB than as bytes
 
 
@@ -101,6 +103,7 @@ class Config:
     strict: bool = False
     solver: str = "ladder"
     hardware: str = ""
+    cost: str = "model"
     planning_seconds: float | None = None
     save_decisions: bool = True
     auto_reserve: int | None = None
@@ -239,6 +242,12 @@ def _solver(value: object) -> str:
     return str(value)
 
 
+def _cost(value: object) -> str:
+    if value not in COSTS:
+        raise ValueError("neither of the two")
+    return str(value)
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str | os.PathLike):
         raise ValueError(f"a value of type {type(value).__name__} is not a text")
@@ -252,7 +261,8 @@ _SETTINGS = {
     "max_recompute": _Setting(_positive, "a finite number above 0, in extra forwards"),
     "strict": _Setting(_switch, _SWITCH),
     "solver": _Setting(_solver, ", ".join(SOLVERS)),
-    "hardware": _Setting(_text, "the name of a hardware preset"),
+    "hardware": _Setting(_text, "the name of a hardware preset, or a file that rematpass calibrate has written"),
+    "cost": _Setting(_cost, " or ".join(COSTS)),
     "planning_seconds": _Setting(_positive, "a finite number above 0"),
     "save_decisions": _Setting(_switch, _SWITCH),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),

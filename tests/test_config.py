@@ -206,7 +206,8 @@ def test_other_settings_that_are_refused(name, value, message):
 
 
 def test_a_text_is_asked_for_where_one_is_needed():
-    message = "option hardware=3: a value of type int is not a text. Accepted: the name of a hardware preset."
+    accepted = "the name of a hardware preset, or a file that rematpass calibrate has written"
+    message = f"option hardware=3: a value of type int is not a text. Accepted: {accepted}."
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         Config.read({"hardware": 3}, {})
 
@@ -239,7 +240,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         ("memory_buget", "did you mean memory_budget?"),
         (
             "xyz",
-            "valid are memory_budget, max_recompute, strict, solver, hardware, planning_seconds, save_decisions, "
+            "valid are memory_budget, max_recompute, strict, solver, hardware, cost, planning_seconds, save_decisions, "
             "auto_reserve, check, report_dir",
         ),
     ],
@@ -259,7 +260,7 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_AUTO_RESERVE, REMAT_CHECK, "
+            "REMAT_COST, REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_AUTO_RESERVE, REMAT_CHECK, "
             "REMAT_REPORT_DIR",
         ),
     ],

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from rematpass.core.hardware import PRESETS, Hardware, for_device, preset
@@ -37,7 +39,8 @@ def test_presets_are_what_the_data_sheets_say_scaled_down():
 def test_an_unknown_name_is_told_the_valid_ones(name):
     with pytest.raises(ConfigError) as caught:
         preset(name)
-    assert str(caught.value) == f"unknown hardware {name!r}; valid names are a100, cpu, h100, h200, l4, rtx4090"
+    names = "a100, cpu, h100, h200, l4, rtx4090"
+    assert str(caught.value) == f"unknown hardware {name!r}; valid names are {names}, or a file of rematpass calibrate"
 
 
 @pytest.mark.parametrize(
@@ -62,3 +65,30 @@ def test_an_unknown_name_is_told_the_valid_ones(name):
 )
 def test_a_device_is_known_by_its_description(description, name):
     assert for_device(description).name == name
+
+
+def test_a_preset_goes_to_a_file_and_back(tmp_path):
+    here = Hardware("here", (("float32", 3e11), ("bfloat16", 5e11)), 7e10, 1.1e10, 1.3e-6)
+    (tmp_path / "here.json").write_text(here.to_json())
+    assert preset(str(tmp_path / "here.json")) == here
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the hardware preset"),
+        ("{", "is no hardware preset as rematpass calibrate writes it"),
+        ("[]", "is no hardware preset as rematpass calibrate writes it"),
+        ('{"name": "x"}', "is no hardware preset as rematpass calibrate writes it: KeyError('flops')"),
+        (Hardware("x", (), 1.0, 1.0, 0.0).to_json(), "a rate is not above 0"),
+        (Hardware("x", (("float32", 1.0),), 1.0, 0.0, 0.0).to_json(), "a rate is not above 0"),
+        (Hardware("x", (("float32", 1.0),), 1.0, 1.0, -1.0).to_json(), "a rate is not above 0"),
+    ],
+)
+def test_a_file_that_holds_no_preset_says_so(content, message, tmp_path):
+    path = tmp_path / "here.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        preset(str(path))
+    assert str(path) in str(caught.value)

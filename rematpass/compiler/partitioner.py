@@ -29,6 +29,7 @@ from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.decisions import keep_decisions
 from rematpass.compiler.marks import offload, region_budget, within_region
 from rematpass.compiler.probe import Probe, Probes
+from rematpass.compiler.timed import measured
 from rematpass.compiler.torchs_choice import saved_by_torch
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
@@ -118,8 +119,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         self.planned: Record | None = None
         self._unlike_any_other = os.urandom(16).hex() if plan_anew else ""
         self.config, self.fuse, self._device = config, fuse, device
-        if config.hardware:
-            hardware.preset(config.hardware)  # an unknown name is an error now, not in the middle of a compile
+        # An unknown name is an error now, not in the middle of a compile.
+        self._preset = hardware.preset(config.hardware) if config.hardware else None
         self.planned_peak: int | None = None  # of the last graph; None before, and where planning failed
         self._free: int | None = None
 
@@ -127,7 +128,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         """What can change a plan: Inductor's cache key has the pickled partitioner in it, besides the ``uuid``."""
         budget = dataclasses.replace(self.config.memory_budget, given="")
         config = dataclasses.replace(self.config, memory_budget=budget, report_dir="")
-        return {"config": config, "fuse": self.fuse, "_device": self._device, "_unlike": self._unlike_any_other}
+        state = {"config": config, "fuse": self.fuse, "_device": self._device, "_unlike": self._unlike_any_other}
+        return {**state, "_preset": str(self._preset)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["config"], fuse=state["fuse"], device=state["_device"])  # type: ignore[misc]
@@ -144,7 +146,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             free = str(self._free)
         name = _torch.device_name(self.device)
         text = "\n".join([_sources_hash(), self.config.key(), free, str(self.fuse), name, torch.__version__])
-        text += self._unlike_any_other
+        text += f"{self._preset}{self._unlike_any_other}"
         return hashlib.sha256(text.encode()).digest()
 
     def __call__(
@@ -188,10 +190,13 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         start = time.perf_counter()
         graph, budget = captured.graph, self._budget(captured.graph)
-        preset = hardware.preset(self.config.hardware) if self.config.hardware else hardware.for_device(graph.device)
+        preset = self._preset or hardware.for_device(graph.device)
         limit = None if fallback else self.config.planning_seconds
         deadline = math.inf if limit is None else time.monotonic() + limit
-        problem = Problem(graph, estimate(graph, preset), self.fuse, self.config.max_recompute, deadline)
+        costs = estimate(graph, preset)
+        if self.config.cost == "measure" and not fallback:
+            costs = measured(captured, costs, self.device)
+        problem = Problem(graph, costs, self.fuse, self.config.max_recompute, deadline)
         ladder = frontier.build(problem, solver)
         budget = within_region(budget, region_budget(captured), ladder)
         probes = Probes(captured, ladder, fuse=self.fuse)

@@ -6,9 +6,12 @@ Peak figures are the vendors' data sheets' (dense, without sparsity), scaled by 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from rematpass.errors import ConfigError
 
@@ -33,6 +36,10 @@ class Hardware:
         """FLOP/s for matrix work in ``dtype``; a dtype not listed runs like the slowest listed one."""
         rates = dict(self.flops)
         return rates.get(dtype, min(rates.values()))
+
+    def to_json(self) -> str:
+        """A JSON document that ``preset`` reads from a file."""
+        return json.dumps({**dataclasses.asdict(self), "flops": dict(self.flops)}, indent=2) + "\n"
 
 
 def _gpu(name: str, *, half: float, single: float, fp8: float | None, bandwidth: float) -> Hardware:
@@ -69,15 +76,34 @@ PRESETS = {
 
 
 def preset(name: str) -> Hardware:
-    """The preset called ``name``.
+    """The preset called ``name``, or the one in the file of this name (it ends in ``.json``).
 
     Raises:
-        ConfigError: there is none of that name; the message lists those there are.
+        ConfigError: there is none of that name, and the message lists those there are; or the file holds none.
     """
+    if name.endswith(".json"):
+        return _from_file(Path(name))
     try:
         return PRESETS[name.lower()]
     except KeyError:
-        raise ConfigError(f"unknown hardware {name!r}; valid names are {', '.join(sorted(PRESETS))}") from None
+        raise ConfigError(
+            f"unknown hardware {name!r}; valid names are {', '.join(sorted(PRESETS))}, or a file of rematpass calibrate"
+        ) from None
+
+
+def _from_file(path: Path) -> Hardware:
+    try:
+        fields = json.loads(path.read_text())
+        flops = tuple((str(dtype), float(rate)) for dtype, rate in fields.pop("flops").items())
+        numbers = {k: float(fields.pop(k)) for k in ("vector_flops", "bandwidth", "launch_seconds")}
+        found = Hardware(name=str(fields.pop("name")), flops=flops, **numbers)
+    except OSError as error:
+        raise ConfigError(f"cannot read the hardware preset {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no hardware preset as rematpass calibrate writes it: {error!r}") from None
+    if not flops or min(found.vector_flops, found.bandwidth, *dict(flops).values()) <= 0 or found.launch_seconds < 0:
+        raise ConfigError(f"{path} is no hardware preset: a rate is not above 0")
+    return found
 
 
 def for_device(description: str) -> Hardware:

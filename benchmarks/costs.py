@@ -1,0 +1,104 @@
+"""Estimated against measured seconds of the ops that run as kernels of their own: ``python benchmarks/costs.py``.
+
+For each model and all of them together: how many different calls there are, the rank correlation (Spearman's) of the
+roofline's seconds with the measured ones, and how far off they are in the middle. Ranks are what decides what is worth
+saving. Plans use the estimates, or, with ``REMAT_COST=measure``, the measured seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from joint import captured, look_at
+from numpy.typing import NDArray
+
+from rematpass.compiler.timed import TIMED, key_of, seconds_of_call
+from rematpass.core import hardware
+from rematpass.core.cost import estimate
+from rematpass.lab import models
+
+HERE = Path(__file__).parent
+Pairs = dict[str, tuple[float, float, int]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--models", default="llama,gpt2,vit,resnet50,mlp", metavar="LIST", help="of the catalog")
+    made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    made.add_argument("--hardware", default="", metavar="NAME", help="a preset or a file of rematpass calibrate")
+    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="where the page goes")
+    arguments = made.parse_args(argv)
+    found = {name: pairs_of(name, arguments.device, arguments.hardware) for name in arguments.models.split(",")}
+    device = models.usable(arguments.device)
+    page = arguments.results / f"costs_{device.type}_{datetime.date.today().isoformat()}.md"
+    page.write_text(text(found, arguments.hardware or "the preset of the device"))
+    print(page.read_text())
+    return 0
+
+
+def pairs_of(name: str, device: str, preset: str) -> Pairs:
+    """For each different call, its estimated and measured seconds and how often the model makes it."""
+    model = models.build(name, device=device, seed=0)
+    place = models.usable(device)
+    found: Pairs = {}
+
+    def look(joint: Any, _: Any, kwargs: Any) -> None:
+        ours = captured(joint, kwargs)
+        chosen = hardware.preset(preset) if preset else hardware.for_device(ours.graph.device)
+        costs = estimate(ours.graph, chosen)
+        for op in ours.graph.ops:
+            node = ours.op_node[op.id]
+            key = key_of(node) if op.kind in TIMED else ""
+            if key in found:
+                found[key] = (*found[key][:2], found[key][2] + 1)
+            elif key:
+                found[key] = (costs.run[op.id], seconds_of_call(node, place), 1)
+
+    look_at(model.module, model.step, look)
+    return found
+
+
+def spearman(pairs: Pairs) -> float:
+    """The correlation of ranks, each call counted as often as the model makes it; nan where all estimates are equal."""
+    if len({estimated for estimated, _, _ in pairs.values()}) < 2:
+        return float("nan")
+    estimated, measured = (np.repeat([p[i] for p in pairs.values()], [p[2] for p in pairs.values()]) for i in (0, 1))
+    return float(np.corrcoef(_ranks(estimated), _ranks(measured))[0, 1])
+
+
+def _ranks(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks, equal numbers sharing the mean of theirs."""
+    _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return mean
+
+
+def text(found: dict[str, Pairs], preset: str) -> str:
+    today = datetime.date.today().isoformat()
+    together = {f"{name} {key}": pair for name, pairs in found.items() for key, pair in pairs.items()}
+    lines = [
+        f"# Estimated against measured seconds of ops ({today})",
+        "",
+        f"Made by `python benchmarks/costs.py`; estimates from {preset}; ops that run as kernels of their own.",
+        "",
+        "| model | different calls | calls | rank correlation | measured / estimated, median | quartiles |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, pairs in {**found, "all": together}.items():
+        quotients = [measured / estimated for estimated, measured, n in pairs.values() for _ in range(n)]
+        low, _, high = statistics.quantiles(quotients, n=4)
+        lines.append(
+            f"| {name} | {len(pairs)} | {len(quotients)} | {spearman(pairs):.3f} "
+            f"| {statistics.median(quotients):.2f} | {low:.2f} to {high:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""A model's joint graph as Inductor hands it to a partitioner, to look at; torch's own partitioner then goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch._functorch import config as functorch_config
+
+from rematpass.compiler import _torch
+from rematpass.compiler.capture import Captured, capture
+
+Look = Callable[[torch.fx.GraphModule, Any, Mapping[str, Any]], None]
+
+
+def look_at(module: torch.nn.Module, step: Callable[[], Any], look: Look) -> None:
+    """Run ``step``, which runs ``module`` forward; ``look(joint module, inputs, arguments of a partitioner)``.
+
+    The joint module is a copy: it may be changed.
+    """
+
+    class Looking(_torch.CustomPartitionerFn):  # type: ignore[misc]
+        def __call__(self, joint: torch.fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
+            look(copied(joint), inputs, kwargs)
+            return _torch.default_partition(joint, inputs, **kwargs)
+
+        def uuid(self) -> None:
+            return None
+
+    def compiler(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        with functorch_config.patch(enable_autograd_cache=False):
+            return _torch.compile_fx(
+                gm,
+                list(example_inputs),
+                inner_compile=lambda inner, _, **__: _torch.boxed_nop(inner, _),
+                config_patches={"custom_partitioner_fn": Looking()},
+            )
+
+    sys.setrecursionlimit(max(100_000, sys.getrecursionlimit()))  # graphs of many layers are deep
+    module.compile(backend=compiler)
+    step()
+
+
+def copied(joint: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    return torch.fx.GraphModule(joint, deepcopy(joint.graph))
+
+
+def captured(joint: torch.fx.GraphModule, kwargs: Mapping[str, Any]) -> Captured:
+    """The joint module as the planner sees it."""
+    _torch.prepare_joint(joint)
+    static = kwargs.get("static_lifetime_input_indices") or ()
+    return capture(joint, num_fwd_outputs=kwargs["num_fwd_outputs"], static_input_indices=static)

@@ -1,0 +1,61 @@
+"""``rematpass calibrate``: measure this machine once, and write what it sustains as a preset for the cost model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rematpass.core.hardware import Hardware
+from rematpass.errors import RematError
+
+EXAMPLES = """examples:
+  rematpass calibrate --output here.json
+  REMAT_HARDWARE=here.json python train.py      plan for this machine
+  rematpass plan gpt.graph.json --device here.json
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "calibrate",
+        help="measure what this machine sustains, for the cost model",
+        description="Measure matrix products, memory and arithmetic of a device, about half a minute, and write a "
+        "hardware preset. The planner reckons seconds with it where REMAT_HARDWARE names the file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the preset (default: only show it)")
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from rematpass.lab.calibrate import calibrate
+
+    console = Console()
+    with console.status("measuring") as status:
+        found = calibrate(arguments.device, on_stage=lambda stage: status.update(f"measuring {stage}"))
+    console.print(table(found))
+    if arguments.output:
+        try:
+            arguments.output.write_text(found.to_json())
+        except OSError as error:
+            raise RematError(f"cannot write {arguments.output}: {error.strerror}") from None
+        console.print(f"wrote {arguments.output}; plan with it: REMAT_HARDWARE={arguments.output}", soft_wrap=True)
+    return 0
+
+
+def table(found: Hardware) -> object:
+    """The rates, to be read."""
+    from rich.table import Table
+
+    made = Table(title=found.name, show_header=False)
+    for dtype, rate in found.flops:
+        made.add_row(f"matrix products, {dtype}", f"{rate / 1e9:,.1f} GFLOP/s")
+    made.add_row("other arithmetic", f"{found.vector_flops / 1e9:,.1f} GFLOP/s")
+    made.add_row("memory", f"{found.bandwidth / 1e9:,.1f} GB/s")
+    made.add_row("one more kernel", f"{found.launch_seconds * 1e6:.1f} us")
+    return made

@@ -1,0 +1,167 @@
+"""``REMAT_COST=measure``: the seconds of the ops that matter, taken on this device instead of reckoned.
+
+An op that runs as a kernel of its own (a matrix product, a convolution, attention, a sort, a scatter) is called once
+per shape with arguments like its own and timed; the median of a few calls replaces the roofline's estimate. Ops that
+Inductor fuses keep theirs: run alone they would cost reads and writes that fusion takes away. So do ops that draw
+random numbers, communicate, overwrite or do what nobody knows.
+
+What was timed is kept beside Inductor's cache, under the device's name and torch's version, so that an op is timed once
+per machine. Ranks of a distributed run must plan alike, so they take what rank 0 has found; every rank compiles the
+same graphs in the same order, as distributed training needs anyway.
+
+Source: measuring instead of modelling is what Checkmate (Jain et al., MLSys 2020) and torch's Inductor (its
+``config.benchmark_kernel``) do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import fx
+
+from rematpass.compiler import _torch
+from rematpass.compiler._torch import OpOverload, pytree
+from rematpass.compiler.capture import Captured
+from rematpass.core.cost import Costs
+from rematpass.core.graph import Kind
+
+log = logging.getLogger("rematpass")
+
+TIMED = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.SCATTER})
+_CALLS = 5  # of each op, after one that is not timed
+_ENOUGH = 0.25  # seconds after which a slow op has been called often enough
+
+
+def measured(captured: Captured, costs: Costs, device: torch.device) -> Costs:
+    """``costs`` with the seconds of a run of each op that can be timed replaced by what ``device`` takes for it.
+
+    An op that cannot be called (not enough memory, say) keeps its estimate.
+    """
+    keys = {op.id: key_of(captured.op_node[op.id]) for op in captured.graph.ops if op.kind in TIMED}
+    seconds = _of_rank_0(lambda: _table(captured, {k: op for op, k in keys.items() if k}, device))
+    run = [seconds.get(keys.get(op, ""), estimate) for op, estimate in enumerate(costs.run)]
+    return dataclasses.replace(costs, run=tuple(run))
+
+
+def key_of(node: fx.Node) -> str:
+    """The same for calls that take the same time: the op, and shapes, strides and dtypes of its arguments.
+
+    Empty for what is no plain op.
+    """
+    if not isinstance(node.target, OpOverload):
+        return ""
+    arguments, _ = pytree.tree_flatten((node.args, node.kwargs))
+    described = [_described(a.meta.get("val") if isinstance(a, fx.Node) else a) for a in arguments]
+    return f"{node.target}({', '.join(described)})"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        shape, strides = (tuple(map(_torch.hint, sizes)) for sizes in (value.shape, value.stride()))
+        return f"{str(value.dtype).removeprefix('torch.')}{list(shape)}{list(strides)}"
+    return str(_torch.hint(value)) if isinstance(value, torch.SymInt) else repr(value)
+
+
+def _table(captured: Captured, ops: dict[str, int], device: torch.device) -> dict[str, float]:
+    """Seconds by key: what is known already, and the rest taken now."""
+    path = _path(device)
+    known = _read(path)
+    missing = {key: op for key, op in ops.items() if key not in known}
+    for key, op in missing.items():
+        try:
+            known[key] = seconds_of_call(captured.op_node[op], device)
+        except Exception as error:  # the estimate stays: an op that cannot be timed can still be planned
+            log.debug("%s could not be timed: %s", key, error)
+    if missing:
+        _write(path, known)
+    return {key: known[key] for key in ops if key in known}
+
+
+def seconds_of_call(node: fx.Node, device: torch.device) -> float:
+    """Seconds of one call of ``node``'s op on arguments like its own: the median of a few."""
+    draw = torch.Generator(device)
+    draw.manual_seed(0)
+    with _torch.without_modes(), torch.no_grad():
+        args, kwargs = pytree.tree_map(
+            lambda a: _like(a.meta["val"], draw) if isinstance(a, fx.Node) else _plain(a), (node.args, node.kwargs)
+        )
+        taken: list[float] = []
+        begun = time.perf_counter()
+        _call(node.target, args, kwargs, device)
+        while len(taken) < _CALLS and (not taken or time.perf_counter() - begun < _ENOUGH):
+            taken.append(_call(node.target, args, kwargs, device))
+    return statistics.median(taken)
+
+
+def _call(target: Any, args: Any, kwargs: Any, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        target(*args, **kwargs)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+    begun = time.perf_counter()
+    target(*args, **kwargs)
+    return time.perf_counter() - begun
+
+
+def _like(value: Any, draw: torch.Generator) -> Any:
+    """A real tensor like a fake one, with numbers that are drawn without touching the program's own generators.
+
+    Integers are 0, so that they are valid as indices.
+    """
+    if not isinstance(value, torch.Tensor):
+        return _plain(value)
+    sizes, strides = (tuple(map(_torch.hint, s)) for s in (value.shape, value.stride()))
+    made = torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+    return made.normal_(generator=draw) if made.is_floating_point() or made.is_complex() else made.zero_()
+
+
+def _plain(value: Any) -> Any:
+    return _torch.hint(value) if isinstance(value, torch.SymInt) else value
+
+
+def _of_rank_0(table: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The table of this process, or of rank 0 where there are several: ranks have to plan alike."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return table()
+    found = [table() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0] or {}
+
+
+def _path(device: torch.device) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", f"{_torch.device_name(device)} {torch.__version__}".lower())
+    threads = f"-{torch.get_num_threads()}" if device.type == "cpu" else ""
+    return Path(_torch.cache_directory()) / "rematpass" / f"seconds_{name}{threads}.json"
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        return {str(key): float(seconds) for key, seconds in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write(path: Path, table: dict[str, float]) -> None:
+    """Whole or not at all, since other processes may read and write it now; where that fails, nothing is kept."""
+    text = json.dumps(table, indent=0, sort_keys=True)
+    beside = path.with_suffix(f".{hashlib.sha256(text.encode()).hexdigest()[:12]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError as error:
+        log.debug("the seconds of ops could not be kept: %s", error)

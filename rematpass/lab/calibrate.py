@@ -1,0 +1,90 @@
+"""Measure once what a device sustains, as a preset for the cost model.
+
+Each rate is the median of a few runs of the plainest work that shows it: a large matrix product for each dtype, a copy
+of much more than any cache holds, a chain of multiply-adds that Inductor fuses into one kernel, and a kernel with
+nothing to do. What the vendors' data sheets say is a bound; this is what a kernel gets.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from rematpass.compiler._torch import device_name
+from rematpass.core.hardware import Hardware
+from rematpass.errors import MeasureError
+from rematpass.lab.measure import seconds_of
+from rematpass.lab.models import usable
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_RUNS = 5
+_CHAIN = 32  # multiply-adds in one fused kernel
+_LAUNCHES = 200
+
+
+def calibrate(device: str = "cpu", *, on_stage: Callable[[str], None] = lambda _: None) -> Hardware:
+    """The rates of ``device``, under its own name.
+
+    Raises:
+        MeasureError: there is no such device, or it does not have the memory for a matrix to multiply.
+    """
+    place = usable(device)
+    large = place.type == "cuda"
+    try:
+        rates = []
+        for dtype in DTYPES:
+            name = str(dtype).removeprefix("torch.")
+            on_stage(f"matrix products in {name}")
+            rates.append((name, _matrix_rate(8192 if large else 1024, dtype, place)))
+        on_stage("memory")
+        bandwidth = _bandwidth(2**30 if large else 2**28, place)
+        on_stage("arithmetic")
+        vector = _vector_rate(2**28 if large else 2**22, place)
+        on_stage("kernels")
+        launch = _launch_seconds(place)
+    except torch.OutOfMemoryError as error:
+        raise MeasureError(f"{device} has too little memory free to be measured: {error}") from None
+    name = device_name(place) if large else f"cpu, {torch.get_num_threads()} threads"
+    return Hardware(name, tuple(rates), vector, bandwidth, launch)
+
+
+def _median(run: Callable[[], object], device: torch.device) -> float:
+    run()
+    return statistics.median(seconds_of(run, device) for _ in range(_RUNS))
+
+
+def _matrix_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / _median(lambda: a @ a, device)
+
+
+def _bandwidth(nbytes: int, device: torch.device) -> float:
+    """Bytes per second, of those read and those written."""
+    source = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * nbytes / _median(lambda: target.copy_(source), device)
+
+
+def _vector_rate(elements: int, device: torch.device) -> float:
+    def chain(x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for _ in range(_CHAIN):
+            y = y * x + 0.5
+        return y
+
+    x = torch.zeros(elements, device=device)
+    compiled = torch.compile(chain)
+    with torch.no_grad():
+        return 2 * _CHAIN * elements / _median(lambda: compiled(x), device)
+
+
+def _launch_seconds(device: torch.device) -> float:
+    x = torch.zeros(1, device=device)
+
+    def launches() -> None:
+        for _ in range(_LAUNCHES):
+            x.add_(1)
+
+    return _median(launches, device) / _LAUNCHES

@@ -1,0 +1,132 @@
+"""Seconds that are measured; what they are is not asserted, only whose they are and what becomes of them."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import rematpass
+from rematpass.compiler import timed
+from rematpass.compiler.backend import remat_aot_eager
+from rematpass.compiler.partitioner import records
+from rematpass.core.graph import Kind
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(timed._torch, "cache_directory", lambda: str(tmp_path))
+    return tmp_path
+
+
+def train(module, x, **options):
+    """One step; the problem that was planned for it, and the gradients."""
+    torch._dynamo.reset()
+    before = len(records())
+    compiled = torch.compile(module, backend=remat_aot_eager, options={"memory_budget": 0, **options})
+    compiled(x).sum().backward()
+    gradients = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    (record,) = records()[before:]
+    return record, gradients
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 5))
+
+
+def test_ops_that_run_by_themselves_take_what_was_measured_and_the_others_keep_their_estimate(cache):
+    module, x = network(), torch.randn(16, 32)
+    estimated, gradients = train(module, x)
+    measured, same = train(module, x, cost="measure")
+    assert [torch.equal(a, b) for a, b in zip(gradients, same, strict=True)] == [True] * len(gradients)
+    (file,) = (cache / "rematpass").glob("seconds_cpu*.json")
+    kept = set(json.loads(file.read_text()).values())
+    assert measured.graph == dataclasses.replace(estimated.graph, name=measured.graph.name)
+    for op in measured.graph.ops:
+        ours, before = measured.problem.costs.run[op.id], estimated.problem.costs.run[op.id]
+        assert (ours in kept) if op.kind is Kind.MATMUL else (ours == before)
+    assert measured.problem.costs.keep == estimated.problem.costs.keep
+
+
+def test_what_is_known_is_not_measured_again(cache, monkeypatch):
+    module, x = network(), torch.randn(16, 32)
+    first, _ = train(module, x, cost="measure")
+    monkeypatch.setattr(timed, "seconds_of_call", lambda *_: pytest.fail("measured again"))
+    second, _ = train(module, x, cost="measure")
+    assert second.problem.costs == first.problem.costs
+    assert second.summary.plan_hash == first.summary.plan_hash
+
+
+def test_a_file_that_is_damaged_is_measured_anew(cache):
+    module, x = network(), torch.randn(16, 32)
+    train(module, x, cost="measure")
+    (file,) = (cache / "rematpass").glob("seconds_cpu*.json")
+    good = json.loads(file.read_text())
+    file.write_text(file.read_text()[:40])
+    train(module, x, cost="measure")
+    assert json.loads(file.read_text()).keys() == good.keys()
+
+
+def test_an_op_that_cannot_be_timed_keeps_its_estimate(cache, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("no memory to spare")
+
+    module, x = network(), torch.randn(16, 32)
+    estimated, _ = train(module, x)
+    monkeypatch.setattr(timed, "seconds_of_call", no_memory)
+    measured, _ = train(module, x, cost="measure")
+    assert measured.problem.costs == estimated.problem.costs
+
+
+def test_measuring_draws_no_number_of_the_programs(cache):
+    module, x = network(), torch.randn(16, 32)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    train(module, x, cost="measure")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_keys_tell_apart_what_takes_another_time():
+    seen = {}
+
+    def calls(gm, inputs):
+        for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
+            seen.setdefault(timed.key_of(node), 0)
+            seen[timed.key_of(node)] += 1
+        return gm
+
+    from torch._functorch.aot_autograd import aot_module_simplified
+
+    def backend(gm, inputs):
+        return aot_module_simplified(gm, inputs, fw_compiler=calls)
+
+    a, b = torch.randn(3, 5), torch.randn(5, 5)
+    torch.compile(lambda x, y: (x @ y) @ y @ y.t(), backend=backend)(a, b)
+    assert seen == {
+        "aten.mm.default(float32[3, 5][5, 1], float32[5, 5][5, 1])": 2,
+        "aten.mm.default(float32[3, 5][5, 1], float32[5, 5][1, 5])": 1,
+    }
+
+
+def test_ranks_take_what_rank_0_has_measured(monkeypatch):
+    monkeypatch.setattr(timed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(timed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(timed.dist, "get_rank", lambda: 1)
+
+    def broadcast(objects, src):
+        assert (objects, src) == ([None], 0)
+        objects[0] = {"mm": 3.0}
+
+    monkeypatch.setattr(timed.dist, "broadcast_object_list", broadcast)
+    assert timed._of_rank_0(lambda: pytest.fail("a rank measured by itself")) == {"mm": 3.0}
+
+
+@pytest.mark.parametrize("value", ["measured", "", "1"])
+def test_another_word_is_refused(value):
+    with pytest.raises(rematpass.ConfigError, match="Accepted: model or measure"):
+        rematpass.Config.read({"cost": value}, {})
