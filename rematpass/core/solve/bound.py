@@ -1,6 +1,6 @@
 """A proven lower bound on the seconds of a step, for every peak: how much could still be won.
 
-For prices ``p_t >= 0`` per byte at each moment t (``certain``), every plan whose peak is at most ``B`` takes at least ::
+For prices ``p_t >= 0`` per byte at each moment t (``certain``), a plan whose peak is at most ``B`` takes at least ::
 
         L(p) - B * sum_t p_t,     L(p) = base + sum_t p_t unavoidable_t + mincut(run again, keep + prices of its life)
 
@@ -13,16 +13,17 @@ least seconds. ``_Master`` holds that program. It starts with few cuts and few m
 prices of its solution give a new line and a new cut; moments at which the mix is above B are added. Whatever the
 program's answer, a line is valid, since L(p) is reckoned anew by a cut; so nothing rests on the solver of the program.
 
-**What it assumes**: the seconds of the cost model; forward's and backward's own ops in their own order (mutations last),
-each op of neither side where the plan wants it; the bytes of ``simulate``. Within that it holds for every plan,
-however often it drops and recomputes a value. It does not count the bytes that recomputation itself passes through, so
-near the floor it lies low.
+**What it assumes**: the seconds of the cost model; forward's and backward's own ops in their order (mutations last),
+ops of neither side where the plan wants them; the bytes of ``simulate``. Within that it holds for every plan, however
+often it drops and recomputes a value. It does not count the bytes that recomputation itself passes through, so near
+the floor it lies low.
 
 Source: Lagrangian relaxation, and its columns by Dantzig and Wolfe 1960 (doi 10.1287/opre.8.1.101).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -79,7 +80,7 @@ class Bound:
             return ()
         corners = {math.ceil(low), math.floor(high)}
         envelope = _upper_envelope(self.lines)
-        for (start, slope), (lower, flatter) in zip(envelope, envelope[1:], strict=False):
+        for (start, slope), (lower, flatter) in itertools.pairwise(envelope):
             corner = (start - lower) / (slope - flatter)
             if low < corner < high:
                 corners.add(round(corner))
@@ -140,7 +141,9 @@ class _Relaxed:
         self.base = sum(costs.run[op] for op in once) + sum(costs.keep[v] for v in kept)
         free = [v.origin is Origin.STATIC or v.id in kept for v in graph.values]
         self._keep = np.where(free, 0.0, np.array(costs.keep, np.float64))
-        self._run = np.array([0.0 if side is Side.EITHER else s for s, side in zip(costs.run, graph.sides, strict=True)])
+        self._run = np.array(
+            [0.0 if side is Side.EITHER else s for s, side in zip(costs.run, graph.sides, strict=True)]
+        )
         self.lines: list[tuple[float, float]] = []
 
     @cached_property
@@ -186,7 +189,9 @@ class _Relaxed:
         cut = self.problem.network.solve(self._run.tolist(), keep.tolist(), held)
         saved = np.zeros(len(graph.values), np.bool_)
         saved[list(cut.saved)] = True
-        holds = np.array([b in cut.again and a not in cut.again for a, b in zip(not_again, again, strict=True)], np.bool_)
+        holds = np.array(
+            [b in cut.again and a not in cut.again for a, b in zip(not_again, again, strict=True)], np.bool_
+        )
         nbytes = certain.saved.usage(saved, certain.count) + certain.held.usage(holds, certain.count)
         seconds = float(self._run[list(cut.again)].sum() + self._keep[list(cut.saved)].sum())
         arcs = len(self._run) + len(keep) + len(again)

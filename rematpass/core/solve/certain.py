@@ -17,10 +17,10 @@ At each of them some bytes are alive in every plan (``unavoidable``), and more i
   for nothing can make u again once v is gone. An op with several arguments passes this on to one of them only, so that
   no byte is counted twice.
 
-Under a compiler that fuses, a value may be virtual: computed in its readers, so that what it is made of lives until they
-have run. Counted is then only what cannot be virtual: what an op makes that is not computed anew in each reader, what
-an op that does not fuse reads, and what is handed out or saved. An op that fuses may overwrite what it reads for the last
-time: there a life ends one moment early. Random numbers that are drawn from a seed are not counted at all.
+Under a compiler that fuses, a value may be virtual: computed in its readers, so that what it is made of lives until
+they have run. Counted is then only what cannot be virtual: what an op makes that is not computed anew in each reader,
+what an op that does not fuse reads, and what is handed out or saved. An op that fuses may overwrite what it reads for
+the last time: there a life ends one moment early. Random numbers that are drawn from a seed are not counted at all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Claims:
-    """Bytes that choices entail: choice ``choice[i]`` has ``nbytes[i]`` alive from ``first[i]`` to before ``end[i]``."""
+    """Bytes that choices entail: ``choice[i]`` has ``nbytes[i]`` alive from ``first[i]`` to before ``end[i]``."""
 
     count: int  # of choices
     choice: Ints
@@ -66,14 +66,15 @@ class Claims:
     def usage(self, chosen: NDArray[np.bool_], count: int) -> Floats:
         """Bytes alive at each of ``count`` moments when the choices ``chosen`` are made."""
         its = chosen[self.choice]
-        change = np.bincount(self.first[its], self.nbytes[its], count + 1)
+        change: Floats = np.bincount(self.first[its], self.nbytes[its], count + 1).astype(np.float64)
         change -= np.bincount(self.end[its], self.nbytes[its], count + 1)
-        return np.cumsum(change)[:count]
+        usage: Floats = np.cumsum(change)[:count]
+        return usage
 
 
 @dataclass(frozen=True)
 class _Need:
-    """``nbytes`` at every moment of backward before ``end``, but not at those in ``holes``, where they count already."""
+    """``nbytes`` at every moment of backward before ``end`` but those in ``holes``, where they count already."""
 
     end: int
     nbytes: int
@@ -215,8 +216,8 @@ class Certain:
 
     @cached_property
     def _needs(self) -> dict[int, _Need]:
-        """For each op that a cut can move: what lives in backward, of what it makes and what is made of that, if it runs
-        there and what it reads is gone."""
+        """For each op that a cut can move: what lives in backward of what it makes, or of what is made of that, if it
+        runs there and what it reads is gone."""
         needs: dict[int, _Need] = {}
         for op in reversed(self.graph.ops):
             if self.graph.sides[op.id] is not Side.BACKWARD:
