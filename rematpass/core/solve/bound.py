@@ -66,7 +66,7 @@ class Bound:
         """No plan whose peak is at most ``peak`` takes less; infinite below ``floor``."""
         if peak < self.floor:
             return math.inf
-        return max((start - peak * slope for start, slope in self.lines), default=0.0)
+        return max((start - peak * slope if slope else start for start, slope in self.lines), default=0.0)
 
     def gap(self, seconds: float, peak: float) -> float:
         """How much longer ``seconds`` is than the bound for ``peak``, as a share of the bound; at least 0."""
@@ -101,6 +101,13 @@ def lower_bound(problem: Problem, peaks: Iterable[float]) -> Bound:
         if peak >= relaxed.floor:
             master.tighten(peak)
     return Bound(tuple(_upper_envelope(relaxed.lines)), relaxed.floor)
+
+
+def least_seconds(problem: Problem, peak: int | None) -> float:
+    """What no plan of a peak of at most ``peak`` bytes beats; without a peak, no plan at all."""
+    if peak is None:
+        return lower_bound(problem, ()).seconds(math.inf)
+    return lower_bound(problem, (peak,)).seconds(peak)
 
 
 def _upper_envelope(lines: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
