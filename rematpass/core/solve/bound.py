@@ -47,7 +47,7 @@ _MOST_CUTS = 40  # for one peak
 _ENOUGH = 1e-4  # of a step: closer to the best mix of cuts than this is close enough
 _MOST_MOMENTS = 6  # added at a time
 _APART = 3  # moments added together lie further apart than this
-_SCALE = 1 << 20  # the program counts in MiB, so that its numbers are of one size
+_ABOVE = 1e4  # what the floor's bytes above the limit cost, in steps
 
 Floats = NDArray[np.float64]
 
@@ -221,14 +221,15 @@ class _Master:
         self._program.Objective().SetMinimization()
         self._whole = self._program.Constraint(1.0, 1.0)
         self._shares: list[pywraplp.Variable] = []
-        # What being above the limit costs per MiB, where no mix is below: any price that is high will do.
-        self._above = 100 * (self.relaxed.base or 1.0) / max(1.0, self.relaxed.floor / _SCALE)
+        self._unit = float(max(1, self.relaxed.floor))  # the program counts bytes in these, so that numbers are alike
+        # Where no mix is under the limit, prices would rise without end.
+        self._above = _ABOVE * (self.relaxed.base or 1.0)
         self._add_column(self.relaxed.cut(np.zeros(self.relaxed.certain.count)))
         self._add_row(self.relaxed.certain.turn)
 
     def tighten(self, peak: float) -> None:
         """Add lines until the highest at ``peak`` is as high as it gets."""
-        room = (peak - self.relaxed.certain.unavoidable) / _SCALE
+        room = (peak - self.relaxed.certain.unavoidable) / self._unit
         for moment, row in self.rows.items():
             row.SetUb(room[moment])
         best = -math.inf
@@ -248,7 +249,7 @@ class _Master:
             self._program.Solve()
             shares = [share.solution_value() for share in self._shares]
             mixed = sum(share * c.nbytes for share, c in zip(shares, self.columns, strict=True) if share > 0)
-            above = mixed / _SCALE - room
+            above = mixed / self._unit - room
             worst: list[int] = []
             for moment in np.argsort(-above)[: 40 * _MOST_MOMENTS].tolist():
                 if above[moment] <= 1e-6 * max(1.0, room.max()) or len(worst) == _MOST_MOMENTS:
@@ -264,7 +265,7 @@ class _Master:
     def _prices(self) -> Floats:
         prices = np.zeros(self.relaxed.certain.count)
         for moment, row in self.rows.items():
-            prices[moment] = max(0.0, -row.dual_value()) / _SCALE
+            prices[moment] = max(0.0, -row.dual_value()) / self._unit
         return prices
 
     def _add_column(self, column: _Column) -> bool:
@@ -275,7 +276,7 @@ class _Master:
         self._whole.SetCoefficient(share, 1.0)
         self._program.Objective().SetCoefficient(share, column.seconds)
         for moment, row in self.rows.items():
-            row.SetCoefficient(share, column.nbytes[moment] / _SCALE)
+            row.SetCoefficient(share, column.nbytes[moment] / self._unit)
         self.columns.append(column)
         self._shares.append(share)
         return True
@@ -286,5 +287,5 @@ class _Master:
         row.SetCoefficient(above, -1.0)
         self._program.Objective().SetCoefficient(above, self._above)
         for share, column in zip(self._shares, self.columns, strict=True):
-            row.SetCoefficient(share, column.nbytes[moment] / _SCALE)
+            row.SetCoefficient(share, column.nbytes[moment] / self._unit)
         self.rows[moment] = row

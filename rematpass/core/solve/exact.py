@@ -115,7 +115,7 @@ def _plan(model: Program, solver: cp_model.CpSolver) -> Plan:
         for op in [*chosen, own.id] if own else chosen:
             backward.append(Run(op, times.get(op, 0)))
             times[op] = times.get(op, 0) + 1
-    saved = {v for v, truth in model.save.items() if holds(truth)}
+    saved = _read(model, backward, {v for v, truth in model.save.items() if holds(truth)})
     returned = saved & model.outputs
     kept = {(v, 0) for v in saved if v in returned or graph.values[v].origin is Origin.STATIC}
     for v in set(graph.bwd_outputs) - returned:
@@ -129,6 +129,16 @@ def _plan(model: Program, solver: cp_model.CpSolver) -> Plan:
         _let_go(forward, _ends(model, forward, (), frozenset()), handed_on),
         _let_go(backward, _ends(model, backward, [*saved, *tangents], frozenset(returned)), kept),
     )
+
+
+def _read(model: Program, backward: Sequence[Run], saved: set[int]) -> set[int]:
+    """Of what is saved, that which backward reads or returns: to save more may cost nothing, but it takes bytes."""
+    made: set[int] = set()
+    read = saved & model.outputs
+    for run in backward:
+        read.update(v for v in model.graph.touched[run.op] if v not in made)
+        made.update(model.graph.ops[run.op].writes)
+    return saved & (read | (set(model.graph.bwd_outputs) - made))
 
 
 def _ends(model: Program, runs: Sequence[Run], there: Sequence[int], returned: frozenset[int]) -> dict[Life, int]:

@@ -162,7 +162,8 @@ class Program:
             first = self._new()
             self._add(first <= runs)
             terms.append((runs - first) * self._integer(self.problem.costs.run[op.id]))
-        self._add(sum(terms) <= math.floor(seconds * self._scale) + len(terms))
+        rounding = 0 if self._scale == 1 else len(terms) * len(self.stages)
+        self._add(sum(terms) <= math.floor(seconds * self._scale) + rounding)
 
     # Bytes.
 
