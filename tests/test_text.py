@@ -13,7 +13,7 @@ from rematpass.units import format_bytes
 
 def test_the_headline():
     lines = to_text(tiny_report()).splitlines()
-    assert lines[:8] == [
+    assert lines[:9] == [
         "graph 0/0",
         "budget          no limit",
         "planned peak    77 B  (floor 73 B, ceiling 84 B)",

@@ -229,7 +229,7 @@ class _Master:
 
     def tighten(self, peak: float) -> None:
         """Add lines until the highest at ``peak`` is as high as it gets."""
-        room = (peak - self.relaxed.certain.unavoidable) / self._unit
+        room: Floats = np.asarray((peak - self.relaxed.certain.unavoidable) / self._unit, np.float64)
         for moment, row in self.rows.items():
             row.SetUb(room[moment])
         best = -math.inf
