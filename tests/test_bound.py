@@ -62,6 +62,13 @@ def test_the_bound_of_a_chain_is_what_can_be_reckoned_by_hand():
     assert bound.seconds(34) == math.inf
 
 
+def test_the_same_of_a_long_chain_at_every_peak_at_once():
+    graph = chain(400)
+    bound = lower_bound(Problem(graph, costs_of(graph), fuse=False), [7 * 103])
+    for k in (100, 200, 399):
+        assert bound.seconds(7 * (k + 3)) == pytest.approx(800 + 399 - k, abs=1e-3)
+
+
 def test_a_value_lives_on_in_what_is_made_of_it():
     """A function is free to run again, what it is of is not: 11 bytes cannot be let go before backward has used them.
 

@@ -103,8 +103,8 @@ def test_a_saved_output_stays_the_callers():
     assert not any(isinstance(step, Drop) and step.value == 3 for step in found.plan.bwd)
 
 
-def test_no_time_no_plan_but_a_bound():
-    found = exact(problem_of(chain(12)), 49, time_limit=0.0)
+def test_without_effort_nothing_is_claimed():
+    found = exact(problem_of(chain(12)), 49, effort=0.0)
     assert not found.optimal
     assert found.plan is None
     assert found.least < math.inf

@@ -47,7 +47,8 @@ _MOST_CUTS = 40  # for one peak
 _ENOUGH = 1e-4  # of a step: closer to the best mix of cuts than this is close enough
 _MOST_MOMENTS = 6  # added at a time
 _APART = 3  # moments added together lie further apart than this
-_ABOVE = 1e4  # what the floor's bytes above the limit cost, in steps
+_ABOVE = 1e3  # steps that it costs to be above the limit by as much as the fastest plan takes: prices end there
+_PARAMETERS = "change_status_to_imprecise: false"  # nothing rests on the program's last digits
 
 Floats = NDArray[np.float64]
 
@@ -218,13 +219,15 @@ class _Master:
 
     def __post_init__(self) -> None:
         self._program = pywraplp.Solver.CreateSolver("GLOP")
+        self._program.SetSolverSpecificParametersAsString(_PARAMETERS)
         self._program.Objective().SetMinimization()
         self._whole = self._program.Constraint(1.0, 1.0)
         self._shares: list[pywraplp.Variable] = []
-        self._unit = float(max(1, self.relaxed.floor))  # the program counts bytes in these, so that numbers are alike
-        # Where no mix is under the limit, prices would rise without end.
-        self._above = _ABOVE * (self.relaxed.base or 1.0)
-        self._add_column(self.relaxed.cut(np.zeros(self.relaxed.certain.count)))
+        fastest = self.relaxed.cut(np.zeros(self.relaxed.certain.count))
+        # The program counts in steps and in the fastest plan's peak, so that its numbers are near 1.
+        self._step = self.relaxed.base or 1.0
+        self._unit = float(max(1.0, (fastest.nbytes + self.relaxed.certain.unavoidable).max(initial=0.0)))
+        self._add_column(fastest)
         self._add_row(self.relaxed.certain.turn)
 
     def tighten(self, peak: float) -> None:
@@ -237,16 +240,19 @@ class _Master:
             if time.monotonic() > self.relaxed.problem.deadline:
                 return
             least = self._solve(room)
+            if least is None:
+                return
             column = self.relaxed.cut(self._prices())
             start, slope = self.relaxed.lines[-1]
             best = max(best, start - peak * slope - self.relaxed.base)
-            if least - best <= _ENOUGH * self.relaxed.base or not self._add_column(column):
+            if least - best <= _ENOUGH * self._step or not self._add_column(column):
                 return
 
-    def _solve(self, room: Floats) -> float:
-        """Mix the cuts there are, under the limit at every moment; the seconds of the best mix."""
+    def _solve(self, room: Floats) -> float | None:
+        """Mix the cuts there are, under the limit at every moment; the seconds of the best mix, None if it cannot."""
         while True:
-            self._program.Solve()
+            if self._program.Solve() != pywraplp.Solver.OPTIMAL:
+                return None
             shares = [share.solution_value() for share in self._shares]
             mixed = sum(share * c.nbytes for share, c in zip(shares, self.columns, strict=True) if share > 0)
             above = mixed / self._unit - room
@@ -257,7 +263,7 @@ class _Master:
                 if moment not in self.rows and all(abs(moment - other) > _APART for other in worst):
                     worst.append(moment)
             if not worst:
-                return float(self._program.Objective().Value())
+                return float(self._program.Objective().Value()) * self._step
             for moment in worst:
                 self._add_row(moment)
                 self.rows[moment].SetUb(room[moment])
@@ -265,7 +271,7 @@ class _Master:
     def _prices(self) -> Floats:
         prices = np.zeros(self.relaxed.certain.count)
         for moment, row in self.rows.items():
-            prices[moment] = max(0.0, -row.dual_value()) / self._unit
+            prices[moment] = max(0.0, -row.dual_value()) * self._step / self._unit
         return prices
 
     def _add_column(self, column: _Column) -> bool:
@@ -274,7 +280,7 @@ class _Master:
             return False
         share = self._program.NumVar(0.0, self._program.infinity(), "")
         self._whole.SetCoefficient(share, 1.0)
-        self._program.Objective().SetCoefficient(share, column.seconds)
+        self._program.Objective().SetCoefficient(share, column.seconds / self._step)
         for moment, row in self.rows.items():
             row.SetCoefficient(share, column.nbytes[moment] / self._unit)
         self.columns.append(column)
@@ -285,7 +291,7 @@ class _Master:
         row = self._program.Constraint(-self._program.infinity(), self._program.infinity())
         above = self._program.NumVar(0.0, self._program.infinity(), "")
         row.SetCoefficient(above, -1.0)
-        self._program.Objective().SetCoefficient(above, self._above)
+        self._program.Objective().SetCoefficient(above, _ABOVE)
         for share, column in zip(self._shares, self.columns, strict=True):
             row.SetCoefficient(share, column.nbytes[moment] / self._unit)
         self.rows[moment] = row

@@ -50,9 +50,11 @@ Life = tuple[int, int]  # (value, copy)
 
 @dataclass(frozen=True)
 class Exact:
-    """What the oracle found. ``plan``: None when there is none, or none was found in time; ``seconds``: what its step
-    takes, else infinite; ``least``: no plan takes less, infinite when there is none; ``optimal``: the two are proven
-    to be one."""
+    """What the oracle found.
+
+    ``plan``: None when there is none, or none was found with the effort allowed; ``seconds``: what its step takes, else
+    infinite; ``least``: no plan takes less, infinite when there is none; ``optimal``: these two are proven to be one.
+    """
 
     plan: Plan | None
     seconds: float
@@ -66,12 +68,13 @@ def exact(
     *,
     max_recompute: float = math.inf,
     passes: int = 1,
-    time_limit: float = 60.0,
+    effort: float = 60.0,
 ) -> Exact:
     """The fastest plan whose peak, by ``simulate`` with ``fuse=False``, is at most ``peak`` bytes.
 
     ``max_recompute``: how much backward may recompute, in forwards; ``passes``: how often an op may run between two of
-    backward's own; ``time_limit``: seconds after which the best plan so far has to do.
+    backward's own; ``effort``: work after which the best plan so far has to do, in CP-SAT's deterministic time, which
+    passes at about a second a second and is the same on every machine.
 
     Raises:
         PlanError: the solver's plan is not what it claims: a mistake here.
@@ -81,7 +84,7 @@ def exact(
         model.limit_recompute(max_recompute * problem.forward_seconds * (1 + 1e-9))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
-    solver.parameters.max_time_in_seconds = time_limit
+    solver.parameters.max_deterministic_time = effort
     status = solver.solve(model.program)
     if status == cp_model.INFEASIBLE:
         return Exact(None, math.inf, math.inf, optimal=True)
