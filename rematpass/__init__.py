@@ -34,6 +34,10 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
         room.py          what fits under a peak and is worth saving
         descent.py       lower peaks: what lies idle is let go and made again
         nested.py        boundaries inside of boundaries, when more than one forward may be recomputed
+        certain.py       what every plan has in memory, whatever it saves
+        bound.py         seconds that no plan under a peak can beat, proven
+        exact_program.py what the oracle does not know, and what has to hold
+        exact.py         the oracle: the fastest plan under a peak, for small graphs
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions

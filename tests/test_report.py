@@ -18,7 +18,9 @@ def test_the_frontier_and_the_plans_to_compare_with():
     assert [p.name for p in report.others] == ["save all", "square root (Chen 2016)", "recompute all"]
     assert [p.seconds for p in report.others] == [58.0, 61.0, 63.0]
     assert report.chosen == Point("this plan", 77, 60.0)
-    assert report.bound is None
+    assert report.bound_curve == ((70, 60.0), (76, 57.0), (84, 57.0))
+    assert [report.above_bound(p) for p in report.frontier] == pytest.approx([1 / 57, 3 / 57, 4.5 / 58.5])
+    assert report.above_bound(Point("none can be here", 69, 60.0)) is None
     assert report.seconds == tuple(COSTS.run[run.op] for run in report.timeline.runs)
 
 
@@ -69,8 +71,9 @@ def test_the_json_says_everything():
     found = json.loads(report.to_json())
     assert found["format"] == 1
     assert found["summary"] == json.loads(json.dumps(dataclasses.asdict(report.summary)))
-    assert (found["hardware"], found["device"], found["bound"]) == ("h100", "cpu", None)
-    assert found["chosen"] == {"name": "this plan", "peak": 77, "seconds": 60.0}
+    assert (found["hardware"], found["device"], found["bound"]) == ("h100", "cpu", [[70, 60], [76, 57], [84, 57]])
+    assert "own ops in their order" in found["bound_assumes"]
+    assert found["chosen"] == {"name": "this plan", "peak": 77, "seconds": 60.0, "above_bound": 60 / 57 - 1}
     assert [v["value"] for v in found["values"][:3]] == ["v9", "v8", "v7"]
     assert found["values"][0] == {
         "value": "v9",

@@ -41,6 +41,14 @@ def summary(rung, **fields):
     return summarize(graph, ladder, ladder.rungs[rung], **{**given, **fields})
 
 
+def test_the_line_says_how_near_the_bound_a_plan_is():
+    assert "the proven bound" not in summary(1).line()
+    assert summary(1).gap is None
+    near = summary(1, bound_seconds=60.0)
+    assert near.gap == pytest.approx(0.05)
+    assert "(+8.6% of step seconds), at most 5.0% above the proven bound, plan c0ffee by ladder" in near.line()
+
+
 def test_the_numbers_of_a_plan():
     found = summary(1, budget=Budget(BudgetKind.BYTES, nbytes=64), limit=64, peaks=(62, 59), exact=True)
     assert dataclasses.asdict(found) == {
@@ -66,6 +74,7 @@ def test_the_numbers_of_a_plan():
         "fallback": "",
         "sizes": (),
         "peak_formula": "",
+        "bound_seconds": 0.0,
     }
 
 

@@ -13,13 +13,15 @@ from rematpass.units import format_bytes
 
 def test_the_headline():
     lines = to_text(tiny_report()).splitlines()
-    assert lines[:8] == [
+    assert lines[:9] == [
         "graph 0/0",
         "budget          no limit",
         "planned peak    77 B  (floor 73 B, ceiling 84 B)",
         "saved           2 values of 14 B",
         "recomputed      1 ops, 2.00 s a step (+3.4%)",
         "a step          60.00 s, by the cost model for h100",
+        "proven bound    no plan under this budget takes less than 57.00 s: this one is at most 5.3% above it "
+        "(proven for the cost model's seconds and backward's own ops in their order)",
         "more memory     7 B more would save 2.00 s of a step (3.3%).",
         "less memory     The next lower plan saves 4 B and costs 3.00 s more.",
     ]
@@ -38,13 +40,13 @@ def rows(text, title):
 def test_the_frontier_falls_in_peak_and_names_this_plan():
     found = rows(to_text(tiny_report(saved_by_torch=[3])), "Frontier: what memory buys")
     assert found == [
-        ["rung", "84 B", "58.00 s", "+0.0%"],
-        ["save all", "84 B", "58.00 s", "+0.0%"],
-        ["torch's default, in our order", "84 B", "60.00 s", "+3.4%"],
-        ["square root (Chen 2016)", "84 B", "61.00 s", "+5.2%"],
-        ["recompute all", "84 B", "63.00 s", "+8.6%"],
-        ["▶ this plan", "77 B", "60.00 s", "+3.4%"],
-        ["rung", "73 B", "63.00 s", "+8.6%"],
+        ["rung", "84 B", "58.00 s", "+0.0%", "+1.8%"],
+        ["save all", "84 B", "58.00 s", "+0.0%", "+1.8%"],
+        ["torch's default, in our order", "84 B", "60.00 s", "+3.4%", "+5.3%"],
+        ["square root (Chen 2016)", "84 B", "61.00 s", "+5.2%", "+7.0%"],
+        ["recompute all", "84 B", "63.00 s", "+8.6%", "+10.5%"],
+        ["▶ this plan", "77 B", "60.00 s", "+3.4%", "+5.3%"],
+        ["rung", "73 B", "63.00 s", "+8.6%", "+7.7%"],
     ]
 
 

@@ -14,6 +14,7 @@ from rematpass.core.cost import estimate
 from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.graph import JointGraph
 from rematpass.core.hardware import Hardware
+from rematpass.core.solve.bound import least_seconds
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, ConfigError, GraphError
 from rematpass.report.report import Report, explain
@@ -91,6 +92,7 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
         exact=False,
         dry_run_seconds=0.0,
         planning_seconds=time.perf_counter() - start,
+        bound_seconds=least_seconds(problem, limit and max(limit, rung.peak)),
         plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
     )
     return Planned(problem, ladder, rung, summary, preset)

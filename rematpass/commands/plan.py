@@ -15,6 +15,7 @@ from typing import Any
 from rematpass.commands.offline import Planned, add_planning_options, plan_graph, planning_options, read_graph
 from rematpass.config import Config
 from rematpass.core.hardware import PRESETS
+from rematpass.core.solve.bound import lower_bound
 from rematpass.errors import ConfigError, ReportError
 from rematpass.report.files import write_text
 from rematpass.units import format_bytes, format_percent, format_seconds
@@ -64,8 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         entries[path.name] = _locked(planned, settings)
         verdict, rose = _compare(planned.summary.planned_peak, was)
         risen |= rose
-        documents.append(_document(path, planned, verdict))
-        if not arguments.json:
+        if arguments.json:
+            documents.append(_document(path, planned, verdict))
+        else:
             _show(path, planned, verdict, frontier=arguments.frontier)
     if arguments.json:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
@@ -141,13 +143,21 @@ def _compare(peak: int, was: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _document(path: Path, planned: Planned, verdict: str) -> dict[str, Any]:
+    bound = lower_bound(planned.problem, [rung.peak for rung in planned.ladder.rungs])
     return {
         "file": str(path),
         "hardware": planned.hardware.name,
         "summary": dataclasses.asdict(planned.summary),
-        "frontier": [{"peak": r.peak, "seconds": r.seconds, "solver": r.plan.solver} for r in planned.ladder.rungs],
+        "frontier": [
+            {"peak": r.peak, "seconds": r.seconds, "solver": r.plan.solver, "bound_seconds": bound.seconds(r.peak)}
+            for r in planned.ladder.rungs
+        ],
         **({"check": verdict} if verdict else {}),
     }
+
+
+def _above(gap: float | None) -> str:
+    return "" if gap is None else f", at most {format_percent(gap)} above the proven bound"
 
 
 def _show(path: Path, planned: Planned, verdict: str, *, frontier: bool) -> None:
@@ -161,7 +171,7 @@ def _show(path: Path, planned: Planned, verdict: str, *, frontier: bool) -> None
         f"{path.name}: planned peak {format_bytes(summary.planned_peak)} (budget {summary.budget}; floor "
         f"{format_bytes(summary.floor)}, ceiling {format_bytes(summary.ceiling)}), a step "
         f"{format_seconds(summary.step_seconds)} on {planned.hardware.name} by its cost model, of it "
-        f"{format_seconds(summary.recompute_seconds)} recomputing (+{format_percent(share)})"
+        f"{format_seconds(summary.recompute_seconds)} recomputing (+{format_percent(share)}){_above(summary.gap)}"
     )
     if verdict:
         print(f"{path.name}: {verdict}")

@@ -37,6 +37,7 @@ from rematpass.core.cost import estimate
 from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.graph import JointGraph, Origin, Side
 from rematpass.core.schedule import Plan
+from rematpass.core.solve.bound import least_seconds
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, ConfigError, ContradictoryMarks, RematError
 from rematpass.report.files import write
@@ -202,6 +203,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         probes = Probes(captured, ladder, fuse=self.fuse)
         probe, limit = self._choose(graph, probes, budget)
         offload(captured, *probe.modules)
+        # A plan may take more by the simulator than by the compiler, whose word the limit is about: then the higher.
+        bound = 0.0 if fallback else least_seconds(problem, limit and max(limit, probe.rung.peak))
         summary = summarize(
             graph,
             ladder,
@@ -214,6 +217,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             dry_run_seconds=probes.seconds,
             plan_hash=hashlib.sha256(probe.rung.plan.to_json().encode()).hexdigest()[:12],
             fallback=fallback,
+            bound_seconds=bound,
         )
         self.planned_peak = summary.planned_peak
         self.planned = Record(summary, dataclasses.replace(problem), ladder, probe.rung, preset.name, by_torch)

@@ -16,6 +16,7 @@ from bisect import bisect_left, bisect_right
 from importlib.resources import files
 from typing import Any
 
+from rematpass.core.solve.bound import ASSUMES
 from rematpass.report.layers import clean
 from rematpass.report.occupancy import ROLES, Occupant
 from rematpass.report.report import Report
@@ -53,10 +54,11 @@ def data(report: Report) -> dict[str, Any]:
         "less_memory": report.what_less_costs(),
         "fine_print": _fine_print(report),
         "left_out": _left_out(report, len(rest)),
-        "frontier": [dataclasses.asdict(p) for p in report.frontier],
-        "others": [dataclasses.asdict(p) for p in report.others],
-        "chosen": dataclasses.asdict(report.chosen),
-        "bound": report.bound,
+        "frontier": [report.point(p) for p in report.frontier],
+        "others": [report.point(p) for p in report.others],
+        "chosen": report.point(report.chosen),
+        "bound": report.bound_curve,
+        "gap": report.summary.gap,
         "values": columns.of([_value(report, v) for v in index]),
         "accounts": columns.of(accounts),
         "modules": columns.of([dataclasses.asdict(m) for m in report.modules]),
@@ -154,7 +156,7 @@ def _fine_print(report: Report) -> str:
         "simulation counts: everything that the compiled forward and backward of a step allocate. "
         f"{format_bytes(report.held_nbytes)} of parameters and buffers, the inputs and the optimizer's state stand "
         f"before the step and are not counted. {simulated}What recomputing a saved value would cost is "
-        "the price of giving up that value alone."
+        f"the price of giving up that value alone. The bound below which no plan can be is proven {ASSUMES}."
     )
 
 

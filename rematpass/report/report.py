@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from rematpass.core.graph import JointGraph, Origin
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
+from rematpass.core.solve.bound import ASSUMES, Bound, lower_bound
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import RematError
@@ -29,6 +31,7 @@ from rematpass.units import BYTE_UNITS, format_bytes, format_percent, format_sec
 FORMAT = 1
 TORCH = "torch's default, in our order"
 BASELINES = (("save all", save_all), ("square root (Chen 2016)", chen_sqrt), ("recompute all", recompute_all))
+_MOST_BOUNDS = 32  # peaks at which the bound is as tight as it gets
 _STEPS = tuple(n * BYTE_UNITS[unit] for unit in ("GiB", "MiB", "KiB") for n in (1, 0.25, 1 / 16))
 
 
@@ -45,8 +48,8 @@ class Point:
 class Report:
     """One planned graph. ``seconds[i]``: what run ``i`` of the timeline costs, by the cost model for ``hardware``.
 
-    ``frontier``: the ladder's rungs, from the fastest on; ``others``: plans to compare with. ``bound``: points of a
-    curve that no plan can be below, peak (bytes) and seconds, by rising peak; None where none is proven.
+    ``frontier``: the ladder's rungs, from the fastest on; ``others``: plans to compare with. ``bound``: below
+    which no plan can be, within what its proof assumes.
     """
 
     summary: Summary
@@ -59,12 +62,23 @@ class Report:
     others: tuple[Point, ...]
     accounts: tuple[Account, ...]
     modules: tuple[Totals, ...]
-    bound: tuple[tuple[int, float], ...] | None = None
+    bound: Bound
 
     @property
     def chosen(self) -> Point:
         """The plan, at the peak that the simulator gives it, as it gives it to all the other points."""
         return Point("this plan", self.timeline.peak, self.summary.step_seconds)
+
+    @cached_property
+    def bound_curve(self) -> tuple[tuple[int, float], ...]:
+        """The bound's corners, peak (bytes) and seconds, by rising peak: straight in between. Its first is the proven
+        floor."""
+        return self.bound.curve(self.bound.floor, max(p.peak for p in (*self.frontier, *self.others)))
+
+    def above_bound(self, point: Point) -> float | None:
+        """How much longer a step is than the bound for this point's peak, as a share; None where nothing is proven."""
+        least = self.bound.seconds(point.peak)
+        return self.bound.gap(point.seconds, point.peak) if 0 < least < math.inf else None
 
     @cached_property
     def peak_at(self) -> int:
@@ -118,10 +132,11 @@ class Report:
             "device": graph.device,
             "more_memory": self.what_more_buys(),
             "less_memory": self.what_less_costs(),
-            "frontier": [dataclasses.asdict(p) for p in self.frontier],
-            "others": [dataclasses.asdict(p) for p in self.others],
-            "chosen": dataclasses.asdict(self.chosen),
-            "bound": self.bound,
+            "frontier": [self.point(p) for p in self.frontier],
+            "others": [self.point(p) for p in self.others],
+            "chosen": self.point(self.chosen),
+            "bound": self.bound_curve,
+            "bound_assumes": ASSUMES,
             "values": [self._value(a) for a in self.accounts],
             "modules": [dataclasses.asdict(m) for m in self.modules],
             "timeline": {
@@ -138,6 +153,10 @@ class Report:
                 ],
             },
         }
+
+    def point(self, point: Point) -> dict[str, Any]:
+        """A point as it goes into JSON."""
+        return {**dataclasses.asdict(point), "above_bound": self.above_bound(point)}
 
     def _value(self, account: Account) -> dict[str, Any]:
         value, producer = self.graph.values[account.value], self.graph.producer[account.value]
@@ -163,7 +182,6 @@ def explain(
     *,
     hardware: str,
     saved_by_torch: Iterable[int] | None = None,
-    bound: tuple[tuple[int, float], ...] | None = None,
 ) -> Report:
     """Gather the report of ``rung``, chosen from ``ladder`` for ``problem``.
 
@@ -171,6 +189,7 @@ def explain(
     partitioner would save, where that is known. Their point is that choice run in our order: torch recomputes in one
     block, ahead of backward, which takes more memory than the point shows.
     """
+    problem = dataclasses.replace(problem, deadline=math.inf)  # the plan is made; a report may take its time
     graph, plan, timeline = problem.graph, rung.plan, rung.timeline
     who = occupancy(graph, plan, timeline)
     told = accounts(graph, plan, timeline, problem.costs)
@@ -186,8 +205,13 @@ def explain(
         others=tuple(_baselines(problem, saved_by_torch)),
         accounts=tuple(told),
         modules=tuple(totals(graph, plan, problem.costs, told, who, peak_at)),
-        bound=bound,
+        bound=lower_bound(problem, _some(sorted({rung.peak, *(r.peak for r in ladder.rungs)}), _MOST_BOUNDS)),
     )
+
+
+def _some(things: Sequence[int], most: int) -> Sequence[int]:
+    """At most about ``most`` of them, evenly spread."""
+    return things[:: -(-len(things) // most) or 1]
 
 
 def _baselines(problem: Problem, saved_by_torch: Iterable[int] | None) -> Iterator[Point]:

@@ -23,6 +23,8 @@ class Summary:
     compiler took, not counted in ``planning_seconds``. ``fallback``: why the planner's own plan was not used, empty
     when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is the
     simulator's peak as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
+    ``bound_seconds``: no plan under this budget takes less for a step, by a proof (``core/solve/bound.py`` has it, and
+    what it assumes); 0 where nothing is proven.
     """
 
     graph: str
@@ -47,6 +49,12 @@ class Summary:
     fallback: str = ""
     sizes: tuple[tuple[str, int], ...] = ()
     peak_formula: str = ""
+    bound_seconds: float = 0.0
+
+    @property
+    def gap(self) -> float | None:
+        """How much longer a step is than the proven bound, as a share of that; None where nothing is proven."""
+        return max(0.0, self.step_seconds / self.bound_seconds - 1) if self.bound_seconds else None
 
     def line(self) -> str:
         """The log line."""
@@ -55,10 +63,13 @@ class Summary:
             f"{self.graph}: budget {self.budget}, planned peak {format_bytes(self.planned_peak)} "
             f"{self._without_outputs()}(floor {format_bytes(self.floor)}, ceiling {format_bytes(self.ceiling)}), "
             f"saves {self.saved_values} values of {format_bytes(self.saved_nbytes)}, "
-            f"recomputes {self.recomputed_ops} ops (+{format_percent(share)} of step seconds), "
+            f"recomputes {self.recomputed_ops} ops (+{format_percent(share)} of step seconds), {self._above_bound()}"
             f"plan {self.plan_hash} by {self.solver} in {format_seconds(self.planning_seconds)}"
             + (f"; fallback: {self.fallback}" if self.fallback else "")
         )
+
+    def _above_bound(self) -> str:
+        return "" if self.gap is None else f"at most {format_percent(self.gap)} above the proven bound, "
 
     def _without_outputs(self) -> str:
         if self.peak_without_outputs > 0.99 * self.planned_peak:
@@ -79,6 +90,7 @@ def summarize(
     dry_run_seconds: float,
     plan_hash: str,
     fallback: str = "",
+    bound_seconds: float = 0.0,
 ) -> Summary:
     """The summary of ``rung``, chosen from ``ladder`` for ``graph``; ``peaks``: with and without forward's outputs."""
     made = [v for v in rung.plan.saved if graph.values[v].origin is not Origin.STATIC]
@@ -106,6 +118,7 @@ def summarize(
         fallback=fallback,
         sizes=graph.hints,
         peak_formula=peak_formula(graph, rung.timeline) if graph.hints else "",
+        bound_seconds=bound_seconds,
     )
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rematpass.core.solve.bound import ASSUMES
 from rematpass.report.fates import Account, Fate
 from rematpass.report.layers import Totals, clean
 from rematpass.report.occupancy import ROLES, Role
@@ -62,10 +63,21 @@ def _headline(report: Report) -> list[str]:
         f"recomputed      {s.recomputed_ops} ops, {format_seconds(s.recompute_seconds)} a step "
         f"(+{format_percent(share)})",
         f"a step          {format_seconds(s.step_seconds)}, by the cost model for {report.hardware}",
+        *_bound(report),
         f"more memory     {report.what_more_buys()}",
         f"less memory     {report.what_less_costs()}",
     ]
     return lines + ([f"fallback        {s.fallback}"] if s.fallback else [])
+
+
+def _bound(report: Report) -> list[str]:
+    s = report.summary
+    if s.gap is None:
+        return []
+    return [
+        f"proven bound    no plan under this budget takes less than {format_seconds(s.bound_seconds)}: this one is at "
+        f"most {format_percent(s.gap)} above it (proven {ASSUMES})"
+    ]
 
 
 def _simulated(report: Report) -> str:
@@ -84,12 +96,14 @@ def _table(title: str, *columns: str, numbers: int) -> Table:
 
 def frontier_table(report: Report) -> Table:
     """The plans to choose from and those to compare with, from the highest peak down."""
-    table = _table("Frontier: what memory buys", "", "peak", "a step", "to the fastest", numbers=3)
+    table = _table("Frontier: what memory buys", "", "peak", "a step", "to the fastest", "above the bound", numbers=4)
     fastest = report.frontier[0].seconds or 1.0
 
     def row(name: str, point: Point, style: str = "") -> None:
         slower = format_percent(point.seconds / fastest - 1)
-        table.add_row(name, format_bytes(point.peak), format_seconds(point.seconds), f"+{slower}", style=style)
+        above = report.above_bound(point)
+        proven = "" if above is None else f"+{format_percent(above)}"
+        table.add_row(name, format_bytes(point.peak), format_seconds(point.seconds), f"+{slower}", proven, style=style)
 
     chosen = report.chosen
     others = [p for p in report.frontier if (p.peak, p.seconds) != (chosen.peak, chosen.seconds)]

@@ -49,6 +49,7 @@ _INFINITE = -1  # a mark in arrays of costs, not a capacity
 # Capacities are integers. The finite ones add up to at most this, so that the infinite one, taken once for every arc,
 # stays inside 64 bits for graphs of a million arcs; rounding then moves the optimum by less than 1e-9 of it.
 _FINITE_TOTAL = 1 << 40
+ROUNDING = 1 / _FINITE_TOTAL  # of the sum of the finite capacities: how far each of them is off at most
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ class Cut:
     saved: frozenset[int]
     again: frozenset[int]
     cost: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """``costs[i]`` falls due when op ``again[i]`` runs again and op ``not_again[i]`` does not: what one reads of the
+    other then lies in memory for it. Both are ops that a cut can move; costs are not negative."""
+
+    not_again: tuple[int, ...]
+    again: tuple[int, ...]
+    costs: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -84,19 +95,23 @@ class Network:
         first = 2 + len(self._movable)
         self._value_node = {v.id: first + i for i, v in enumerate(self._values)}
 
-    def solve(self, run: Sequence[float], keep: Sequence[float]) -> Cut:
-        """The cheapest cut. ``run[op]``: cost of running again; ``keep[value]``: cost of saving.
+    def solve(self, run: Sequence[float], keep: Sequence[float], held: Held | None = None) -> Cut:
+        """The cheapest cut. ``run[op]``: cost of running again; ``keep[value]``: cost of saving; ``held``: what it
+        costs besides when one op runs again and another, whose value it reads, does not.
 
         Raises:
             ContradictoryMarks: a value that backward needs can neither be saved nor recomputed.
         """
-        costs = np.concatenate([self._run_costs(run), self._keep_costs(keep)])
+        costs = np.concatenate([self._run_costs(run), self._keep_costs(keep), held.costs if held else ()])
         finite = costs[costs >= 0].sum()
         scale = _FINITE_TOTAL / finite if finite > 0 else 1.0
         capacities = np.rint(np.maximum(costs, 0.0) * scale).astype(np.int64)
         infinite = 1 + int(capacities[costs >= 0].sum())
         capacities[costs < 0] = infinite
         arcs, reads = self._priced_arcs, self._infinite_arcs
+        if held:
+            tails, heads = ([self._op_node[op] for op in ops] for ops in (held.not_again, held.again))
+            arcs = (np.append(arcs[0], np.array(tails, np.int32)), np.append(arcs[1], np.array(heads, np.int32)))
         flow = max_flow.SimpleMaxFlow()
         flow.add_arcs_with_capacity(arcs[0], arcs[1], capacities)
         flow.add_arcs_with_capacity(reads[0], reads[1], np.full(len(reads[0]), infinite, np.int64))

@@ -26,11 +26,11 @@ function drawFrontier() {
   add("text", { x: W - right, y: H - 8, class: "axis", "text-anchor": "end" }, "peak of a step →");
   add("text", { x: left, y: H - 8, class: "axis" }, "↑ seconds of a step");
   if (bound.length) {
-    const edge = bound.map(([n, s], i) => `${i ? "L" : "M"}${X(n)} ${Y(s)}`).join("");
     const [first, last] = [bound[0], bound[bound.length - 1]];
-    add("path", { d: `${edge}L${X(last[0])} ${H - bottom}L${X(first[0])} ${H - bottom}Z`, fill: "var(--faint)", opacity: 0.14 });
+    const edge = `M${X(first[0])} ${top}` + bound.map(([n, s]) => `L${X(n)} ${Y(s)}`).join("");
+    add("path", { d: `${edge}V${H - bottom}H${left}V${top}Z`, fill: "var(--faint)", opacity: 0.14 });
     add("path", { d: edge, fill: "none", stroke: "var(--faint)", "stroke-width": 1.5, "stroke-dasharray": "5 4", id: "bound" });
-    add("text", { x: X(first[0]) + 6, y: H - bottom - 8, class: "mark-label quiet" }, "no plan can be here");
+    add("text", { x: X(first[0]) + 6, y: H - bottom - 8, class: "mark-label quiet" }, "no plan can be here (proven)");
   }
   const budget = data.summary.budget_nbytes;
   if (budget && budget >= x0 && budget <= x1) {
@@ -61,8 +61,9 @@ function drawFrontier() {
     if (distance(near) > 36) return hideTip();
     const more = near.peak - chosen.peak, slower = near.seconds - chosen.seconds;
     const compared = near === chosen || (!more && !slower) ? [] : [tipLine("beside this plan", `${signed(bytes(more), more)}, ${signed(seconds(slower), slower)} a step`)];
+    const proven = near.above_bound === null ? [] : [tipLine("above the bound at its peak", `at most ${percent(near.above_bound)}`)];
     const name = data.frontier.includes(near) ? `a plan of the ladder (${near.name})` : near.name;
-    showTip(event.clientX, event.clientY, tipTitle(name), tipLine("peak", bytes(near.peak)), tipLine("a step", seconds(near.seconds)), ...compared);
+    showTip(event.clientX, event.clientY, tipTitle(name), tipLine("peak", bytes(near.peak)), tipLine("a step", seconds(near.seconds)), ...compared, ...proven);
   });
   svg.addEventListener("pointerleave", hideTip);
 }

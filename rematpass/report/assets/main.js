@@ -10,7 +10,8 @@ function cards() {
     card("Planned peak of a step", bytes(s.planned_peak), gauge, ends),
     card("Saved for backward", bytes(s.saved_nbytes), note(`${short(s.saved_values, "value")}`)),
     card("Recomputed in backward", short(s.recomputed_ops, "op"), note(`${seconds(s.recompute_seconds)}, ${percent(share)} of a step`)),
-    card("A step", seconds(s.step_seconds), note(`the fastest plan: ${seconds(fastest.seconds)}; both by the cost model for ${data.hardware}`)));
+    card("A step", seconds(s.step_seconds), note(`the fastest plan: ${seconds(fastest.seconds)}; both by the cost model for ${data.hardware}`),
+      data.gap === null ? null : note(`at most ${percent(data.gap)} above the proven bound for this budget`)));
 }
 
 function words() {
