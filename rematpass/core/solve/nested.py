@@ -34,7 +34,7 @@ def nested(problem: Problem) -> tuple[Plan, ...]:
 
 def states(problem: Problem, shallowest: int = 2) -> Iterator[tuple[State, Plan]]:
     """The same as decisions, each with its plan; none where fewer forwards than ``shallowest`` may be recomputed."""
-    for depth in range(shallowest, min(_DEEPEST, max(1, int(problem.max_recompute))) + 1):
+    for depth in range(shallowest, int(min(_DEEPEST, max(1.0, problem.max_recompute))) + 1):
         state = _Nested(problem, depth).state
         try:
             yield state, state.plan(problem, "nested")
