@@ -38,7 +38,7 @@ def remat(
     """
     ours, theirs = split_options(options)
     config = Config.read(ours)
-    patches = {**_patches(config), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
+    patches = {**inductor_patches(config), **(_torch.list_mode_options(mode) if mode else {}), **_checked(theirs)}
     _warn_of_the_other_budget()
     partitioner = RematPartitioner(config, device=device_of(example_inputs))
     patches["custom_partitioner_fn"] = partitioner
@@ -86,7 +86,7 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
     def __init__(self, **options: object) -> None:
         config = Config.read(options)
         partitioner = RematPartitioner(config, plan_anew=bool(config.report_dir))
-        ours = {"custom_partitioner_fn": partitioner, **_patches(config)}
+        ours = {"custom_partitioner_fn": partitioner, **inductor_patches(config)}
         self._before = {name: getattr(_torch.inductor_config, name) for name in ours}
         self._set(ours)
 
@@ -107,7 +107,7 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
         self.disable()
 
 
-def _patches(config: Config) -> dict[str, Any]:
+def inductor_patches(config: Config) -> dict[str, Any]:
     """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
     return order.config_patches(split=not config.memory_budget.is_unlimited)
 

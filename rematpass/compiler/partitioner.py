@@ -346,7 +346,7 @@ def _warn_shared_once(budget: str) -> None:
 def _sources_hash() -> str:
     """A hash of every source file that has a say in a plan."""
     root = Path(__file__).parents[1]
-    files = [*root.glob("*.py"), *(root / "core").rglob("*.py"), *(root / "compiler").rglob("*.py")]
+    files = [root / "config.py", root / "units.py", *(root / "core").rglob("*.py"), *(root / "compiler").rglob("*.py")]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())

@@ -30,7 +30,7 @@ def plan_only(
 
     def plan(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         partitioner = RematPartitioner(config, device=backend.device_of(example_inputs), compare=True)
-        patches = {**backend._patches(config), "custom_partitioner_fn": partitioner}
+        patches = {**backend.inductor_patches(config), "custom_partitioner_fn": partitioner}
         with _torch.functorch_config.patch(enable_autograd_cache=False):  # a hit would plan nothing
             return _torch.compile_fx(gm, list(example_inputs), inner_compile=_as_it_is, config_patches=patches)
 
