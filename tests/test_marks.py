@@ -1,5 +1,7 @@
 """Users' marks hold at every budget; what is recomputed still says where it comes from."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch._functorch.config
@@ -11,11 +13,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from rematpass import ConfigError, plans
 from rematpass.compiler import partitioner, probe
+from rematpass.compiler.capture import capture
 from rematpass.compiler.emit import emit
 from rematpass.core.cost import estimate
 from rematpass.core.hardware import preset
 from rematpass.core.solve.baselines import recompute_all
 from rematpass.core.solve.problem import Problem
+from rematpass.errors import ContradictoryMarks
 
 aten = torch.ops.aten
 afresh = pytest.fixture(autouse=True)(afresh)
@@ -86,6 +90,38 @@ def test_random_numbers_of_a_region_are_saved_whatever_the_mark(policy, budget):
     record = planned(policy, [aten.native_dropout.default, aten.bernoulli.p], budget, dropout=True)
     assert not runs_again(record, "native_dropout")
     assert not runs_again(record, "bernoulli")
+
+
+@pytest.mark.parametrize("strict", [0, 1])
+def test_a_mark_that_leaves_no_plan_names_the_path(strict, monkeypatch, caplog):
+    """Neither the fall-back nor torch's own partitioner takes over: they would not obey the mark either.
+
+    No mark of today's torch leads there by itself, since what cannot run again is saved whatever its mark says. So
+    noise that only backward's op could be made from is taken for something that cannot be saved.
+    """
+
+    def without_a_way_out(*arguments, **more):
+        found = capture(*arguments, **more)
+        (noise,) = (op.writes[:1] for op in found.graph.ops if op.never_recompute == "it draws random numbers")
+        values = [
+            dataclasses.replace(v, cannot_save="it is a handle") if v.id in noise else v for v in found.graph.values
+        ]
+        return dataclasses.replace(found, graph=dataclasses.replace(found.graph, values=tuple(values)))
+
+    monkeypatch.setattr(partitioner, "capture", without_a_way_out)
+    with pytest.raises(BackendCompilerFailed) as caught:
+        planned(CheckpointPolicy.MUST_RECOMPUTE, [aten.addmm.default], "64MiB", dropout=True, strict=strict)
+    error = caught.value.inner_exception
+    assert isinstance(error, ContradictoryMarks)
+    assert str(error) == (
+        "backward needs a value that can neither be saved nor recomputed: "
+        "op native_dropout (never recomputed: it draws random numbers) -> "
+        "value native_dropout.0 (never saved: it is a handle) -> "
+        "op exp -> value exp (never saved: marked to be recomputed) -> backward. "
+        "Take one of the marks back, or keep the op out of the checkpointed region."
+    )
+    assert not [r for r in caplog.records if r.getMessage().startswith("planning failed")]
+    assert not plans()
 
 
 # ---- what recomputed copies carry
