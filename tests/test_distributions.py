@@ -12,16 +12,7 @@ import pytest
 
 pytest.importorskip("setuptools")
 ROOT = Path(__file__).parents[1]
-PACKED = [
-    "rematpass",
-    "tests",
-    "benchmarks",
-    "pyproject.toml",
-    "README.md",
-    "LICENSE",
-    "CONTRIBUTING.md",
-    "MANIFEST.in",
-]
+PACKED = "rematpass tests benchmarks .ci pyproject.toml README.md LICENSE CONTRIBUTING.md MANIFEST.in".split()
 BUILD = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
 
 
