@@ -53,11 +53,14 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", default=["2.11.0", "2.13.0", NEWEST], metavar="VERSION")
     parser.add_argument("--environments", type=Path, default=ROOT / ".versions", metavar="DIR")
     parser.add_argument("--all", action="store_true", help="the whole suite")
+    parser.add_argument(
+        "--only", default=NEAR_TORCH, type=lambda t: t.split(","), metavar="NAMES", help="as in ops,emit"
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of pytest (default: 1)")
     parser.add_argument("--pip", default="", metavar="OPTIONS", help="handed to pip when it installs torch")
     parser.add_argument("--pytest", default="", metavar="OPTIONS", help="handed to pytest, as in '-k dropout'")
     arguments = parser.parse_args()
-    files = ["tests"] if arguments.all else [f"tests/test_{name}.py" for name in NEAR_TORCH]
+    files = ["tests"] if arguments.all else [f"tests/test_{name}.py" for name in arguments.only]
     pytest_options = ["-n", str(arguments.workers), *shlex.split(arguments.pytest), *files]
     outcomes = []
     for given in arguments.versions:
