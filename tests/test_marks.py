@@ -1,10 +1,12 @@
 """Users' marks hold at every budget; what is recomputed still says where it comes from."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
 import torch._functorch.config
+import torch._functorch.partitioners
 import torch.nn.functional as F
 from programs import afresh, captured, selective
 from torch import nn
@@ -126,6 +128,8 @@ def test_a_mark_that_leaves_no_plan_names_the_path(strict, monkeypatch, caplog):
 
 # ---- what recomputed copies carry
 
+HAS_AUTOGRAD_TAG = "autograd_backward" in inspect.getsource(torch._functorch.partitioners)  # torch 2.11 has none
+
 
 def emitted(forward, *arguments):
     found = captured(forward, *arguments)
@@ -143,7 +147,7 @@ def test_a_recomputed_copy_carries_backward_tags_stack_traces_and_modules():
     for node in again:
         first = original[node.name.split("_again")[0]]
         assert node.meta["partitioner_tag"] == "is_backward"
-        assert node.meta["autograd_backward"] is True
+        assert node.meta.get("autograd_backward", False) is HAS_AUTOGRAD_TAG
         assert "recompute" not in node.meta
         assert node.meta["stack_trace"] == first.meta["stack_trace"]
         assert node.meta.get("nn_module_stack") == first.meta.get("nn_module_stack")
@@ -160,7 +164,7 @@ def test_every_op_of_backward_is_tagged_as_such():
     _, _, bwd = emitted(lambda x: torch.tanh(torch.sin(x).t()[1:]).exp(), torch.randn(5, 7, requires_grad=True))
     calls = [n for n in bwd.graph.nodes if n.op == "call_function"]
     assert {n.meta.get("partitioner_tag") for n in calls} == {"is_backward"}
-    assert all(n.meta["autograd_backward"] for n in calls)
+    assert {n.meta.get("autograd_backward", False) for n in calls} == {HAS_AUTOGRAD_TAG}
 
 
 # ---- budgets of regions
