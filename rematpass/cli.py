@@ -34,6 +34,17 @@ EXAMPLES = """examples:
 the budget elsewhere:
   REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
 """
+_DEMO = """examples:
+  rematpass demo                       a budget of 0.25, on the CPU
+  rematpass demo --budget 80MiB        a peak of at most 80 MiB
+  rematpass demo --device cuda --steps 50
+"""
+_COMPARE = """examples:
+  rematpass compare                                          a small Llama, beside all that it is compared with
+  rematpass compare --model vit --size batch=16 --budgets 1,0.5,0
+  rematpass compare --model mypackage.train:make --budgets 1,8GiB --device cuda --json found.json
+  rematpass compare --peers none --rounds 0 --no-picture     bytes and gradients of remat alone, no step times
+"""
 BUDGETS = "0 (the least memory) to 1 (the fastest), or bytes of peak: 80MiB, 8GiB"
 
 
@@ -68,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="train a small GPT with and without a budget, and measure both",
         description="Train a small GPT in eager mode, with torch.compile, and with remat under a budget; measure each.",
+        epilog=_DEMO,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     demo.add_argument("--budget", default="0.25", metavar="BUDGET", help=f"{BUDGETS} (default: 0.25)")
     demo.add_argument("--steps", type=_steps, default=10, metavar="N", help="training steps of each (default: 10)")
@@ -86,6 +99,8 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure a model's training step under remat and its peers, side by side",
         description="Measure a training step under remat, Inductor, eager mode and per-block checkpointing, each in a "
         "process of its own: peak bytes, step time, recomputation and gradients. Needs the extra 'bench'.",
+        epilog=_COMPARE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument(
         "--model",

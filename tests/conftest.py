@@ -1,4 +1,4 @@
-"""For all tests: how many examples properties try, and what is skipped on a machine without a GPU.
+"""For all tests: how many examples properties try, what is skipped without a GPU, and what runs only when asked for.
 
 ``HYPOTHESIS_PROFILE=many pytest`` searches for longer; ``ci`` (the default where the variable CI is set) tries the
 same examples every time and prints how to repeat one that fails.
@@ -18,6 +18,13 @@ settings.register_profile("many", settings.get_profile("few"), max_examples=2000
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "few"))
 
 JointGraph._repr_pretty_ = lambda self, printer, cycle: printer.text(show(self))  # hypothesis', of a failing example
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What is marked ``frameworks`` takes minutes and libraries of others: only ``pytest -m frameworks`` reads it."""
+    if collection_path.name == "frameworks" and "frameworks" not in config.option.markexpr:
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(items):

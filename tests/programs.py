@@ -27,6 +27,7 @@ import rematpass
 from rematpass.compiler import _torch, partitioner
 from rematpass.compiler._torch import pytree
 from rematpass.compiler.capture import Captured, capture
+from rematpass.compiler.ops import is_one_of_its_kind
 
 Forward = Callable[..., Any]
 Seen = dict[str, torch.Tensor]
@@ -158,7 +159,7 @@ def all_captured(forward: Forward, *arguments: Any, **compile: Any) -> list[Capt
 
     def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         ours = copy.deepcopy(joint)  # capture adds to it
-        _torch.prepare_joint(ours)
+        _torch.prepare_joint(ours, is_one_of_its_kind)
         static = more["static_lifetime_input_indices"]
         found.append(capture(ours, num_fwd_outputs=num_fwd_outputs, static_input_indices=static))
         return _torch.default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **more)

@@ -142,6 +142,54 @@ def a_checkpoint_region_with_a_custom_op():
     return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
 
 
+def _unsaid(name, **more):
+    """A custom op that draws random numbers, which neither its schema nor its tags say."""
+
+    @torch.library.custom_op(f"rematpass_tests::{name}", mutates_args=(), **more)
+    def unsaid(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand_like(x)
+
+    unsaid.register_fake(torch.empty_like)
+    unsaid.register_autograd(lambda ctx, grad: grad)
+    return unsaid
+
+
+drawn = _unsaid("drawn")
+attention_of_their_own = _unsaid("attention_of_their_own")  # what torch calls so runs again without harm
+drawn_pointwise = _unsaid("drawn_pointwise", tags=(torch.Tag.pointwise,))
+
+
+@program()
+def custom_ops_that_draw_random_numbers_unsaid():
+    def forward(m, x):
+        h = torch.tanh(m.layer(x))
+        return drawn(h).exp() * drawn(h).sin() + attention_of_their_own(h).exp() + drawn_pointwise(h).exp()
+
+    return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
+
+
+@program()
+def a_checkpoint_region_with_custom_ops_that_draw():
+    def forward(m, x):
+        def inner(t):
+            return drawn(torch.tanh(m.layer(drawn(t.sin())))).exp() * drawn_pointwise(t.sum(1, keepdim=True)).exp()
+
+        return drawn(checkpoint(inner, x * 2, use_reentrant=False)).exp()
+
+    return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
+
+
+@program()
+def equal_calls_that_draw():
+    """Made one, they would draw the same numbers."""
+
+    def forward(m, x):
+        h = torch.tanh(m.layer(x))
+        return h.clone().uniform_(0, 1) * h.exp() + h.clone().uniform_(0, 1) * h.sin()
+
+    return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
+
+
 # ---- precision, and numbers that decide
 
 

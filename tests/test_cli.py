@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 
@@ -28,6 +29,16 @@ def test_help_has_examples_and_loads_no_torch():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "examples:\n  rematpass demo" in done.stdout
     assert done.stdout.rstrip().endswith("False")
+
+
+@pytest.mark.parametrize("command", ["demo", "compare", "explain", "plan", "run", "max-batch"])
+def test_the_examples_of_each_command_can_be_read(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    examples = [line.strip() for line in out.split("examples:\n")[1].splitlines() if line.startswith("  rematpass ")]
+    assert (code, len(examples) >= 3) == (0, True)
+    for example in examples:
+        given = re.split(r"\s{2,}", example)[0]  # what comes after two blanks says what it does
+        assert cli._parser().parse_args(shlex.split(given)[1:]).run
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,18 @@ def test_the_size_is_confirmed_by_a_measured_step(capsys, small):
     assert float(measured.split()[0]) <= 1024
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["batch", "length"])
+def test_a_model_of_transformers_grows_in_either_size(capsys, monkeypatch, size):
+    sizes = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 80, "vocabulary": 96, "batch": 2, "length": 32}
+    monkeypatch.setitem(catalog.MODELS, "small", catalog.Spec("small", catalog.MODELS["llama"].make, sizes))
+    code, out, _ = run(capsys, "small", "--size", size, "--budget", "1MiB")
+    assert code == 0
+    [[_, found, unaided, _, measured]] = [[cell.strip() for cell in row] for row in rows(out)]
+    assert sizes[size] < int(unaided) < int(found)
+    assert 900 < float(measured.removesuffix(" KiB")) <= 1024
+
+
 def test_the_symbolic_peak_is_the_peak_of_a_graph_of_that_size(small):
     """Traced at a batch of 7 with symbols, planned at 12; and traced at 12 without."""
     import argparse

@@ -20,6 +20,19 @@ def opaque(x: torch.Tensor) -> torch.Tensor:
     return x + 1
 
 
+opaque.register_fake(torch.empty_like)
+
+
+@torch.library.custom_op("rematpass_tests::their_attention", mutates_args=(), tags=(torch.Tag.pointwise,))
+def their_attention(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+@torch.library.custom_op("rematpass_tests::of_a_list", mutates_args=())
+def of_a_list(x: list[torch.Tensor]) -> torch.Tensor:
+    return x[0] + 1
+
+
 @torch.library.custom_op("rematpass_tests::overwrites", mutates_args={"x"})
 def overwrites(x: torch.Tensor) -> None:
     x.add_(1)
@@ -71,6 +84,7 @@ def call(target, *arguments, **keywords):
         (Kind.MUTATION, aten.add_.Tensor, [ROWS.clone(), 1]),
         (Kind.MUTATION, torch.ops.rematpass_tests.overwrites.default, [ROWS.clone()]),
         (Kind.OPAQUE, torch.ops.rematpass_tests.opaque.default, [ROWS]),
+        (Kind.OPAQUE, torch.ops.rematpass_tests.their_attention.default, [ROWS]),
     ],
 )
 def test_the_kind_of_an_op(kind, target, arguments):
@@ -100,6 +114,20 @@ def test_what_never_runs_again_whatever_the_user_says(target, arguments, why):
 def test_a_custom_op_runs_again_when_the_user_says_so():
     traits = traits_of(call(torch.ops.rematpass_tests.opaque.default, ROWS))
     assert traits == Traits(Kind.OPAQUE, "a custom or higher-order op, not known to be pure", honours_marks=True)
+
+
+def test_a_custom_op_whose_random_state_would_not_be_found_never_runs_again():
+    """torch looks for the device in the arguments themselves, not in their lists."""
+    traits = traits_of(call(torch.ops.rematpass_tests.of_a_list.default, [ROWS]))
+    assert traits == Traits(Kind.OPAQUE, "a custom or higher-order op, not known to be pure", honours_marks=False)
+
+
+def test_a_branch_with_a_custom_op_in_it_never_runs_again():
+    branch = make_fx(
+        lambda x: torch.cond(x.sum() > 0, lambda t: opaque(t).sin(), torch.cos, (x,)), tracing_mode="fake"
+    )(ROWS)
+    (node,) = branch.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
+    assert not traits_of(node).honours_marks
 
 
 def test_a_higher_order_op_is_not_known_to_be_pure():

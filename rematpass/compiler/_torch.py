@@ -7,7 +7,7 @@ Everything else in ``compiler/`` and ``lab/`` imports from this one. The support
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -76,6 +76,8 @@ from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import HigherOrderOperator, OpOverload
+from torch._prims import rng_prims as _rng_prims
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental._backward_state import BackwardState
 from torch.fx.experimental.symbolic_shapes import free_symbols
@@ -103,6 +105,7 @@ __all__ = [
     "current_device",
     "default_partition",
     "device_name",
+    "device_of_random_state",
     "dynamo_counters",
     "extract_fwd_bwd_modules",
     "fake_mode_of",
@@ -128,8 +131,11 @@ __all__ = [
     "prepare_joint",
     "preserve_rng_state",
     "pytree",
+    "random_state_before",
     "region_budget_of",
     "register_lowering",
+    "run_and_save_rng_state",
+    "run_with_rng_state",
     "storage_key",
     "symbols_with_hints",
     "thread_rng_states",
@@ -142,11 +148,20 @@ default_partition = min_cut_rematerialization_partition
 SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 
 
-def prepare_joint(module: fx.GraphModule) -> None:
-    """What torch's own partitioner does before it decides: dead code, common subexpressions, and users' marks."""
+def prepare_joint(module: fx.GraphModule, is_one_of_its_kind: Callable[[fx.Node], bool]) -> None:
+    """What torch's own partitioner does before it decides: dead code, common subexpressions, and users' marks.
+
+    Its elimination of common subexpressions knows a few random ops by name and would make one of any others: two calls
+    of a custom op, or of ``uniform``, on the same tensor. An argument more makes them differ while it looks.
+    """
     module.graph.eliminate_dead_code()
     if functorch_config.cse:
+        for node in filter(is_one_of_its_kind, module.graph.nodes):
+            node.kwargs = {**node.kwargs, _UNLIKE: node.name}
         module.graph = fx_graph_cse(module.graph)
+        for node in module.graph.nodes:
+            if _UNLIKE in node.kwargs:
+                node.kwargs = {k: v for k, v in node.kwargs.items() if k != _UNLIKE}
     if has_recomputable_ops(module):
         cleanup_recompute_tags(module, is_default_partition=False)
     if not functorch_config.unsafe_allow_optimization_of_collectives:
@@ -154,6 +169,27 @@ def prepare_joint(module: fx.GraphModule) -> None:
     force_save_effectful_ops(module)
     force_save_bw_mutation_src(module)
     module.recompile()
+
+
+_UNLIKE = "rematpass_unlike"
+run_and_save_rng_state = _rng_prims.run_and_save_rng_state  # (op, *args) -> (state before, result)
+run_with_rng_state = _rng_prims.run_with_rng_state  # (state, op, *args) -> result; the state stays as it was
+
+
+def device_of_random_state(node: fx.Node) -> str:
+    """The device whose random state those two take for this call; empty where they find none."""
+    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), (node.args, node.kwargs))
+    device = _rng_prims.get_device(args, kwargs)
+    return device if device in ("cpu", "cuda", "xpu") else ""
+
+
+def random_state_before(node: fx.Node) -> torch.Tensor:
+    """A fake of the state that ``run_and_save_rng_state`` returns for this call."""
+    device = device_of_random_state(node)
+    state = torch.get_rng_state() if device == "cpu" else getattr(torch, device).get_rng_state()
+    arguments = [n.meta.get("val") for n in node.all_input_nodes]
+    mode = next(v.fake_mode for v in arguments if isinstance(v, FakeTensor))
+    return mode.from_tensor(state, static_shapes=True)
 
 
 def extract_fwd_bwd_modules(

@@ -9,10 +9,15 @@ For a fusing compiler two things more are said. What the simulator takes for wri
 an input of four or five dimensions that is saved is handed over as a flat view of itself: Inductor wants what a
 convolution reads with its channels last, would hand on a copy of each weight in that layout, and keep all the copies
 through forward and backward (ResNet-50: 41 MiB beside 90 MiB of parameters). So backward makes its own, one at a time.
+
+A custom op that the user wants run again may draw random numbers and say so nowhere. As ``torch.utils.checkpoint`` does
+in eager mode, every run but the first starts from the random state that the first one started from.
 """
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +26,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler.capture import Captured
+from rematpass.compiler.ops import replays
 from rematpass.compiler.written import WRITTEN
 from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Run, Step
@@ -37,12 +43,15 @@ def emit(captured: Captured, plan: Plan, *, fuse: bool = False) -> tuple[fx.Grap
     writer.walk(plan.fwd)
     fwd_outputs = [writer.result(n) for n in captured.fwd_outputs]
     saved = [writer.saved(v) for v in plan.saved]
+    states = list(writer.random_states.values())
     writer.enter_backward(saved)
     writer.walk(plan.bwd)
     bwd_outputs = [writer.result(n) for n in captured.bwd_outputs]
     module = writer.finish(fwd_outputs + bwd_outputs)
     static = [writer.new_inputs[n] for n in captured.static_inputs]
-    fwd, bwd = _torch.extract_fwd_bwd_modules(module, saved, num_fwd_outputs=len(fwd_outputs), static_inputs=static)
+    fwd, bwd = _torch.extract_fwd_bwd_modules(
+        module, saved + states, num_fwd_outputs=len(fwd_outputs), static_inputs=static
+    )
     _drop_stray_random_ops(bwd)
     return _torch.thread_rng_states(fwd, bwd)
 
@@ -59,7 +68,9 @@ class _Writer:
         self.constants: dict[fx.Node, fx.Node] = {}
         self.living: dict[int, list[tuple[int, fx.Node]]] = {}
         self.views: dict[tuple[fx.Node, tuple[fx.Node, ...]], fx.Node] = {}
-        self.ran_in_forward = {s.op for s in plan.fwd if isinstance(s, Run)}
+        runs = Counter(s.op for s in (*plan.fwd, *plan.bwd) if isinstance(s, Run))
+        self.replayed = {op for op, times in runs.items() if times > 1 and replays(captured.op_node[op])}
+        self.random_states: dict[fx.Node, fx.Node] = {}  # before the first run of each of these
         self.is_op = set(captured.op_node)
 
     def inputs(self) -> None:
@@ -83,6 +94,8 @@ class _Writer:
         node = self.captured.op_node[step.op]
         if node in self.captured.old_versions and self._clone_is_needless(step):
             new = self.new_inputs[self.captured.old_versions[node]]
+        elif step.op in self.replayed:
+            new = self._replay(node, step.copy, position)
         else:
             new = self._copy(node, self.argument, step.copy, position)
         for v in self.captured.graph.ops[step.op].writes:
@@ -112,6 +125,21 @@ class _Writer:
             new.meta["partitioner_tag"] = "is_backward"
             new.meta.pop("recompute", None)  # carried out
         return new
+
+    def _replay(self, node: fx.Node, copy: int, position: int) -> fx.Node:
+        """The call, from the random state that its first run started from; the first run hands that out."""
+        new = self._copy(node, self.argument, copy, position)
+        if node in self.random_states:
+            new.args = (self.random_states[node], new.target, *new.args)
+            new.target = _torch.run_with_rng_state
+            return new
+        new.args, new.target = (new.target, *new.args), _torch.run_and_save_rng_state
+        state, result = (self.graph.call_function(operator.getitem, (new, place)) for place in (0, 1))
+        result.meta = dict(new.meta)
+        state.meta = {"val": _torch.random_state_before(node)}
+        new.meta["val"] = (state.meta["val"], node.meta["val"])
+        self.random_states[node] = state
+        return result
 
     def _call(self, target: Any, node: fx.Node, *arguments: Any) -> fx.Node:
         """A node of our own, which stands for the same value as ``node``."""

@@ -5,7 +5,8 @@ The names of torch's ops end here; the core knows kinds. A kind is read off an o
 
 An op may run again when running it again gives the same bits and nothing else happens. Random ops do not, unless they
 draw from a seed that is handed to them (Inductor's ``inductor_random``) or draw nothing (attention with a dropout of
-0). Custom ops, higher-order ops and users' kernels are not known to be pure; a user's own mark says that they are.
+0). Custom ops, higher-order ops and users' kernels are not known to be pure, whatever their names and tags say; a
+user's own mark says that they may run again, from the random state that they ran from before (``replays``).
 """
 
 from __future__ import annotations
@@ -88,7 +89,10 @@ def traits_of(node: fx.Node) -> Traits:
     if kind is Kind.MUTATION:
         return Traits(kind, "it overwrites its argument")
     if kind is Kind.OPAQUE:
-        return Traits(kind, "a custom or higher-order op, not known to be pure", honours_marks=True, flops=flops)
+        # A random state can be handed to a call, not to the calls in its body.
+        honours = not any(map(replays, _nodes_of_bodies(node)))
+        honours = honours and (not replays(node) or bool(_torch.device_of_random_state(node)))
+        return Traits(kind, "a custom or higher-order op, not known to be pure", honours, flops=flops)
     return Traits(kind, flops=flops, workspace=_workspace(node) if kind is Kind.CONVOLUTION else 0)
 
 
@@ -131,20 +135,20 @@ def kind_of(node: fx.Node) -> Kind:
 
 
 def _kind_by_name(target: OpOverload) -> Kind:
+    if target.namespace not in _BUILTIN_NAMESPACES:
+        return Kind.OPAQUE
     name = target._schema.name.split("::")[1]
     if "convolution" in name:
         return Kind.CONVOLUTION
     if "attention" in name:
         return Kind.ATTENTION
-    if name in _KIND_OF and target.namespace in _BUILTIN_NAMESPACES:
+    if name in _KIND_OF:
         return _KIND_OF[name]
     if torch.Tag.pointwise in target.tags:
         return Kind.POINTWISE
     if torch.Tag.reduction in target.tags:
         return Kind.REDUCTION
-    if target.namespace in _BUILTIN_NAMESPACES:
-        return Kind.KERNEL
-    return Kind.OPAQUE
+    return Kind.KERNEL
 
 
 def _kind_of_higher_order(name: str) -> Kind:
@@ -179,6 +183,18 @@ def draws_random_numbers(node: fx.Node) -> bool:
             given = arguments.get(argument.name)
             return (argument.default_value if given is None else given) != 0.0
     return True
+
+
+def replays(node: fx.Node) -> bool:
+    """Whether the call may draw from the global random state unsaid, so that another run has to start from the same."""
+    return isinstance(node.target, OpOverload) and kind_of(node) is Kind.OPAQUE
+
+
+def is_one_of_its_kind(node: fx.Node) -> bool:
+    """Whether another call with the same arguments may give other values, so that the two are never made one."""
+    if node.op != "call_function":
+        return False
+    return kind_of(node) in (Kind.RANDOM, Kind.OPAQUE) or any(map(draws_random_numbers, _nodes_of_bodies(node)))
 
 
 def user_mark(node: fx.Node) -> str:

@@ -28,6 +28,7 @@ from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.decisions import keep_decisions
 from rematpass.compiler.marks import offload, region_budget, within_region
+from rematpass.compiler.ops import is_one_of_its_kind
 from rematpass.compiler.probe import Probe, Probes
 from rematpass.compiler.timed import measured
 from rematpass.compiler.torchs_choice import saved_by_torch
@@ -167,7 +168,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         """
         kwargs.update(num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=static_lifetime_input_indices)
         try:
-            _torch.prepare_joint(gm)
+            _torch.prepare_joint(gm, is_one_of_its_kind)
             captured = capture(
                 gm, num_fwd_outputs=num_fwd_outputs, static_input_indices=static_lifetime_input_indices or ()
             )

@@ -1,0 +1,54 @@
+"""What the tests of the frameworks share: a Llama that compiles in seconds, and the peak of a stretch of code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rematpass.lab import models
+from rematpass.lab.allocations import course, record
+
+LENGTH, VOCABULARY = 64, 128
+SIZES = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 160, "vocabulary": VOCABULARY, "length": LENGTH}
+
+
+def llama():
+    """Llama of transformers, with the same weights each time; no weights are downloaded."""
+    return models.build("llama", **SIZES).module
+
+
+def tokens(count, seed=0):
+    """``count`` sequences, as the data sets of these frameworks give them out one by one."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(VOCABULARY, (count, LENGTH), generator=generator)
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+@contextmanager
+def peak_of() -> Iterator[list[int]]:
+    """The list gets the most bytes that were allocated in the ``with`` and alive at one moment of it."""
+    found: list[int] = []
+    with record(torch.device("cpu")) as recording:
+        yield found
+    found.append(max(moment.nbytes for moment in course(recording.events, set())))
+
+
+def assert_as_planned(measured, planned):
+    """A plan leaves out what CPU attention takes inside its backward, per thread, and the framework's own numbers."""
+    inside_attention = 2 * 4 * 32 * LENGTH * torch.get_num_threads()
+    assert planned <= measured + 1024
+    assert measured <= planned + inside_attention + 1024
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def weights(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def close(seen, expected, rtol=1e-4, atol=1e-6):
+    assert seen.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(seen[name], tensor, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}")

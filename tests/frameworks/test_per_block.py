@@ -1,0 +1,60 @@
+"""Each block compiled by itself, as torchtitan does it: one plan for all that are alike, under a budget for each."""
+
+import pytest
+import torch
+from programs import afresh
+from small import close, gradients, llama, tokens
+
+import rematpass
+from rematpass.lab.measure import measure_memory, run_step
+from rematpass.lab.networks import TinyGPT
+
+pytestmark = pytest.mark.frameworks
+afresh = pytest.fixture(autouse=True)(afresh)
+
+
+def gpt(layers):
+    torch.manual_seed(0)
+    model = TinyGPT(32, layers, vocabulary=VOCABULARY, length=64)
+    rows = torch.randint(VOCABULARY, (4, 64))
+    return model, model.blocks, lambda: model(rows)
+
+
+def of_transformers(layers):
+    model = llama()
+    batch = torch.utils.data.default_collate(tokens(4))
+    return model, model.model.layers[:layers], lambda: model(**batch).loss
+
+
+VOCABULARY = 61
+
+
+@pytest.mark.parametrize("make", [gpt, of_transformers])
+@pytest.mark.parametrize("budget", [1, 0])
+def test_one_plan_for_all_blocks_and_eagers_gradients(make, budget):
+    model, _, step = make(2)
+    run_step(step, model.parameters())
+    expected = gradients(model)
+    model, blocks, step = make(2)
+    for block in blocks:
+        block.compile(backend="remat", options={"memory_budget": budget, "strict": True}, fullgraph=True)
+    run_step(step, model.parameters())
+    close(gradients(model), expected)
+    (summary,) = rematpass.plans()
+    assert summary.exact
+    assert bool(summary.recomputed_flops) is (budget == 0)
+
+
+@pytest.mark.parametrize("budget", [1, 0])
+def test_each_block_more_saves_what_the_plan_says(budget):
+    """Between forward and backward two blocks more hold twice what one saves: its input, and what was planned."""
+    saved = []
+    for layers in (2, 4):
+        torch._dynamo.reset()
+        rematpass.plans(clear=True)
+        model, blocks, step = gpt(layers)
+        for block in blocks:
+            block.compile(backend="remat", options={"memory_budget": budget, "strict": True})
+        saved.append(measure_memory(step, model.parameters()).saved)
+        (summary,) = rematpass.plans()
+    assert saved[1] - saved[0] == 2 * summary.saved_nbytes

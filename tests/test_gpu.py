@@ -1,0 +1,122 @@
+"""What only a GPU has: users' Triton kernels, and products in float8. (flex_attention is in test_never_wrong.py.)"""
+
+import pytest
+import torch
+from programs import afresh
+from torch.utils.checkpoint import checkpoint
+
+from rematpass import plans
+from rematpass.compiler import partitioner
+from rematpass.core.graph import Kind
+
+pytestmark = pytest.mark.gpu
+afresh = pytest.fixture(autouse=True)(afresh)
+OPTIONS = [{"memory_budget": 1}, {"memory_budget": 0.3}, {"memory_budget": 0}, {"solver": "recompute_all"}]
+
+
+def gradients(function, arguments):
+    return torch.autograd.grad(function(*arguments).float().square().sum(), arguments)
+
+
+def off_by(seen, expected):
+    """The largest distance of two gradients, as a part of the gradient's norm."""
+    return max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(seen, expected, strict=True))
+
+
+def compiled(function, options):
+    return torch.compile(function, backend="remat", options={"strict": 1, **options}, fullgraph=True)
+
+
+def runs_again(kind):
+    """How many ops of this kind the one planned graph runs again."""
+    (record,) = partitioner.records()
+    return sum(record.graph.ops[run.op].kind is kind for run in record.plan.recomputed())
+
+
+def kernels():
+    pytest.importorskip("triton")
+    from triton_kernels import Launched, doubled_sine
+
+    return {"launched": Launched.apply, "triton_op": doubled_sine}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("how", ["launched", "triton_op"])
+def test_a_users_triton_kernel_is_right_and_never_runs_again(how, options):
+    kernel = kernels()[how]
+
+    def forward(x, y):
+        return (kernel(torch.tanh(x)).exp() * kernel(y.sin())).cos()
+
+    torch.manual_seed(0)
+    arguments = [torch.randn(61, 67, device="cuda", requires_grad=True) for _ in range(2)]
+    seen = gradients(compiled(forward, options), arguments)
+    assert off_by(seen, gradients(forward, arguments)) < 1e-5
+    assert runs_again(Kind.OPAQUE) == 0
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("how", ["launched", "triton_op"])
+def test_in_a_checkpoint_region_it_runs_again(how, options):
+    kernel = kernels()[how]
+
+    def forward(x, y):
+        return checkpoint(lambda t: kernel(torch.tanh(t)).exp() * kernel(t.sin()), x * y, use_reentrant=False).cos()
+
+    torch.manual_seed(0)
+    arguments = [torch.randn(61, 67, device="cuda", requires_grad=True) for _ in range(2)]
+    seen = gradients(compiled(forward, options), arguments)
+    assert off_by(seen, gradients(forward, arguments)) < 1e-5
+    assert runs_again(Kind.OPAQUE) == 2
+
+
+# ---- float8
+
+
+def to_float8(tensor, dtype):
+    """The tensor in float8, scaled to its range, and the factor that scales it back."""
+    factor = tensor.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
+    return (tensor.float() / factor).to(dtype), factor
+
+
+def product(a, b, a_dtype=torch.float8_e4m3fn):
+    """``a @ b`` in float8: the first by rows, the second by columns, as the hardware wants them."""
+    (a8, of_a), (b8, of_b) = to_float8(a, a_dtype), to_float8(b, torch.float8_e4m3fn)
+    by_columns = b8.t().contiguous().t()
+    return torch._scaled_mm(a8.contiguous(), by_columns, scale_a=of_a, scale_b=of_b, out_dtype=torch.bfloat16)
+
+
+class Float8Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return product(x, weight.t())
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return product(grad, weight, torch.float8_e5m2), product(grad.t(), x, torch.float8_e5m2)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_products_in_float8(options):
+    """Against Inductor with its own partitioner; where a rounding falls otherwise, a float8 is off by a sixteenth."""
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no float8 products (compute capability 8.9 and above have)")
+
+    def forward(x, *weights):
+        for weight in weights:
+            x = torch.nn.functional.gelu(Float8Linear.apply(x, weight))
+        return x
+
+    torch.manual_seed(0)
+    shapes = [(128, 64), (96, 64), (64, 96), (32, 64)]  # multiples of 16
+    arguments = [torch.randn(*s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes]
+    expected = gradients(torch.compile(forward, backend="inductor", fullgraph=True), arguments)
+    torch._dynamo.reset()
+    seen = gradients(compiled(forward, options), arguments)
+    assert off_by(seen, expected) < 0.03
+    (summary,) = plans()
+    assert summary.recomputed_ops or options == {"memory_budget": 1}
+    if "solver" in options:
+        assert runs_again(Kind.MATMUL) >= 1  # each product is read by gelu's backward
