@@ -8,7 +8,7 @@ measured, if not told otherwise: the planner's word is checked before anyone tra
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _PROBES = (7, 11, 13, 17, 19)  # sizes to trace at: primes, so that no other size of the model is the same
 _MOST = 2**24
+_TRIES = 8  # sizes that are measured at most, for one budget
 _EXAMPLES = """examples:
   rematpass max-batch tiny-gpt --budget 256MiB                     the largest batch in 256 MiB of peak
   rematpass max-batch llama --budget 256MiB --budget 512MiB        a table over several budgets
@@ -171,21 +172,20 @@ def largest_under(peak: Callable[[int], int], allowed: int) -> int:
 
 
 def _confirmed(arguments: argparse.Namespace, peaks: Peaks, found: Found) -> Found:
-    """``found`` with a step of its size measured; a size that does not hold is lowered by a fiftieth, a few times."""
-    for size in _lower(found.size):
-        measured = _measured(arguments, size, found.budget)
-        if measured is not None and measured <= found.budget:
-            return Found(found.budget, size, found.size_unaided, peaks.floor(size), measured)
+    """``found`` with a step of its size measured; a size that does not hold is lowered by as much as it is over."""
+    size = found.size
+    for _ in range(_TRIES):
+        peak = _measured(arguments, size, found.budget)
+        if peak <= found.budget:
+            return Found(found.budget, size, found.size_unaided, peaks.floor(size), peak)
+        size = min(size - 1, size * found.budget // peak)
+        if size < 1:
+            break
     return Found(found.budget, 0, found.size_unaided)
 
 
-def _lower(size: int) -> Iterator[int]:
-    for fiftieths in (50, 49, 47, 44):
-        yield max(1, size * fiftieths // 50)
-
-
-def _measured(arguments: argparse.Namespace, size: int, budget: int) -> int | None:
-    """The peak of a step of the compiled model, in bytes; None where no plan fits after all."""
+def _measured(arguments: argparse.Namespace, size: int, budget: int) -> int:
+    """The peak of a step of the compiled model, in bytes; where no plan fits after all, the lowest that there is."""
     import torch
 
     from rematpass.compiler.backend import remat
@@ -198,8 +198,9 @@ def _measured(arguments: argparse.Namespace, size: int, budget: int) -> int | No
     try:
         return measure_memory(model.step, model.parameters, device=arguments.device).peak
     except Exception as error:
-        if isinstance(cause_of(error), BudgetInfeasible):
-            return None
+        cause = cause_of(error)
+        if isinstance(cause, BudgetInfeasible):
+            return max(cause.floor, budget + 1)
         raise
 
 
