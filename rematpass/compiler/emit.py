@@ -141,9 +141,9 @@ class _Writer:
         self.random_states[node] = state
         return result
 
-    def _call(self, target: Any, node: fx.Node, *arguments: Any) -> fx.Node:
+    def _call(self, target: Any, node: fx.Node, *arguments: Any, name: str | None = None) -> fx.Node:
         """A node of our own, which stands for the same value as ``node``."""
-        new = self.graph.call_function(target, (node, *arguments))
+        new = self.graph.create_node("call_function", target, (node, *arguments), name=name)
         new.meta = {k: v for k, v in node.meta.items() if k not in ("desc", POSITION)}
         new.meta["val"] = target(node.meta["val"], *arguments)
         if self.side is Side.BACKWARD:
@@ -187,7 +187,8 @@ class _Writer:
     def saved(self, value: int) -> fx.Node:
         node = self.living[value][-1][1]
         if self.fuse and self._is_for_convolutions(value):
-            return self._call(torch.ops.aten.view.default, node, [-1])
+            # By its name Inductor tells what is an input of forward, and that dropping it frees nothing.
+            return self._call(torch.ops.aten.view.default, node, [-1], name=f"{node.name}_flat")
         return node
 
     def _is_for_convolutions(self, value: int) -> bool:

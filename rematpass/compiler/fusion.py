@@ -7,7 +7,8 @@ A fused kernel runs at one place, so fusing moves work, and with it the lives of
 
 ``Timeline`` holds the bytes alive at each step of our order, ``Gate`` refuses a pair that raises the highest point
 between its two places. When no such pair is left, the peak is known, and a second round takes every pair that stays
-under it: where there is memory to spare nothing is given up.
+well under it: where there is memory to spare nothing is given up. (Well under: the timeline does not know what is
+overwritten in place, nor calls' workspaces. At the limit itself ResNet-50's floor was 129.3 MiB instead of 127.7.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
 
 log = logging.getLogger("rematpass")
+
+_SPARE = 15 / 16  # of the peak is what the second round may fill
 
 Node = Any  # a node of Inductor's scheduler: one op, or several that are fused
 Steps = np.ndarray[Any, np.dtype[np.int64]]
@@ -217,7 +220,7 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
 
     def fuse_nodes(nodes: list[Node]) -> list[Node]:
         nodes = fuse_all(nodes)
-        gate.limit = int(gate.timeline.live.max())
+        gate.limit = int(gate.timeline.live.max() * _SPARE)
         if gate.refused:
             nodes = fuse_all(nodes)
         log.debug("kernels: %d, about %d bytes at the peak", len(nodes), gate.limit)
