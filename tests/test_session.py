@@ -158,6 +158,16 @@ def test_byte_budgets_between_floor_and_ceiling(workers):
     assert budgets == [least_budget(5 * KIB), pytest.approx(least_budget(15 * KIB // 2), abs=1), least_budget(10 * KIB)]
 
 
+def test_the_least_byte_budget_is_the_floor_by_inductors_word():
+    """The simulator's floor stands in every row; what was planned at 0 may be a little above it."""
+    rows = [
+        Measurement("m", name, "cpu", "2", floor=floor, ceiling=10 * KIB)
+        for name, floor in (("remat@1", 5 * KIB), ("remat@0", 6 * KIB))
+    ]
+    budgets = [s.nbytes for s in Wanted(between=2).derived(rows)]
+    assert budgets == [least_budget(6 * KIB), least_budget(10 * KIB)]
+
+
 def test_budget_below_the_floor_is_a_row(workers):
     workers()
     _, rows, pending = run(Store(), peers="none", budgets="0,2KiB")

@@ -54,9 +54,9 @@ class Wanted:
         for peer in self.peers if self.like_peers else ():
             if (peak := peaks.get(peer.name)) is not None:
                 found.append(Strategy("remat", budget=f"{peak}B", like=peer.name))
-        planned = next((row for row in rows if row.floor is not None and row.ceiling is not None), None)
+        planned = [row for row in rows if row.floor is not None and row.ceiling is not None]
         if self.between and planned:
-            low, high = least_budget(planned.floor or 0), least_budget(planned.ceiling or 0)
+            low, high = (least_budget(max(getattr(r, end) for r in planned)) for end in ("floor", "ceiling"))
             steps = max(1, self.between - 1)
             found += [Strategy("remat", budget=f"{low + (high - low) * i // steps}B") for i in range(self.between)]
         return unique(found)

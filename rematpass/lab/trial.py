@@ -200,11 +200,12 @@ def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
     if not plans:
         return found
     limits = [plan.budget_nbytes for plan in plans if plan.budget_nbytes is not None]
+    at_floor = Strategy.parse(found.strategy).fraction == 0  # what was planned there is the floor, by Inductor's word
     return replace(
         found,
         budget_nbytes=found.budget_nbytes or max(limits, default=None),
         planned_peak=max(plan.peak_without_outputs for plan in plans),
-        floor=max(plan.floor for plan in plans),
+        floor=max(max(plan.floor, plan.planned_peak if at_floor else 0) for plan in plans),
         ceiling=max(plan.ceiling for plan in plans),
         plan_hash="+".join(plan.plan_hash for plan in plans),
         planning_seconds=sum(plan.planning_seconds for plan in plans),
