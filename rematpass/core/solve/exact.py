@@ -100,7 +100,9 @@ def exact(
             f"the exact solver says {said} seconds under {peak} bytes of {problem.graph.name or 'a graph'}, "
             f"the simulator {timeline.step_seconds} and {timeline.peak}"
         )
-    return Exact(plan, timeline.step_seconds, min(least, timeline.step_seconds), status == cp_model.OPTIMAL)
+    if status == cp_model.OPTIMAL:
+        return Exact(plan, timeline.step_seconds, timeline.step_seconds, optimal=True)  # not what scaling made of them
+    return Exact(plan, timeline.step_seconds, min(least, timeline.step_seconds), optimal=False)
 
 
 def _plan(model: Program, solver: cp_model.CpSolver) -> Plan:
