@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
+from rematpass.core import frontier
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
+from rematpass.core.solve.problem import Problem
+from rematpass.errors import ContradictoryMarks
 
 
 def show(graph: JointGraph) -> str:
@@ -203,3 +207,16 @@ def integer_costs(draw: st.DrawFn, graph: JointGraph, most: int = 19) -> Costs:
         run=tuple(draw(st.lists(seconds, min_size=len(graph.ops), max_size=len(graph.ops)))),
         keep=tuple(draw(st.lists(seconds, min_size=len(graph.values), max_size=len(graph.values)))),
     )
+
+
+def drawn_ladder(data: st.DataObject, **sizes: int) -> tuple[Problem, frontier.Ladder] | None:
+    """A random graph under whole costs, unfused and with any amount of recomputation, and its ladder.
+
+    None where the user's marks allow no plan.
+    """
+    graph = data.draw(joint_graphs(**sizes))
+    problem = Problem(graph, data.draw(integer_costs(graph)), fuse=False, max_recompute=math.inf)
+    try:
+        return problem, frontier.build(problem)
+    except ContradictoryMarks:
+        return None

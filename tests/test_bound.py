@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from graphs import Builder, chain, integer_costs, joint_graphs, three_layers
+from graphs import Builder, chain, drawn_ladder, integer_costs, joint_graphs, three_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Search, choices
@@ -149,14 +149,10 @@ def test_the_bound_exceeds_neither_the_oracle_nor_any_plan(data):
 @given(st.data())
 def test_the_bound_never_exceeds_the_fastest_of_all_schedules(data):
     """Those that run anything at any time, as often as they like."""
-    graph = data.draw(joint_graphs(max_ops=2))
-    costs = data.draw(integer_costs(graph))
-    problem = Problem(graph, costs, fuse=False, max_recompute=math.inf)
-    try:
-        ladder = frontier.build(problem)
-    except ContradictoryMarks:
+    if (drawn := drawn_ladder(data, max_ops=2)) is None:
         return
+    problem, ladder = drawn
     peaks = {ladder.floor - 3, ladder.floor, (ladder.floor + ladder.ceiling) // 2}
-    bound, search = lower_bound(problem, peaks), Search(graph, costs)
+    bound, search = lower_bound(problem, peaks), Search(problem.graph, problem.costs)
     for peak in peaks:
         assert bound.seconds(peak) <= search.seconds(peak) + ROUNDING

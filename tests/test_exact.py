@@ -2,12 +2,11 @@ import itertools
 import math
 
 import pytest
-from graphs import Builder, chain, integer_costs, joint_graphs, three_layers
+from graphs import Builder, chain, drawn_ladder, three_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Search
 
-from rematpass.core import frontier
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Origin
 from rematpass.core.schedule import Drop, Run
@@ -15,7 +14,6 @@ from rematpass.core.simulate import simulate
 from rematpass.core.solve.exact import exact
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
-from rematpass.errors import ContradictoryMarks
 
 
 def problem_of(graph, run=1.0, keep=0.0):
@@ -113,19 +111,15 @@ def test_without_effort_nothing_is_claimed():
 @settings(max_examples=120)
 @given(st.data())
 def test_no_rung_beats_the_oracle_and_its_plans_hold(data):
-    graph = data.draw(joint_graphs())
-    costs = data.draw(integer_costs(graph))
-    problem = Problem(graph, costs, fuse=False, max_recompute=math.inf)
-    try:
-        ladder = frontier.build(problem)
-    except ContradictoryMarks:
+    if (drawn := drawn_ladder(data)) is None:
         return
+    problem, ladder = drawn
     for rung, faster in itertools.pairwise((*ladder.rungs, None)):
         found = exact(problem, rung.peak)
         assert found.optimal
         assert found.seconds == found.least <= rung.seconds
-        assert verify(graph, found.plan) <= rung.peak
-        assert simulate(graph, found.plan, costs, fuse=False).peak <= rung.peak
+        assert verify(problem.graph, found.plan) <= rung.peak
+        assert simulate(problem.graph, found.plan, problem.costs, fuse=False).peak <= rung.peak
         assert faster is None or faster.peak < rung.peak
 
 
@@ -133,13 +127,9 @@ def test_no_rung_beats_the_oracle_and_its_plans_hold(data):
 @given(st.data())
 def test_the_oracle_finds_what_a_search_over_all_schedules_finds(data):
     """The search may reorder what is made again, and so could win; two passes make up for that."""
-    graph = data.draw(joint_graphs(max_ops=2))
-    costs = data.draw(integer_costs(graph))
-    problem = Problem(graph, costs, fuse=False, max_recompute=math.inf)
-    try:
-        ladder = frontier.build(problem)
-    except ContradictoryMarks:
+    if (drawn := drawn_ladder(data, max_ops=2)) is None:
         return
-    search = Search(graph, costs)
+    problem, ladder = drawn
+    search = Search(problem.graph, problem.costs)
     for peak in {ladder.floor - 3, ladder.floor, (ladder.floor + ladder.ceiling) // 2}:
         assert exact(problem, peak, passes=2).seconds == search.seconds(peak)

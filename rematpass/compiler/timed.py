@@ -16,7 +16,6 @@ Source: measuring instead of modelling is what Checkmate (Jain et al., MLSys 202
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import re
@@ -35,6 +34,8 @@ from rematpass.compiler._torch import OpOverload, pytree
 from rematpass.compiler.capture import Captured
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind
+from rematpass.errors import RematError
+from rematpass.report.files import write_text
 
 log = logging.getLogger("rematpass")
 
@@ -156,12 +157,8 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def _write(path: Path, table: dict[str, float]) -> None:
-    """Whole or not at all, since other processes may read and write it now; where that fails, nothing is kept."""
-    text = json.dumps(table, indent=0, sort_keys=True)
-    beside = path.with_suffix(f".{hashlib.sha256(text.encode()).hexdigest()[:12]}")
+    """Other processes may read and write it now; where it cannot be written, nothing is kept."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
+        write_text(path, json.dumps(table, indent=0, sort_keys=True))
+    except RematError as error:
         log.debug("the seconds of ops could not be kept: %s", error)
