@@ -61,6 +61,21 @@ def test_copies_are_merged_where_there_is_room():
     assert course(module, OURS).peak.nbytes == 64 * 97 * 4 + 97 * 5 * 4 + 3 * 140 + 1280
 
 
+def two_loops(x, g):
+    """Two kernels that cannot be fused, as their loops differ; x can go after the first."""
+    return torch.cos(x).sum(1), torch.sin(g).sum(1)
+
+
+def test_loops_are_written_into_one_function_where_there_is_room():
+    def after_a_peak(x, g, big):
+        return (torch.cos(big).permute(1, 0) @ big, *two_loops(x, g))
+
+    alone, with_room = traced(two_loops, (63, 7), (31, 5)), traced(after_a_peak, (63, 7), (31, 5), (64, 97))
+    assert kernels(alone, OURS) == ["sum_1", "sum_2"]
+    assert kernels(with_room, OURS) == ["cos", "mm", "sum_1 sum_2"]
+    assert course(with_room, OURS).peak.nbytes == (64 + 97) * 97 * 4
+
+
 def two_segments(x, *weights):
     """A saved x, two segments of two layers recomputed in turn, the first segment's chain in two copies."""
     a, b, c, d = weights

@@ -22,7 +22,7 @@ import contextvars
 import copy
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,11 +197,21 @@ def _name_kernels_only(scheduler: Any) -> None:
         for part in (backend, *vars(backend).values()):
             if hasattr(part, "define_kernel"):
                 part.define_kernel = _kernel_name
+        if device.type == "cpu" and hasattr(backend, "codegen_node"):
+            backend.codegen_node = functools.partial(_without_tiling, backend.codegen_node)
     for node in scheduler.nodes:
         for op in node.get_nodes():
             on_cpu = op.get_device() is not None and op.get_device().type == "cpu"
             if on_cpu and isinstance(op, _torch.inductor_scheduler.SchedulerNode):
                 op.codegen = functools.partial(_skip_body, op)
+
+
+def _without_tiling(codegen_node: Callable[[Any], None], node: Any) -> None:
+    """Lay a kernel's loops out for scalars: how they are tiled for vectors decides only what loops can share an outer
+    one (``OuterLoopFusedSchedulerNode``)."""
+    shares = hasattr(node, "outer_loop_fusion_depth")
+    with contextlib.nullcontext() if shares else _torch.inductor_config.patch({"cpp.simdlen": 1}):
+        codegen_node(node)
 
 
 def _skip_body(op: Any, index_vars: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,12 +78,28 @@ class Timeline:
         """Add the buffer's bytes over its life to ``steps``, which begin at step ``first``."""
         slots = [moved.get(op, self.slot[op]) for op in buffer.readers]
         start = moved.get(buffer.maker, self.slot[buffer.maker]) if buffer.maker else 0
-        inside = buffer.maker and buffer.maker not in buffer.readers and not buffer.maker.is_extern()
-        if inside and slots and not buffer.stays and all(slot == start for slot in slots):
-            return  # it never leaves one kernel
+        if self._stays_inside(buffer, start, slots):
+            return
         end = len(self.live) - 1 if buffer.stays else self.step[max(slots, default=start)]
         a, b = max(self.step[start] - first, 0), min(end - first, len(steps) - 1)
         steps[a : b + 1] += sign * buffer.nbytes
+
+    @staticmethod
+    def _stays_inside(buffer: Buffer, start: int, readers: Sequence[int]) -> bool:
+        """Whether it never leaves the kernel that makes it, at slot ``start``."""
+        if buffer.maker is None or buffer.maker in buffer.readers or buffer.maker.is_extern() or buffer.stays:
+            return False
+        return bool(readers) and all(slot == start for slot in readers)
+
+    def made(self) -> Counter[int]:
+        """The bytes allocated at each slot."""
+        made: Counter[int] = Counter()
+        for buffer in self.buffers.values():
+            if buffer.maker is not None:
+                slot = self.slot[buffer.maker]
+                if not self._stays_inside(buffer, slot, [self.slot[op] for op in buffer.readers]):
+                    made[slot] += buffer.nbytes
+        return made
 
     def places(self, early: Sequence[Node], late: Sequence[Node]) -> list[int]:
         """The slots at which both can run as one without moving anything else: the later one's, the earlier one's."""
@@ -115,7 +132,7 @@ def steps(nodes: Sequence[Node], split: bool) -> list[int]:
     """The step of each slot.
 
     A kernel on a GPU is a step. On the CPU Inductor writes all loops between two extern calls into one C++ function;
-    with ``split`` it writes a function for each kernel (``split_calls``), and the two devices are alike.
+    with ``split`` a kernel is a step there, too, unless there is room for more (``join_loops``).
     """
     devices = [node.get_device() for node in nodes]
     merged = not split and all(device is None or device.type == "cpu" for device in devices)
@@ -126,17 +143,40 @@ def steps(nodes: Sequence[Node], split: bool) -> list[int]:
     return found
 
 
-def split_calls(scheduler: Any) -> None:
-    """Let this scheduler's CPU backend end a C++ function after each kernel, so that what it read can be freed."""
+def join_loops(scheduler: Any, timeline: Timeline, nodes: Sequence[Node], limit: int) -> None:
+    """On the CPU, which kernels become one C++ function: neighbours, as long as no more than ``limit`` bytes live.
+
+    A function's buffers are all allocated before it and freed after it, so Inductor's own choice, everything between
+    two extern calls, keeps what a plan wants freed. A function for each kernel costs a compile and a call more each.
+    """
+    followed = _followed(timeline, nodes, limit)
     for device in {node.get_device() for node in scheduler.nodes} - {None}:
         backend = scheduler.get_backend(device)
         if device.type == "cpu" and hasattr(backend, "_set_flush_status"):
-            backend.codegen_node = functools.partial(_codegen_and_flush, backend, backend.codegen_node)
+            backend.codegen_node = functools.partial(_codegen_and_flush, backend, backend.codegen_node, followed)
 
 
-def _codegen_and_flush(backend: Any, codegen_node: Callable[[Node], None], node: Node) -> None:
+def _followed(timeline: Timeline, nodes: Sequence[Node], limit: int) -> set[str]:
+    """The first ops of the kernels after which their function goes on."""
+    made, followed = timeline.made(), set()
+    held = 0
+    for node, following in itertools.pairwise(nodes):
+        slots = [timeline.slot.get(part.get_nodes()[0]) for part in (node, following)]
+        if None in slots or node.is_extern() or following.is_extern():
+            held = 0
+            continue
+        held = max(held, int(timeline.live[slots[0]])) + made[slots[1]]
+        if held <= limit:
+            followed.add(node.get_first_name())
+        else:
+            held = 0
+    return followed
+
+
+def _codegen_and_flush(backend: Any, codegen_node: Callable[[Node], None], followed: set[str], node: Node) -> None:
     codegen_node(node)
-    backend._set_flush_status(True)
+    if node.get_first_name() not in followed:
+        backend._set_flush_status(True)
 
 
 def _buffers(scheduler: Any, nodes: Sequence[Node], ops: Sequence[Node]) -> dict[str, Buffer]:
@@ -224,20 +264,23 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
         if gate.refused:
             nodes = fuse_all(nodes)
         log.debug("kernels: %d, about %d bytes at the peak", len(nodes), gate.limit)
-        tell_reuse(scheduler, nodes, split)
+        if split:
+            join_loops(scheduler, gate.timeline, nodes, gate.limit)
+        else:
+            tell_reuse(scheduler, nodes)
         return nodes
 
     scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes
 
 
-def tell_reuse(scheduler: Any, nodes: Sequence[Node], split: bool) -> None:
+def tell_reuse(scheduler: Any, nodes: Sequence[Node]) -> None:
     """Correct what Inductor knows when it decides which freed buffers to hand on: their sizes and their ends.
 
     What fusion removed and what is a part of another buffer takes nothing; what is overwritten in place is freed
     nowhere and allocated nowhere; nothing is freed before its step ends.
     """
     inductor_memory.assign_memory_planning_info_for_scheduler_buffers(nodes, scheduler.name_to_buf)
-    index, step = {node: i for i, node in enumerate(nodes)}, steps(nodes, split)
+    index, step = {node: i for i, node in enumerate(nodes)}, steps(nodes, split=False)
     closing = dict(zip(step, nodes, strict=True))  # the last node of each step
     dying: list[list[str]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):

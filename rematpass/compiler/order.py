@@ -44,7 +44,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
-from rematpass.compiler.fusion import Gate, Node, Timeline, guard_fusion, predecessors, split_calls
+from rematpass.compiler.fusion import Gate, Node, Timeline, guard_fusion, predecessors
 from rematpass.compiler.ops import kind_of
 from rematpass.core.graph import Kind
 
@@ -63,7 +63,7 @@ def config_patches(*, split: bool = True) -> dict[str, Any]:
 class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
     """Inductor's scheduler pass: our order, and fusion guarded by a ``Gate``. Inference is left to Inductor.
 
-    ``split``: memory is short, so on the CPU a function ends after each kernel, and what it read can be freed.
+    ``split``: memory is short, so on the CPU a function ends after a kernel whose reads have to be freed.
     """
 
     def __init__(self, split: bool = True) -> None:
@@ -80,8 +80,6 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
         for slot, node in enumerate(nodes):
             node.min_order = node.max_order = slot
         guard_fusion(scheduler, Gate(Timeline(scheduler, nodes, self.split)), self.split)
-        if self.split:
-            split_calls(scheduler)
         return nodes
 
     def uuid(self) -> bytes:
