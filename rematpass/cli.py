@@ -121,6 +121,9 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare.add_argument("--budgets", metavar="LIST", help=f"of remat: {BUDGETS}; or none (default: 1,0)")
     compare.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     compare.add_argument("--rounds", type=_rounds, default=5, metavar="N", help="of step times; 0: none (default: 5)")
+    compare.add_argument(
+        "--jobs", type=_jobs, metavar="N", help="strategies compiled at a time (default: 2 on a CPU of several cores)"
+    )
     compare.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured to this file")
     compare.add_argument(
         "--picture",
@@ -140,6 +143,12 @@ def _rounds(text: str) -> int:
     return int(text)
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of jobs, 1 to 64")
+    return int(text)
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -152,6 +161,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         sizes=arguments.size,
         device=arguments.device,
         rounds=arguments.rounds,
+        jobs=arguments.jobs,
         picture=None if arguments.no_picture else arguments.picture,
         json=arguments.json,
     )

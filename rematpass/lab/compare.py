@@ -6,6 +6,7 @@ Everything that can be refused is refused before anything is measured. A strateg
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ WIDEST = 160  # columns of a table that goes to a file
 
 @dataclass(frozen=True)
 class Request:
-    """The command's arguments. ``picture``: None for none; ``json``: None for none."""
+    """The command's arguments. ``jobs``: None for two at a time on a CPU with several cores, else one; ``picture`` and
+    ``json``: None for none.
+    """
 
     model: str
     peers: str = PEERS
@@ -38,6 +41,7 @@ class Request:
     sizes: Sequence[str] = ()
     device: str = "cpu"
     rounds: int = 5
+    jobs: int | None = None
     timeout: float | None = 600.0
     picture: Path | None = None
     json: Path | None = None
@@ -66,7 +70,9 @@ def run(request: Request, console: Console) -> int:
     sizes = models.parse_sizes(request.sizes)
     if sizes and ":" in request.model:
         raise MeasureError("--size is for models of the catalog; your own function decides on its sizes itself")
-    settings = Settings(request.device, sizes, rounds=request.rounds, timeout=request.timeout)
+    several = device.type == "cpu" and (os.cpu_count() or 1) > 1  # bytes are each process's own; a GPU is shared
+    jobs = request.jobs or (2 if several else 1)
+    settings = Settings(request.device, sizes, rounds=request.rounds, jobs=jobs, timeout=request.timeout)
     with progress_bar(console) as progress:
         watcher = Watcher(progress, request.model, expected(wanted))
         with Session(request.model, store, settings, watcher.on_stage) as session:
@@ -75,6 +81,9 @@ def run(request: Request, console: Console) -> int:
             parameters, name = session.parameters, session.model
     heading = f"{name}, {parameters / 1e6:.1f} million parameters, {device_label(device)}"
     show(console, strategies, rows, heading)
+    if jobs > 1:
+        note = f"Compile and planning seconds: {jobs} strategies at a time, Inductor's alone; steps one at a time."
+        console.print(note, highlight=False)
     if request.json:
         _write(request.json, as_json(name, strategies, rows))
     if request.picture:
