@@ -59,6 +59,8 @@ def test_the_bound_of_a_chain_is_what_can_be_reckoned_by_hand():
     for k in range(2, 16):
         assert bound.seconds(7 * (k + 3)) == pytest.approx(32 + 15 - k, abs=ROUNDING)
     assert bound.floor == 35  # the output, two gradients, two activations
+    nbytes, op = Certain(graph, fuse=False).working_set()
+    assert (nbytes, op.id) == (35, 17)  # while backward's second op runs
     assert bound.seconds(34) == math.inf
 
 

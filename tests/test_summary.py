@@ -9,6 +9,7 @@ from rematpass.core.frontier import Ladder, Rung, peak_allowed
 from rematpass.core.graph import Kind, Origin, Value
 from rematpass.core.simulate import Tenant, Timeline, simulate
 from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.problem import Problem
 from rematpass.report.summary import describe, infeasible, summarize
 from rematpass.units import parse_bytes
 
@@ -118,7 +119,7 @@ def test_the_log_line_of_a_step_that_takes_no_time():
     assert "(+0.0% of step seconds)" in free.line()
 
 
-def large_values():
+def large_values(recompute):
     """Values in MiB, named and placed as capture does, and a ladder whose floor holds them all at once."""
     b = Builder()
     x = b.input(2 * MIB)
@@ -129,12 +130,14 @@ def large_values():
     graph = dataclasses.replace(graph, ops=tuple(ops), values=tuple(values))
     tenants = tuple(Tenant(v, int(v == 5), graph.values[v].nbytes, 0, 0) for v in made)
     timeline = Timeline((), 0, (56 * MIB,), tenants, 0.0, 1.0)
-    return graph, Ladder((Rung(just_in_time(graph, [], "s"), timeline),))
+    costs = Costs(run=(1.0,) * len(ops), keep=(0.0,) * len(values))
+    problem = Problem(graph, costs, fuse=False, max_recompute=recompute)
+    return problem, Ladder((Rung(just_in_time(graph, [], "s"), timeline),))
 
 
 def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
-    graph, ladder = large_values()
-    assert infeasible(graph, ladder.rungs[0], 56 * MIB, 40 * MIB, 1.0) == (
+    problem, ladder = large_values(recompute=1.0)
+    assert infeasible(problem, ladder.rungs[0], 56 * MIB, 40 * MIB) == (
         "graph 1/0: no plan stays under 40.00 MiB; the lowest peak is 56.00 MiB with at most 1 extra forwards of "
         "recompute. The largest values at that moment:\n"
         "  17.00 MiB  v6 bfloat16[s0, 17825792], module layers.0.mlp, at /home/me/model.py:5\n"
@@ -142,13 +145,14 @@ def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
         "  11.00 MiB  v4 bfloat16[s0, 11534336], module layers.0.mlp, at /home/me/model.py:3\n"
         "  7.00 MiB  v3 bfloat16[s0, 7340032], module layers.0.mlp, at /home/me/model.py:2\n"
         "  5.00 MiB  v2 bfloat16[s0, 5242880], module layers.0.mlp, at /home/me/model.py:1\n"
+        "Every plan takes 56.00 MiB, in op5, module layers.0.mlp, at /home/me/model.py:5.\n"
         "Try memory_budget=56.57MiB or more, a smaller batch, or REMAT_MAX_RECOMPUTE=2."
     )
 
 
 def test_the_budget_to_try_is_enough_when_typed_in():
-    graph, ladder = large_values()
-    text = infeasible(graph, ladder.rungs[0], 57 * MIB + 1, 40 * MIB, 1.5)
+    problem, ladder = large_values(recompute=1.5)
+    text = infeasible(problem, ladder.rungs[0], 57 * MIB + 1, 40 * MIB)
     assert "with at most 1.5 extra forwards" in text
     suggested = text.split("Try memory_budget=")[1].split(" or more")[0]
     assert suggested == "57.58MiB"

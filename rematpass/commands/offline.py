@@ -81,7 +81,7 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     start = time.perf_counter()
     problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
     ladder = frontier.build(problem, config.solver)
-    rung, limit = choose(graph, ladder, config)
+    rung, limit = choose(problem, ladder, config)
     summary = summarize(
         graph,
         ladder,
@@ -98,7 +98,7 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     return Planned(problem, ladder, rung, summary, preset)
 
 
-def choose(graph: JointGraph, ladder: Ladder, config: Config) -> tuple[Rung, int | None]:
+def choose(problem: Problem, ladder: Ladder, config: Config) -> tuple[Rung, int | None]:
     """The fastest rung within the budget, and the budget in bytes (None: no limit)."""
     budget: Budget = config.memory_budget
     if budget.kind is BudgetKind.AUTO:
@@ -110,6 +110,6 @@ def choose(graph: JointGraph, ladder: Ladder, config: Config) -> tuple[Rung, int
         return ladder.fastest_under(limit) or ladder.rungs[-1], limit
     rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes))
     if rung is None:
-        message = infeasible(graph, ladder.rungs[-1], ladder.floor, budget.nbytes, config.max_recompute)
+        message = infeasible(problem, ladder.rungs[-1], ladder.floor, budget.nbytes)
         raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
     return rung, budget.nbytes

@@ -161,11 +161,11 @@ def _followed(timeline: Timeline, nodes: Sequence[Node], limit: int) -> set[str]
     made, followed = timeline.made(), set()
     held = 0
     for node, following in itertools.pairwise(nodes):
-        slots = [timeline.slot.get(part.get_nodes()[0]) for part in (node, following)]
-        if None in slots or node.is_extern() or following.is_extern():
+        slot, its = (timeline.slot.get(part.get_nodes()[0]) for part in (node, following))
+        if slot is None or its is None or node.is_extern() or following.is_extern():
             held = 0
             continue
-        held = max(held, int(timeline.live[slots[0]])) + made[slots[1]]
+        held = max(held, int(timeline.live[slot])) + made[its]
         if held <= limit:
             followed.add(node.get_first_name())
         else:

@@ -202,7 +202,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         ladder = frontier.build(problem, solver)
         budget = within_region(budget, region_budget(captured), ladder)
         probes = Probes(captured, ladder, fuse=self.fuse)
-        probe, limit = self._choose(graph, probes, budget)
+        probe, limit = self._choose(problem, probes, budget)
         offload(captured, *probe.modules)
         # A plan may take more by the simulator than by the compiler, whose word the limit is about: then the higher.
         bound = 0.0 if fallback else least_seconds(problem, limit and max(limit, probe.rung.peak))
@@ -240,7 +240,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         nbytes = auto_budget(free, parameters, self.config.auto_reserve)
         return dataclasses.replace(budget, kind=BudgetKind.BYTES, nbytes=nbytes)
 
-    def _choose(self, graph: JointGraph, probes: Probes, budget: Budget) -> tuple[Probe, int | None]:
+    def _choose(self, problem: Problem, probes: Probes, budget: Budget) -> tuple[Probe, int | None]:
         """The fastest rung within the budget, and the budget in bytes (None: no limit).
 
         Raises:
@@ -257,7 +257,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         if probe is not None:
             return probe, budget.nbytes
         floor = probes.floor
-        message = infeasible(graph, floor.rung, floor.peak, budget.nbytes, self.config.max_recompute)
+        message = infeasible(problem, floor.rung, floor.peak, budget.nbytes)
         if self.config.strict or not _torch.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=floor.peak)
         excess = format_bytes(frontier.least_budget(floor.peak) - budget.nbytes)

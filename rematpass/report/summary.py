@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from rematpass.config import Budget
 from rematpass.core.frontier import Ladder, Rung, least_budget
-from rematpass.core.graph import JointGraph, Origin, Side
+from rematpass.core.graph import JointGraph, Op, Origin, Side
 from rematpass.core.simulate import Tenant, Timeline
+from rematpass.core.solve.certain import Certain
+from rematpass.core.solve.problem import Problem
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 
@@ -144,24 +146,35 @@ def total(terms: Iterable[str]) -> str:
     return " + ".join(written + [str(n) for rest, n in counted.items() if not rest and n]) or "0"
 
 
-def infeasible(graph: JointGraph, lowest: Rung, floor: int, limit: int, max_recompute: float) -> str:
-    """Why no plan stays under ``limit`` bytes: the floor, who takes it, and what to try."""
+def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int) -> str:
+    """Why no plan stays under ``limit`` bytes: the floor, who takes it, what no plan can do without, what to try."""
+    graph = problem.graph
     largest = lowest.timeline.at_peak()[:5]
     return (
         f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(floor)} "
-        f"with at most {max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
-        + "\n".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}" for t in largest)
-        + f"\nTry memory_budget={format_bytes(least_budget(floor), round_up=True).replace(' ', '')} or more, "
+        f"with at most {problem.max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
+        + "".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}\n" for t in largest)
+        + _whatever_is_recomputed(problem, floor)
+        + f"Try memory_budget={format_bytes(least_budget(floor), round_up=True).replace(' ', '')} or more, "
         "a smaller batch, or REMAT_MAX_RECOMPUTE=2."
     )
+
+
+def _whatever_is_recomputed(problem: Problem, floor: int) -> str:
+    """What every plan has in memory at one moment: it tells what only a smaller batch or model can change."""
+    nbytes, op = Certain(problem.graph, problem.fuse).working_set()
+    if not 0 < nbytes <= floor:  # Inductor may do with less than the simulator knows of
+        return ""
+    return f"Every plan takes {format_bytes(nbytes)}, {f'in {op.name}{_where(op)}' if op else 'after forward'}.\n"
 
 
 def describe(graph: JointGraph, tenant: Tenant) -> str:
     """A value in words: its name, shape and type, and where the user's code makes it."""
     value, producer = graph.values[tenant.value], graph.producer[tenant.value]
-    where = ""
-    if producer is not None:
-        op = graph.ops[producer]
-        where = "".join(f", {what} {text}" for what, text in (("module", op.module), ("at", op.source)) if text)
+    where = "" if producer is None else _where(graph.ops[producer])
     again = f", recomputed copy {tenant.copy}" if tenant.copy else ""
     return f"{value.name} {value.dtype}[{', '.join(value.shape)}]{again}{where}"
+
+
+def _where(op: Op) -> str:
+    return "".join(f", {what} {text}" for what, text in (("module", op.module), ("at", op.source)) if text)

@@ -172,17 +172,10 @@ class _Relaxed:
                 needed.update(op.reads)
         return wanted
 
-    @cached_property
+    @property
     def floor(self) -> int:
-        """Bytes that every plan has at one moment: the unavoidable ones, and values that nothing may make again."""
-        graph, certain = self.problem.graph, self.certain
-        forced = np.zeros(len(graph.values), np.bool_)
-        for v in graph.backward_reads:
-            producer = graph.producer[v]
-            once = producer is not None and producer in graph.runs_once
-            forced[v] = once and graph.sides[producer or 0] is Side.FORWARD
-        alive = certain.unavoidable + certain.saved.usage(forced, certain.count)
-        return int(alive.max(initial=0))
+        """Bytes that every plan has at one moment."""
+        return self.certain.working_set()[0]
 
     def cut(self, prices: Floats) -> _Column:
         """The cheapest cut under ``prices`` (seconds per byte at each moment), and its line.

@@ -124,6 +124,24 @@ class Certain:
         return total
 
     @cached_property
+    def always(self) -> Ints:
+        """The same, and what backward reads of values that only one run of forward may make."""
+        graph = self.graph
+        forced = np.zeros(len(graph.values), np.bool_)
+        for v in graph.backward_reads:
+            producer = graph.producer[v]
+            once = producer is not None and producer in graph.runs_once
+            forced[v] = once and graph.sides[producer or 0] is Side.FORWARD
+        return self.unavoidable + self.saved.usage(forced, self.count).astype(np.int64)
+
+    def working_set(self) -> tuple[int, Op | None]:
+        """The most bytes that every plan has alive at one moment, and the op that runs then (None: the turn)."""
+        if not self.always.any():
+            return 0, None
+        moment = int(self.always.argmax())
+        return int(self.always[moment]), next((self.graph.ops[o] for o, m in self.moment.items() if m == moment), None)
+
+    @cached_property
     def saved(self) -> Claims:
         """What lives when the op of a value does not run again though backward wants the value: a choice per value."""
         return Claims.of([self._saved.get(v.id, []) for v in self.graph.values])
