@@ -82,11 +82,12 @@ def test_a_budget_below_the_floor_names_the_floor_and_who_takes_it(ends):
     error = caught.value.inner_exception
     assert isinstance(error, BudgetInfeasible)
     assert (error.budget, error.floor) == (1 << 20, ends[0])
-    first, *largest, last = str(error).splitlines()
+    first, *largest, every, last = str(error).splitlines()
     assert first.endswith("with at most 1 extra forwards of recompute. The largest values at that moment:")
     assert "no plan stays under 1.00 MiB; the lowest peak is " in first
     assert len(largest) == 5
     assert any("float32[4096, 16]" in line and "test_partitioner" not in line for line in largest)
+    assert every.startswith("Every plan takes 1.02 MiB, in ")
     assert last.startswith("Try memory_budget=")
     suggested = last.split("memory_budget=")[1].split(" or more")[0]
     torch._dynamo.reset()

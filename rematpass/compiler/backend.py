@@ -85,6 +85,8 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
 
     def __init__(self, **options: object) -> None:
         config = Config.read(options)
+        if config.check:
+            log.warning('REMAT_CHECK measures steps of backend="remat" only; under enable() and run it does nothing')
         partitioner = RematPartitioner(config, plan_anew=bool(config.report_dir))
         ours = {"custom_partitioner_fn": partitioner, **inductor_patches(config)}
         self._before = {name: getattr(_torch.inductor_config, name) for name in ours}

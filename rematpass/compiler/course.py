@@ -20,9 +20,10 @@ from rematpass.compiler.ops import workspace_of_call
 
 # Lines that allocate and free nothing.
 _WITHOUT_BYTES = frozenset(
-    "NullLine CommentLine KernelDefinitionLine LineContext AssertSizeStrideLine str DeferredLine "
-    "EnterDeviceContextManagerLine ExitDeviceContextManagerLine EnterDeviceContextManagerWithStreamInfoLine "
-    "ExitDeviceContextManagerWithStreamInfoLine SymbolicCallArgLine UnbackedSymbolDefsLine DynamicScalarLine "
+    "NullLine CommentLine KernelDefinitionLine LineContext AssertSizeStrideLine GroupedAssertSizeStrideLine str "
+    "DeferredLine EnterDeviceContextManagerLine ExitDeviceContextManagerLine "
+    "EnterDeviceContextManagerWithStreamInfoLine ExitDeviceContextManagerWithStreamInfoLine "
+    "SymbolicCallArgLine UnbackedSymbolDefsLine DynamicScalarLine "
     "IndexPutFallbackLine ScatterFallbackLine AssertDivByZeroLine ExternKernelMultiOutLine".split()
 )
 
