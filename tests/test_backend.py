@@ -110,6 +110,15 @@ def test_enable_reaches_programs_that_name_inductor():
         rematpass.enable(budget=0.5)
 
 
+def test_enable_says_that_it_cannot_measure_steps(monkeypatch, caplog):
+    monkeypatch.setenv("REMAT_CHECK", "1")
+    with rematpass.enable():
+        pass
+    assert caplog.messages == [
+        'REMAT_CHECK measures steps of backend="remat" only; under enable() and run it does nothing'
+    ]
+
+
 def test_the_log_is_torchs_own_to_switch_on():
     program = (
         "import torch; m = torch.nn.Linear(3, 5); "

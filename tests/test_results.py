@@ -45,7 +45,7 @@ def test_tables_and_pictures(tmp_path):
     store.add(measured("inductor", 11, step_ratio=(1.0, 1.0, 1.0)))
     store.add(measured("inductor@0.2", 13, step_ratio=(1.1, 1.2, 1.3), peak_other=12 * MIB))
     wanted = {"llama": parse_list("eager,inductor,inductor@0.2"), "gpt2": parse_list("eager")}
-    document, *pictures = write_results(store, wanted, "cpu", "peers", tmp_path)
+    document, _, *pictures = write_results(store, wanted, "cpu", "peers", tmp_path)
     device = f"cpu-{torch.get_num_threads()}-thread" + ("s" if torch.get_num_threads() > 1 else "")
     stem = f"peers_{device}_2026-11-30"
     assert [p.name for p in (document, *pictures)] == [f"{stem}.md", f"{stem}.svg", f"{stem}_llama.svg"]
@@ -54,6 +54,30 @@ def test_tables_and_pictures(tmp_path):
     assert "| Inductor | 0.2 |  | 13.00 MiB | 12.00 MiB | 12.00 MiB | 1.20 (1.10-1.30) |" in text
     assert text.count("| eager |  | not measured |") == 2
     assert f"![Measured peak against budget]({stem}.svg)" in text
+
+
+def test_speed_at_the_same_peak(tmp_path):
+    flops = {"eager_flops": 300, "forward_flops": 100}
+    store = Store()
+    store.add(measured("inductor", 17, step_ratio=(1.0, 1.0, 1.0), step_flops=300, compile_seconds=11.0, **flops))
+    store.add(measured("inductor+checkpoint", 7, step_ratio=(1.1, 1.2, 1.3), step_flops=347, **flops))
+    store.add(measured("inductor@0.2", 13, **flops))
+    store.add(measured("remat@1", 16, planning_seconds=2.0, compile_seconds=19.0))
+    store.add(measured(f"remat@{7 * MIB}B", 6, step_ratio=(0.8, 0.9, 0.9), step_flops=341, **flops))
+    store.add(measured(f"remat@{13 * MIB}B", 14))
+    store.add(measured(f"remat@{5 * MIB}B", 5))
+    _, page, *_ = write_results(store, {"llama": []}, "cpu", "five-models", tmp_path)
+    assert page.name.startswith("speed_cpu-")
+    text = page.read_text()
+    assert (
+        "| llama | Inductor 0.2 | 13.00 MiB | 14.00 MiB | not measured | not measured | not measured | not measured "
+        "| not measured |\n"
+        "| llama | Inductor, checkpointed | 7.00 MiB | 6.00 MiB | 47.0% | 41.0% | 1.20 | 0.90 | 0.75 |\n"
+    ) in text
+    assert "Of 2 pairs remat takes no more bytes in 1, no more FLOPs in 1 of 1, and at most 1.02 times " in text
+    assert "| llama | inductor | 17.00 MiB | 1.00 | 11.00 s |  |\n" in text
+    assert "| llama | remat@1 | 16.00 MiB | not measured | 19.00 s | 2.00 s |\n" in text
+    assert text.endswith("_llama.svg)\n")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rematpass.errors import MeasureError
 from rematpass.lab import trial
 from rematpass.lab.catalog import MODELS
 from rematpass.lab.store import Store
-from rematpass.report import pictures
+from rematpass.report import pictures, speed
 from rematpass.report.comparison import markdown, same_peak
 from rematpass.report.measurement import Strategy, resolve, unique
 
@@ -18,7 +18,8 @@ from rematpass.report.measurement import Strategy, resolve, unique
 def write_results(
     store: Store, strategies: Mapping[str, Sequence[Strategy]], device: str, what: str, directory: Path
 ) -> list[Path]:
-    """Write one Markdown file with a table per model, its pictures beside it, and return their paths.
+    """Write one Markdown file with a table per model, its pictures beside it, a second one about speed, and return
+    their paths.
 
     Rows are ``strategies`` (by model) and whatever else the store has of the model on this device and torch; what was
     not measured says so. The date is the last measurement's.
@@ -33,7 +34,7 @@ def write_results(
     stem = f"{what}_{slug}_{date}"
     heading = f"{blank.device}, torch {blank.torch}, {date}"
     text = [f"# {what.replace('-', ' ').capitalize()}, {heading}\n\n{EXPLAINED}"]
-    written = []
+    written, timed = [], {}
     overview = directory / f"{stem}.svg"
     if pictures.peak_against_budget(found, heading, overview):
         written.append(overview)
@@ -48,13 +49,19 @@ def write_results(
         picture = directory / f"{stem}_{_slug(name)}.svg"
         if pictures.seconds_against_peak(rows, f"{name}, {heading}", picture):
             written.append(picture)
+            timed[name] = picture.name
             text.append(f"![Step time against peak]({picture.name})\n")
-    document = directory / f"{stem}.md"
-    try:
-        document.write_text("\n".join(text))
-    except OSError as error:
-        raise MeasureError(f"cannot write {str(document)!r}: {error.strerror}") from error
-    return [document, *written]
+    its = "speed" if what == "five-models" else f"speed-{what}"
+    documents = {
+        directory / f"{stem}.md": "\n".join(text),
+        directory / f"{its}_{slug}_{date}.md": speed.page(found, heading, timed),
+    }
+    for document, contents in documents.items():
+        try:
+            document.write_text(contents)
+        except OSError as error:
+            raise MeasureError(f"cannot write {str(document)!r}: {error.strerror}") from error
+    return [*documents, *written]
 
 
 EXPLAINED = """Bytes are exact: the peak of one training step beyond what stood before it. Step times are medians of
