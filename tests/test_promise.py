@@ -1,0 +1,76 @@
+"""The promise on graphs of other shapes than a chain's, through Inductor: a budget in bytes is held, as was planned.
+
+A U-Net reads every level again, each block of a decoder reads the encoder's last value, a tied embedding is read at
+both ends, and two losses make a graph with two ends. Sizes are as small as they can be and still have a peak.
+"""
+
+import pytest
+import torch
+from programs import afresh
+from torch import nn
+
+from rematpass import plans
+from rematpass.compiler.plan_only import plan_only
+from rematpass.config import Config
+from rematpass.lab import models
+from rematpass.lab.measure import gradient_error, measure_memory, run_step
+
+pytestmark = pytest.mark.slow
+afresh = pytest.fixture(autouse=True)(afresh)
+
+TOKENS = {"layers": 2, "width": 64, "mlp": 96, "vocabulary": 256, "length": 64}
+
+
+class TwoLosses(nn.Module):
+    """A trunk with two heads of different widths, and a loss for each; side branches of another depth."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(6)))
+        self.heads = nn.ModuleList(nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, n)) for n in (17, 33))
+
+    def forward(self, x):
+        trunk = self.trunk(x)
+        wide = sum(torch.sin(k * trunk) for k in range(1, 5))
+        first, second = (head(h) for head, h in zip(self.heads, (trunk, trunk + wide), strict=True))
+        return first.square().mean() + second.abs().mean()
+
+
+def made(name):
+    if name == "two losses":
+        torch.manual_seed(0)
+        module, x = TwoLosses(), torch.randn(1024, 64)
+        return models.Model(name, module, lambda: module(x), [])
+    sizes = {
+        "unet": {"channels": 8, "levels": 3, "side": 32, "batch": 2},
+        "t5": {**TOKENS, "dropout": 0.0},
+        "llama": {**TOKENS, "tied": True},
+    }
+    return models.build(name, **sizes[name])
+
+
+def gradients(model):
+    run_step(model.step, model.parameters)
+    found = {n: p.grad for n, p in model.module.named_parameters() if p.grad is not None}
+    for parameter in model.parameters:
+        parameter.grad = None
+    return found
+
+
+@pytest.mark.parametrize("name", ["unet", "t5", "llama", "two losses"])
+def test_a_budget_in_bytes_is_held_as_planned(name):
+    expected = gradients(made(name))
+    model = made(name)
+    plan_only(model.module, model.step, Config.read({}))
+    (ends,) = plans(clear=True)
+    torch._dynamo.reset()
+    budget = int(0.7 * ends.floor + 0.3 * ends.ceiling)
+    model.module.compile(backend="remat", options={"memory_budget": budget, "strict": 1})
+    with torch._inductor.config.patch(force_disable_caches=True):
+        assert gradient_error(gradients(model), expected) < 1e-3  # group norm's are off by 3e-4 in Inductor alone, too
+    measured = measure_memory(model.step, model.parameters).peak
+    (summary,) = plans()
+    assert summary.exact
+    assert summary.recomputed_ops
+    assert 0 <= measured - summary.peak_without_outputs <= 0.01 * measured
+    assert measured <= budget < 0.8 * ends.ceiling
