@@ -487,6 +487,21 @@ def checkpoint_regions():
 
 
 @program()
+def two_checkpoint_regions_that_begin_alike():
+    """What they have in common becomes one, and the second reads of the first a view of what has to run again."""
+
+    def forward(m, x):
+        def region(t, weight):
+            return (t.sin().unsqueeze(0) * weight).exp()
+
+        h = m.layer(x)
+        one, other = (checkpoint(region, h * 1.0, w, use_reentrant=False) for w in (m.first, m.second))
+        return one.sum() + other.cos().sum()
+
+    return Model(forward, layer=nn.Linear(3, 5), first=_randn(2, 1, 5), second=_randn(3, 1, 5)), [_randn(7, 3)]
+
+
+@program()
 def checkpoint_region_with_dropout():
     def forward(m, x):
         for layer in m.layers:
@@ -756,6 +771,18 @@ def a_size_that_depends_on_data():
         h = torch.tanh(m.layer(x))
         some = h[x.sum(1) > 0]
         return torch.sin(some.exp()).sum(0) * h.sum(0), some
+
+    return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
+
+
+@program(dynamo={"capture_dynamic_output_shape_ops": True})
+def a_size_that_random_numbers_decide():
+    """Backward could make it all again from x, and forward's assertions about the size ask for it: it must not draw."""
+
+    def forward(m, x):
+        noisy = x * torch.empty_like(x).uniform_(-1, 1)
+        some = noisy[noisy.sum(1) > 0]
+        return m.layer(x).tanh().sum() + some.sin().sum()
 
     return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
 

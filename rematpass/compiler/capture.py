@@ -72,7 +72,7 @@ def capture(module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indice
     for node in module.graph.nodes:
         reader.read(node)
     graph = JointGraph(
-        ops=tuple(reader.ops),
+        ops=tuple(reader.ops_with_marks()),
         values=tuple(reader.values_with_marks()),
         fwd_outputs=reader.values_of(fwd),
         bwd_outputs=reader.values_of(bwd),
@@ -135,8 +135,21 @@ class _Reader:
         return tuple(dict.fromkeys(wanted))
 
     def values_with_marks(self) -> list[Value]:
-        marked = {v for v in self.must_save if self.values[v].origin is Origin.OP and not self.values[v].cannot_save}
+        marked = self._marked
         return [dataclasses.replace(v, must_save=True) if v.id in marked else v for v in self.values]
+
+    def ops_with_marks(self) -> list[Op]:
+        """A mark on a view is about what it views, and to save goes before to recompute: torch marks what one region
+        reads of another as saved, once common subexpressions are one."""
+        marked = self._marked
+        return [
+            dataclasses.replace(op, must_recompute=False) if op.must_recompute and marked & {*op.writes} else op
+            for op in self.ops
+        ]
+
+    @property
+    def _marked(self) -> set[int]:
+        return {v for v in self.must_save if self.values[v].origin is Origin.OP and not self.values[v].cannot_save}
 
     def _input(self, node: fx.Node) -> int:
         origin = Origin.INPUT

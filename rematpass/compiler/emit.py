@@ -52,7 +52,7 @@ def emit(captured: Captured, plan: Plan, *, fuse: bool = False) -> tuple[fx.Grap
     fwd, bwd = _torch.extract_fwd_bwd_modules(
         module, saved + states, num_fwd_outputs=len(fwd_outputs), static_inputs=static
     )
-    _drop_stray_random_ops(bwd)
+    _drop_strays(bwd)
     return _torch.thread_rng_states(fwd, bwd)
 
 
@@ -233,9 +233,14 @@ def _written(captured: Captured, plan: Plan) -> frozenset[tuple[int, int]]:
     return frozenset((there.lives.copies[c].value, there.lives.copies[c].copy) for c in there.written)
 
 
-def _drop_stray_random_ops(bwd: fx.GraphModule) -> None:
-    """Extraction keeps random ops that depend on no input, though nothing in backward reads them: they would draw."""
+def _drop_strays(bwd: fx.GraphModule) -> None:
+    """Drop what the plan does not run in backward and nothing there reads, though extraction keeps it.
+
+    Those are random ops that depend on no input, and forward's assertions about sizes that follow from the data, with
+    all that the sizes are made of, where that can be computed from what backward has. Both would draw anew.
+    """
     for node in reversed(list(bwd.graph.nodes)):
-        if node.op == "call_function" and not node.users and not _torch.is_impure(node):
+        ours = node.meta.get("partitioner_tag") == "is_backward" and _torch.is_impure(node)
+        if node.op == "call_function" and not node.users and not ours:
             bwd.graph.erase_node(node)
     bwd.recompile()
