@@ -64,6 +64,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       summary.py         one planned graph in one line; why a budget cannot be reached
       measurement.py     a strategy by name, and what one measurement found
       comparison.py      measurements in a table
+      speed.py           a page of them: who is faster at the same peak
       pictures.py        measurements in pictures
       occupancy.py       who takes the memory at each step: saved, recomputed, gradients, outputs, temporaries
       fates.py           what became of each value, and why

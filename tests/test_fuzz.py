@@ -75,7 +75,7 @@ def test_a_bug_is_found_and_shrunk_to_what_it_takes(monkeypatch):
 
 
 def test_a_crash_is_a_bug_only_where_torchs_own_backend_runs(monkeypatch):
-    monkeypatch.setattr(emit, "_drop_stray_random_ops", lambda bwd: 1 / 0)
+    monkeypatch.setattr(emit, "_drop_strays", lambda bwd: 1 / 0)
     verdict = fuzz.judge(DROPOUT, "remat_aot_eager", ALL)
     assert verdict.kind == fuzz.WRONG
     assert "ZeroDivisionError" in verdict.why
