@@ -32,7 +32,8 @@ def _bytes(nbytes: int | None) -> str:
     return NOT_MEASURED if nbytes is None else format_bytes(nbytes)
 
 
-def _seconds(seconds: float | None) -> str:
+def seconds_text(seconds: float | None) -> str:
+    """Seconds for a cell."""
     return NOT_MEASURED if seconds is None else format_seconds(seconds)
 
 
@@ -53,7 +54,8 @@ def _ratio(strategy: Strategy, row: Measurement) -> str:
     return f"{median:.2f} ({lower:.2f}-{upper:.2f})"
 
 
-def _again(strategy: Strategy, row: Measurement) -> str:
+def recomputed(strategy: Strategy, row: Measurement) -> str:
+    """The share of forward that ran again, for a cell."""
     return NOT_MEASURED if row.recomputed_share is None else format_percent(row.recomputed_share)
 
 
@@ -67,7 +69,7 @@ def _gradients(strategy: Strategy, row: Measurement) -> str:
 def _compile(strategy: Strategy, row: Measurement) -> str:
     if strategy.runner == "eager":
         return ""
-    return "as above" if row.same_plan_as else _seconds(row.compile_seconds)
+    return "as above" if row.same_plan_as else seconds_text(row.compile_seconds)
 
 
 COLUMNS = (
@@ -77,10 +79,10 @@ COLUMNS = (
     Column("less gradients", lambda _, row: _bytes(row.peak_less_gradients)),
     Column("step / Inductor", _ratio),
     Column("saved", lambda _, row: _bytes(row.saved)),
-    Column("recomputed", _again),
+    Column("recomputed", recomputed),
     Column("gradients off", _gradients),
     Column("compile", _compile),
-    Column("plan", lambda s, row: "" if s.is_peer else _seconds(row.planning_seconds)),
+    Column("plan", lambda s, row: "" if s.is_peer else seconds_text(row.planning_seconds)),
 )
 PEAK_OTHER = Column("peak of others", lambda _, row: _bytes(row.peak_other))
 WITH_OTHERS = (*COLUMNS[:4], PEAK_OTHER, *COLUMNS[4:])
@@ -141,9 +143,15 @@ def markdown(
 ) -> str:
     """The same as a Markdown table, the notes below it as a list."""
     texts, notes = cells(strategies, rows, columns)
-    lines = [["", *(column.title for column in columns)], ["---", *["---:"] * len(columns)], *texts]
-    made = "\n".join("| " + " | ".join(text.replace("|", "/") for text in line) + " |" for line in lines)
-    return made + "\n" + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
+    made = markdown_table(["", *(column.title for column in columns)], texts)
+    return made + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table whose first ``left`` columns stand flush left."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    rows = ("| " + " | ".join(text.replace("|", "/") for text in line) + " |" for line in (header, rule, *lines))
+    return "\n".join(rows) + "\n"
 
 
 def same_peak(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> list[str]:

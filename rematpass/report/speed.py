@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rematpass.report.comparison import NOT_MEASURED, title
+from rematpass.report.comparison import NOT_MEASURED, markdown_table, recomputed, seconds_text, title
 from rematpass.report.measurement import Measurement, Strategy
-from rematpass.units import format_bytes, format_percent, format_seconds
+from rematpass.units import format_bytes
 
 EXPLAINED = """remat is given exactly the bytes that a peer was measured with. Recomputed: FLOPs beyond eager's step, in
 percent of forward's. Step times are medians of quotients with plain Inductor's in the same round; a peer and the remat
@@ -84,12 +84,12 @@ def _at_the_same_peak(found: Sequence[Pair]) -> str:
                 pair.model,
                 f"{title(peer)} {peer.budget}".strip(),
                 *(format_bytes(row.peak or 0) for row in both),
-                *(_share(row.recomputed_share) for row in both),
+                *(recomputed(peer, row) for row in both),
                 *(_ratio(row) for row in both),
                 NOT_MEASURED if pair.step is None else f"{pair.step:.2f}",
             ]
         )
-    return _markdown(header, lines, left=2)
+    return markdown_table(header, lines, left=2)
 
 
 def _unlimited(models: Mapping[str, Sequence[Measurement]]) -> str:
@@ -101,24 +101,11 @@ def _unlimited(models: Mapping[str, Sequence[Measurement]]) -> str:
         for name in ("inductor", "remat@1", "remat@0"):
             row = by_name.get(name)
             if row is not None and row.peak is not None:
-                planning = "" if Strategy.parse(name).is_peer else _seconds(row.planning_seconds)
-                compiling = _seconds(row.compile_seconds)
+                planning = "" if Strategy.parse(name).is_peer else seconds_text(row.planning_seconds)
+                compiling = seconds_text(row.compile_seconds)
                 lines.append([model, name, format_bytes(row.peak), _ratio(row), compiling, planning])
-    return _markdown(header, lines, left=2)
-
-
-def _share(share: float | None) -> str:
-    return NOT_MEASURED if share is None else format_percent(share)
-
-
-def _seconds(seconds: float | None) -> str:
-    return NOT_MEASURED if seconds is None else format_seconds(seconds)
+    return markdown_table(header, lines, left=2)
 
 
 def _ratio(row: Measurement) -> str:
     return NOT_MEASURED if row.step_ratio is None else f"{row.step_ratio[1]:.2f}"
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines)) + "\n"
