@@ -41,6 +41,8 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions
+      calls.py           an op's call, made with arguments like its own
+      scratch.py         the memory that calls on a GPU take inside themselves, measured
       ops.py             what kind an op is, what it reads and overwrites
       bodies.py          results of a region's body that are its arguments
       capture.py         joint GraphModule -> JointGraph

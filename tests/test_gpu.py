@@ -1,16 +1,25 @@
-"""What only a GPU has: users' Triton kernels, and products in float8. (flex_attention is in test_never_wrong.py.)"""
+"""What only a GPU has: users' Triton kernels, products in float8, scratch memory of libraries, its own peak.
+
+(flex_attention is in test_never_wrong.py.)
+"""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from programs import afresh
 from torch.utils.checkpoint import checkpoint
 
 from rematpass import plans
 from rematpass.compiler import partitioner
+from rematpass.compiler.calls import call_of
+from rematpass.compiler.scratch import scratch_of
 from rematpass.core.graph import Kind
+from rematpass.lab import models
+from rematpass.lab.measure import gradient_error, measure_memory, run_step
 
 pytestmark = pytest.mark.gpu
 afresh = pytest.fixture(autouse=True)(afresh)
+MIB = 2**20
 OPTIONS = [{"memory_budget": 1}, {"memory_budget": 0.3}, {"memory_budget": 0}, {"solver": "recompute_all"}]
 
 
@@ -120,3 +129,60 @@ def test_products_in_float8(options):
     assert summary.recomputed_ops or options == {"memory_budget": 1}
     if "solver" in options:
         assert runs_again(Kind.MATMUL) >= 1  # each product is read by gelu's backward
+
+
+# ---- bytes
+
+
+def node_of(function, *arguments):
+    """The last call in the graph of a function, its values on the GPU."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(function, tracing_mode="fake")(*arguments).graph
+    return [n for n in graph.nodes if n.op == "call_function"][-1]
+
+
+def test_scratch_memory_is_what_the_allocator_sees():
+    x = torch.randn(8, 64, 56, 56, device="cuda")
+    weight = torch.randn(64, 64, 3, 3, device="cuda")
+    node = node_of(lambda a, w: F.conv2d(a, w, padding=1), x, weight)
+    state = torch.cuda.get_rng_state()
+    found = scratch_of(node)
+    assert torch.equal(state, torch.cuda.get_rng_state())
+    F.conv2d(x, weight, padding=1)
+    torch.cuda.reset_peak_memory_stats()
+    stood = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    result = F.conv2d(x, weight, padding=1)
+    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
+    assert found == peak - stood - result.nbytes
+
+
+def test_a_call_is_described_as_it_is_laid_out():
+    x = torch.randn(2, 8, 4, 4, device="cuda")
+    weight = torch.randn(8, 8, 3, 3, device="cuda")
+    node = node_of(lambda a, w: F.conv2d(a, w), x, weight)
+    last = x.to(memory_format=torch.channels_last)
+    call = call_of(node, [(tuple(x.shape), last.stride())])
+    assert call.args[0].strides == last.stride()
+    assert call.args[1].strides == weight.stride()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [0, 0.5])
+@pytest.mark.parametrize("name", ["llama-small", "gpt2", "mlp", "resnet50", "unet", "t5"])
+def test_a_budget_is_held_as_planned(name, part):
+    """To 2%: the allocator does not split a block to hand out all but 1 MiB of it, and counts the whole.
+
+    Whether forward's outputs are gone when backward starts is up to the model.
+    """
+    model = models.build(name, device="cuda", **({"dropout": 0.0} if name in ("gpt2", "t5") else {}))
+    run_step(model.step, model.parameters)
+    expected = {n: p.grad for n, p in model.module.named_parameters()}
+    model.module.compile(backend="remat", options={"memory_budget": part, "strict": 1})
+    run_step(model.step, model.parameters)
+    assert gradient_error({n: p.grad for n, p in model.module.named_parameters()}, expected) < 1e-2
+    measured = measure_memory(model.step, model.parameters, device="cuda").peak
+    (summary,) = plans()
+    assert summary.exact
+    assert summary.recomputed_ops
+    assert 0.98 * summary.peak_without_outputs <= measured <= 1.02 * summary.planned_peak

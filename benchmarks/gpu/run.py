@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -15,16 +16,18 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SITE, WHEELS = HERE / "site", HERE / "wheels"
 MINUTES = 9.0
-NEEDED = {  # module -> wheel
-    "ortools": "ortools",
+NEEDED = {  # module -> the wheels that bring it, with what they need of their own
+    "ortools": "ortools protobuf immutabledict absl-py typing-extensions",  # in the versions that OR-tools asks for
     "numpy": "numpy",
+    "pandas": "pandas python-dateutil pytz six tzdata",  # for OR-tools
     "psutil": "psutil",
-    "rich": "rich",
-    "pytest": "pytest",
-    "xdist": "pytest-xdist",
-    "hypothesis": "hypothesis",
-    "matplotlib": "matplotlib",
+    "rich": "rich markdown-it-py mdurl pygments",
+    "pytest": "pytest iniconfig pluggy packaging pygments",
+    "xdist": "pytest-xdist execnet",
+    "hypothesis": "hypothesis attrs sortedcontainers",
+    "matplotlib": "matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing",
 }
+BACKENDS = "torch_dynamo_backends"
 TAKEN_AS_GIVEN = ("torch", "transformers")
 
 
@@ -44,7 +47,7 @@ def store(models: str, *options: str) -> Slice:
 # Models are too large to keep many of them for timing; torch's seven budgets are spread over as many slices as needed.
 FEW = ("--alive", "4", "--timeout", "420", "--rounds", "7", "--budgets", "1,0.75,0.5,0.25,0", "--like-peers")
 SLICES = {
-    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-m", "gpu", "tests")),
+    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-n", "4", "-m", "gpu", "tests")),
     "compare": Slice(
         "rematpass compare",
         ("-m", "rematpass", "compare", "--device", "{device}", "--picture", "{results}/compare_{slug}_{date}.svg",
@@ -82,6 +85,7 @@ def main() -> int:
     if complaint := provide():
         print(f"error: {complaint}", file=sys.stderr)
         return 2
+    register()
     places = where(arguments.device)
     codes = {name: run(name, arguments, places) for name in names}
     for name, code in codes.items():
@@ -94,17 +98,33 @@ def provide() -> str:
     for module in TAKEN_AS_GIVEN:
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed, and is too large to carry along"
-    missing = [wheel for module, wheel in NEEDED.items() if importlib.util.find_spec(module) is None]
+    missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
     if not missing:
         return ""
     if not WHEELS.is_dir():
         return (
             f"missing are {', '.join(missing)}, and there is no {WHEELS.relative_to(ROOT)}; README.md says how to fetch"
         )
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", str(WHEELS)]
-    done = subprocess.run([*pip, "--target", str(SITE), *missing], check=False)
+    # Without dependencies: else all of them would have to be carried, and those that are there be hidden.
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(WHEELS)]
+    wheels = dict.fromkeys(wheel for module in missing for wheel in NEEDED[module].split())
+    done = subprocess.run([*pip, "--upgrade", "--target", str(SITE), *wheels], check=False)
     importlib.invalidate_caches()
     return "" if done.returncode == 0 else f"pip could not install {', '.join(missing)} from {WHEELS.relative_to(ROOT)}"
+
+
+def register() -> None:
+    """Let torch find the backends by name: they are entry points of a package that is installed; a checkout is not."""
+    import tomllib
+
+    if importlib.metadata.entry_points(group=BACKENDS, name="remat"):
+        return
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][BACKENDS]
+    place = SITE / "rematpass-0.dist-info"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: rematpass\nVersion: 0\n")
+    lines = [f"[{BACKENDS}]", *(f"{name} = {target}" for name, target in entries.items())]
+    (place / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
 def where(device: str) -> dict[str, str]:

@@ -4,8 +4,9 @@
         - arg3      FreeLine: an input       - buf9          FreeIfNotReusedLine, unless a later line hands it on
         + buf12     ExternKernelAllocLine: a call that allocates by itself
 
-A call's line is a moment: what it needs is there, what it reads for the last time is not gone yet. Convolutions on the
-CPU take workspace besides: their weight in mkldnn's layout, twice at most (measured: 1.4 and 2.0 times).
+A call's line is a moment: what it needs is there, what it reads for the last time is not gone yet. Calls of libraries
+take scratch memory besides: measured on a GPU (``scratch.py``); of convolutions on the CPU their weight in mkldnn's
+layout, twice at most (measured: 1.4 and 2.0 times). A GPU's allocator hands out bytes in pieces of 512.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import inductor_ir
 from rematpass.compiler.ops import workspace_of_call
+
+_PIECE = 512  # bytes (kMinBlockSize of c10/cuda/CUDACachingAllocator)
 
 # Lines that allocate and free nothing.
 _WITHOUT_BYTES = frozenset(
@@ -102,7 +107,7 @@ class Course:
         self.timeline.append(Moment(line.kernel_name, self.live))
 
     def _ExternKernelOutLine(self, line: Any) -> None:  # noqa: N802
-        self.timeline.append(Moment(origin(line.node), self.live))
+        self.timeline.append(Moment(origin(line.node), self.live + _workspace(self.graph, line.node)))
 
     def _ExternKernelAllocLine(self, line: Any) -> None:  # noqa: N802
         node = line.node
@@ -115,7 +120,7 @@ class Course:
             self.items[node.get_name()] = [o.get_name() for o in own]
         elif _owns_its_bytes(layout) and not node.get_inputs_that_alias_output():
             self._allocate(node)
-        self.timeline.append(Moment(origin(node), self.live + _workspace(node)))
+        self.timeline.append(Moment(origin(node), self.live + _workspace(self.graph, node)))
 
     def storage(self, result: Any) -> tuple[str, int] | None:
         """The storage behind an output, and the bytes allocated for it here."""
@@ -140,12 +145,26 @@ def origin(node: Any) -> str:
 
 def _nbytes(graph: Any, buffer: Any) -> int:
     size = graph.sizevars.optimization_hint(graph.get_allocation_storage_size(buffer), fallback=0)
-    return int(size) * int(_torch.get_dtype_size(buffer.get_dtype()))
+    nbytes = int(size) * int(_torch.get_dtype_size(buffer.get_dtype()))
+    device = buffer.get_device()
+    return nbytes if device is None else allocated(nbytes, device)
 
 
-def _workspace(node: Any) -> int:
+def allocated(nbytes: int, device: torch.device) -> int:
+    """What an allocator counts for a request: on a GPU, pieces of 512 bytes."""
+    return -(-nbytes // _PIECE) * _PIECE if device.type == "cuda" else nbytes
+
+
+def _workspace(graph: Any, node: Any) -> int:
     """Bytes that a call takes and gives back inside itself, as far as they are known."""
-    return max((workspace_of_call(source.target, source.args) for source in node.get_origins()), default=0)
+    hint = graph.sizevars.optimization_hint
+
+    def numbers(sizes: Any) -> tuple[int, ...]:
+        return tuple(int(hint(size, fallback=0)) for size in sizes)
+
+    given = [i for i in node.inputs if isinstance(i, inductor_ir.IRNode) and i.has_tensor_output()]
+    laid_out = [(numbers(i.get_size()), numbers(i.get_stride())) for i in given if i.maybe_get_stride() is not None]
+    return max((workspace_of_call(source, laid_out) for source in node.get_origins()), default=0)
 
 
 def _owns_its_bytes(layout: Any) -> bool:

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
+from rematpass.compiler.scratch import OF_LIBRARIES, scratch_of
 from rematpass.core.graph import Kind
 
 _KINDS: dict[Kind, frozenset[str]] = {
@@ -58,7 +59,7 @@ _KINDS: dict[Kind, frozenset[str]] = {
     Kind.POINTWISE: frozenset("native_dropout_backward _softmax_backward slice_backward select_backward fma".split()),
 }
 # The argument of a convolution that is its weight.
-_WEIGHT = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 2}
+_WEIGHT: dict[Any, int] = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 2}
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names}
 _BUILTIN_NAMESPACES = frozenset({"aten", "prims", "prim", "inductor", "quantized_decomposed"})
 _COLLECTIVE_NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "_dtensor"})
@@ -93,25 +94,34 @@ def traits_of(node: fx.Node) -> Traits:
         honours = not any(map(replays, _nodes_of_bodies(node)))
         honours = honours and (not replays(node) or bool(_torch.device_of_random_state(node)))
         return Traits(kind, "a custom or higher-order op, not known to be pure", honours, flops=flops)
-    return Traits(kind, flops=flops, workspace=_workspace(node) if kind is Kind.CONVOLUTION else 0)
+    return Traits(kind, flops=flops, workspace=_workspace(node) if kind in OF_LIBRARIES else 0)
 
 
-def workspace_of_call(target: Any, args: Sequence[Any]) -> int:
-    """Bytes that a convolution on the CPU takes inside itself: its weight in mkldnn's layout, twice at most."""
-    weight = args[_WEIGHT[target]] if target in _WEIGHT else None
-    value = weight.meta.get("val") if isinstance(weight, fx.Node) else None
-    if not isinstance(value, torch.Tensor) or value.device.type != "cpu":
-        return 0
-    return 2 * _torch.hint(value.numel()) * value.element_size()
+def workspace_of_call(node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = ()) -> int:
+    """Bytes that a call takes inside itself and gives back: on a GPU as measured (``scratch.py``); on the CPU only a
+    convolution's, its weight in mkldnn's layout, twice at most.
+
+    ``laid_out``: sizes and strides of the tensors that it gets, where they are not the node's.
+    """
+    weight = _weight_on_cpu(node)
+    if weight is not None:
+        return 2 * _torch.hint(weight.numel()) * weight.element_size()
+    of_library = isinstance(node.target, OpOverload) and kind_of(node) in OF_LIBRARIES
+    return scratch_of(node, laid_out) if of_library else 0
+
+
+def _weight_on_cpu(node: fx.Node) -> torch.Tensor | None:
+    """The weight of a convolution that runs on the CPU."""
+    argument = node.args[_WEIGHT[node.target]] if node.target in _WEIGHT else None
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return value if isinstance(value, torch.Tensor) and value.device.type == "cpu" else None
 
 
 def _workspace(node: fx.Node) -> int:
-    """The same, and the copy of the weight with its channels last that Inductor makes for the call."""
-    inside = workspace_of_call(node.target, node.args)
-    if not inside:
-        return 0
-    kernel = node.args[_WEIGHT[node.target]].meta["val"].shape[2:]  # type: ignore[index, union-attr]
-    return inside + (inside // 2 if any(n != 1 for n in kernel) else 0)
+    """The same, and the copy of the weight with its channels last that Inductor makes on the CPU for the call."""
+    inside, weight = workspace_of_call(node), _weight_on_cpu(node)
+    copied = weight is not None and any(n != 1 for n in weight.shape[2:])
+    return inside + (inside // 2 if copied else 0)
 
 
 def kind_of(node: fx.Node) -> Kind:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, scratch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.decisions import keep_decisions
@@ -203,6 +203,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         budget = within_region(budget, region_budget(captured), ladder)
         probes = Probes(captured, ladder, fuse=self.fuse)
         probe, limit = self._choose(problem, probes, budget)
+        scratch.settle()
         offload(captured, *probe.modules)
         # A plan may take more by the simulator than by the compiler, whose word the limit is about: then the higher.
         bound = 0.0 if fallback else least_seconds(problem, limit and max(limit, probe.rung.peak))

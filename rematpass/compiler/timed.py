@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import fx
 
 from rematpass.compiler import _torch
-from rematpass.compiler._torch import OpOverload, pytree
+from rematpass.compiler.calls import call_of
 from rematpass.compiler.capture import Captured
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind
@@ -60,18 +60,8 @@ def key_of(node: fx.Node) -> str:
 
     Empty for what is no plain op.
     """
-    if not isinstance(node.target, OpOverload):
-        return ""
-    arguments, _ = pytree.tree_flatten((node.args, node.kwargs))
-    described = [_described(a.meta.get("val") if isinstance(a, fx.Node) else a) for a in arguments]
-    return f"{node.target}({', '.join(described)})"
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        shape, strides = (tuple(map(_torch.hint, sizes)) for sizes in (value.shape, value.stride()))
-        return f"{str(value.dtype).removeprefix('torch.')}{list(shape)}{list(strides)}"
-    return str(_torch.hint(value)) if isinstance(value, torch.SymInt) else repr(value)
+    call = call_of(node)
+    return call.key if call else ""
 
 
 def _table(captured: Captured, ops: dict[str, int], device: torch.device) -> dict[str, float]:
@@ -91,17 +81,18 @@ def _table(captured: Captured, ops: dict[str, int], device: torch.device) -> dic
 
 def seconds_of_call(node: fx.Node, device: torch.device) -> float:
     """Seconds of one call of ``node``'s op on arguments like its own: the median of a few."""
+    call = call_of(node)
+    if call is None:
+        raise ValueError(f"{node.name} is no call of a plain op")
     draw = torch.Generator(device)
     draw.manual_seed(0)
     with _torch.without_modes(), torch.no_grad():
-        args, kwargs = pytree.tree_map(
-            lambda a: _like(a.meta["val"], draw) if isinstance(a, fx.Node) else _plain(a), (node.args, node.kwargs)
-        )
+        args, kwargs = call.arguments(draw)
         taken: list[float] = []
         begun = time.perf_counter()
-        _call(node.target, args, kwargs, device)
+        _call(call.target, args, kwargs, device)
         while len(taken) < _CALLS and (not taken or time.perf_counter() - begun < _ENOUGH):
-            taken.append(_call(node.target, args, kwargs, device))
+            taken.append(_call(call.target, args, kwargs, device))
     return statistics.median(taken)
 
 
@@ -116,22 +107,6 @@ def _call(target: Any, args: Any, kwargs: Any, device: torch.device) -> float:
     begun = time.perf_counter()
     target(*args, **kwargs)
     return time.perf_counter() - begun
-
-
-def _like(value: Any, draw: torch.Generator) -> Any:
-    """A real tensor like a fake one, with numbers that are drawn without touching the program's own generators.
-
-    Integers are 0, so that they are valid as indices.
-    """
-    if not isinstance(value, torch.Tensor):
-        return _plain(value)
-    sizes, strides = (tuple(map(_torch.hint, s)) for s in (value.shape, value.stride()))
-    made = torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
-    return made.normal_(generator=draw) if made.is_floating_point() or made.is_complex() else made.zero_()
-
-
-def _plain(value: Any) -> Any:
-    return _torch.hint(value) if isinstance(value, torch.SymInt) else value
 
 
 def _of_rank_0(table: Callable[[], dict[str, float]]) -> dict[str, float]:

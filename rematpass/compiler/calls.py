@@ -1,0 +1,87 @@
+"""Calls like those of a graph, made with arguments of their own: to take their seconds, or their scratch memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from rematpass.compiler import _torch
+from rematpass.compiler._torch import OpOverload, pytree
+
+
+@dataclass(frozen=True)
+class Like:
+    """An argument like a fake tensor: sizes and strides as numbers."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}{list(self.sizes)}{list(self.strides)}"
+
+    def make(self, draw: torch.Generator | None = None) -> torch.Tensor:
+        """A tensor like it; with numbers that ``draw`` draws, which leaves the program's own generators alone.
+
+        Integers are 0, so that they are valid as indices.
+        """
+        made = torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device=self.device)
+        if not (made.is_floating_point() or made.is_complex()):
+            return made.zero_()
+        return made.normal_(generator=draw) if draw else made
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a plain op; what tensors its arguments were is a ``Like`` in their place."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The same for calls that do the same work: the op, and shapes, strides and dtypes of its arguments."""
+        leaves, _ = pytree.tree_flatten((self.args, self.kwargs))
+        return f"{self.target}({', '.join(str(a) if isinstance(a, Like) else repr(a) for a in leaves)})"
+
+    @property
+    def device(self) -> torch.device | None:
+        """Of its first tensor."""
+        leaves, _ = pytree.tree_flatten((self.args, self.kwargs))
+        return next((leaf.device for leaf in leaves if isinstance(leaf, Like)), None)
+
+    def arguments(self, draw: torch.Generator | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Real arguments for one call."""
+        args, kwargs = pytree.tree_map(lambda a: a.make(draw) if isinstance(a, Like) else a, (self.args, self.kwargs))
+        return args, kwargs
+
+
+def call_of(node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = ()) -> Call | None:
+    """The call that a node makes; None for what is no plain op.
+
+    ``laid_out``: sizes and strides of the tensors that it gets in the end, in their order, where a compiler lays them
+    out in other ways than the node says; each goes to the next argument of the same sizes.
+    """
+    if not isinstance(node.target, OpOverload):
+        return None
+    left = [(tuple(sizes), tuple(strides)) for sizes, strides in laid_out]
+
+    def described(argument: Any) -> Any:
+        value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
+        if not isinstance(value, torch.Tensor):
+            return _torch.hint(value) if isinstance(value, torch.SymInt) else value
+        sizes, strides = (tuple(map(_torch.hint, s)) for s in (value.shape, value.stride()))
+        found = next((i for i, (those, _) in enumerate(left) if those == sizes), None)
+        if found is not None:
+            strides = left[found][1]
+            del left[: found + 1]
+        return Like(sizes, strides, value.dtype, value.device)
+
+    args, kwargs = pytree.tree_map(described, (node.args, node.kwargs))
+    return Call(node.target, args, kwargs)

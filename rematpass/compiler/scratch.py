@@ -1,0 +1,69 @@
+"""Bytes that a call on a GPU takes and gives back inside itself: cuDNN's workspaces, cuBLASLt's, attention's sums.
+
+No table says what they are: libraries choose among kernels by shape, layout, dtype and device. So each call is made
+once, with arguments like its own, and the allocator is asked what stood at the highest point beyond arguments and
+results. That takes milliseconds for each different call, once in a process. The allocator's peak statistics begin anew
+with it.
+
+Source: Inductor estimates nothing of the kind; what it plans are the buffers that it allocates itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from rematpass.compiler import _torch
+from rematpass.compiler.calls import Call, call_of
+from rematpass.core.graph import Kind
+
+log = logging.getLogger("rematpass")
+
+# What libraries run, whatever compiles the rest. What a custom op does when it is called, nobody knows.
+OF_LIBRARIES = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION})
+
+_known: dict[str, int] = {}
+_unsettled: set[torch.device] = set()
+
+
+def scratch_of(node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = ()) -> int:
+    """Scratch bytes of a node's call, if it runs on a CUDA device that is there; 0 where they cannot be measured.
+
+    ``laid_out``: as for ``call_of``.
+    """
+    if not torch.cuda.is_initialized():
+        return 0
+    call = call_of(node, laid_out)
+    if call is None or call.device is None or call.device.type != "cuda":
+        return 0
+    if call.key not in _known:
+        _known[call.key] = _measured(call, call.device)
+    return _known[call.key]
+
+
+def settle() -> None:
+    """Give back to the device what the measured calls have left in the allocator's cache."""
+    for device in _unsettled:
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+    _unsettled.clear()
+
+
+def _measured(call: Call, device: torch.device) -> int:
+    try:
+        with _torch.without_modes(), torch.no_grad(), _torch.preserve_rng_state():
+            args, kwargs = call.arguments()
+            call.target(*args, **kwargs)  # what a library takes on its first call and keeps is not scratch
+            _unsettled.add(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            results = call.target(*args, **kwargs)
+            torch.cuda.synchronize(device)  # what fails, fails here
+            found = torch.cuda.memory_stats(device)
+            del results
+    except Exception as error:  # short of memory, say: the call can still be planned
+        log.debug("the scratch memory of %s could not be measured: %s", call.key, error)
+        return 0
+    return int(found["requested_bytes.all.peak"] - found["requested_bytes.all.current"])
