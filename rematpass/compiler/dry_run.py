@@ -226,7 +226,7 @@ def _unwritten(kernel_type: Any) -> Any:
         def codegen_kernel(self, name: Any = None) -> Any:
             if not _is_skipped(self):
                 return super().codegen_kernel(name)
-            self.triton_meta, self.inductor_meta = {}, {}  # a call's line carries them
+            self.triton_meta = self.inductor_meta = None  # a call's line carries them
             return ""
 
     return Unwritten
