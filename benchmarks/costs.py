@@ -51,13 +51,14 @@ def pairs_of(name: str, device: str, preset: str) -> Pairs:
         ours = captured(joint, kwargs)
         chosen = hardware.preset(preset) if preset else hardware.for_device(ours.graph.device)
         costs = estimate(ours.graph, chosen)
+        last = ours.channels_last
         for op in ours.graph.ops:
             node = ours.op_node[op.id]
-            key = key_of(node) if op.kind in TIMED else ""
+            key = key_of(node, last) if op.kind in TIMED else ""
             if key in found:
                 found[key] = (*found[key][:2], found[key][2] + 1)
             elif key:
-                found[key] = (costs.run[op.id], seconds_of_call(node, place), 1)
+                found[key] = (costs.run[op.id], seconds_of_call(node, place, last), 1)
 
     look_at(model.module, model.step, look)
     return found

@@ -76,7 +76,7 @@ def test_in_a_checkpoint_region_it_runs_again(how, options):
     arguments = [torch.randn(61, 67, device="cuda", requires_grad=True) for _ in range(2)]
     seen = gradients(compiled(forward, options), arguments)
     assert off_by(seen, gradients(forward, arguments)) < 1e-5
-    assert runs_again(Kind.OPAQUE) == 2
+    assert runs_again(Kind.OPAQUE) == (2 if how == "triton_op" else 0)  # torch marks no op inside an autograd.Function
 
 
 # ---- float8

@@ -10,6 +10,8 @@ def test_matrix_rates_by_dtype():
     hardware = Hardware("h", (("float32", 3.0), ("bfloat16", 7.0), ("float64", 2.0)), 5.0, 11.0, 13.0)
     assert [hardware.matrix_rate(d) for d in ("float32", "bfloat16", "float64")] == [3.0, 7.0, 2.0]
     assert hardware.matrix_rate("complex64") == 2.0, "a dtype not listed runs like the slowest"
+    assert hardware.matrix_rate("tensorfloat32") == 3.0, "without units for it, it is float32"
+    assert preset("h200").matrix_rate("tensorfloat32") == preset("h200").matrix_rate("bfloat16") / 2
 
 
 @pytest.mark.parametrize("name", ["h200", "h100", "a100", "l4", "rtx4090", "cpu"])

@@ -126,6 +126,7 @@ __all__ = [
     "is_opaque_node",
     "is_recompile",
     "is_sym_node",
+    "lays_channels_last",
     "list_mode_options",
     "plain_settings",
     "prepare_joint",
@@ -134,6 +135,7 @@ __all__ = [
     "random_state_before",
     "region_budget_of",
     "register_lowering",
+    "rounds_to_tf32",
     "run_and_save_rng_state",
     "run_with_rng_state",
     "storage_key",
@@ -275,6 +277,20 @@ def fake_mode_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 def device_name(device: torch.device) -> str:
     """How the device calls itself ("NVIDIA H200"), or its type where it has no name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def rounds_to_tf32(*, convolution: bool) -> bool:
+    """Whether products of float32 run as TF32 on GPUs that have it: cuDNN's do by default, cuBLAS' when asked to."""
+    place: Any = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return bool(place.fp32_precision == "tf32")
+
+
+def lays_channels_last(module: fx.GraphModule) -> bool:
+    """Whether Inductor is going to lay this module's convolutions out with channels last, as far as can be told."""
+    values = (n.meta.get("val") for n in module.graph.nodes)
+    if not any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values):
+        return False  # on the CPU it asks for mkldnn, whose layouts are its own
+    return bool(inductor_graph.GraphLowering.decide_layout_opt(module, is_inference=False))
 
 
 def caches_are_disabled() -> bool:

@@ -62,21 +62,27 @@ class Call:
         return args, kwargs
 
 
-def call_of(node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = ()) -> Call | None:
+def call_of(
+    node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
+) -> Call | None:
     """The call that a node makes; None for what is no plain op.
 
     ``laid_out``: sizes and strides of the tensors that it gets in the end, in their order, where a compiler lays them
-    out in other ways than the node says; each goes to the next argument of the same sizes.
+    out in other ways than the node says; each goes to the next argument of the same sizes. ``channels_last``: before
+    that is known, a convolution's images and weights are taken to be laid out so.
     """
     if not isinstance(node.target, OpOverload):
         return None
     left = [(tuple(sizes), tuple(strides)) for sizes, strides in laid_out]
+    channels_last = channels_last and "convolution" in node.target._schema.name
 
     def described(argument: Any) -> Any:
         value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
         if not isinstance(value, torch.Tensor):
             return _torch.hint(value) if isinstance(value, torch.SymInt) else value
         sizes, strides = (tuple(map(_torch.hint, s)) for s in (value.shape, value.stride()))
+        if channels_last and len(sizes) == 4:
+            strides = tuple(torch.empty(sizes, device="meta").to(memory_format=torch.channels_last).stride())
         found = next((i for i, (those, _) in enumerate(left) if those == sizes), None)
         if found is not None:
             strides = left[found][1]

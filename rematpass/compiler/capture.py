@@ -37,7 +37,7 @@ class Captured:
     an op has several outputs; None when no node names it); ``stands_for``: that the other way round, with every node
     that would do; ``node_values``: for every node, the values its results live in; ``fwd_outputs`` and
     ``bwd_outputs``: the joint graph's output list, cut in two; ``old_versions``: each clone of an input that forward
-    overwrites, and that input.
+    overwrites, and that input; ``channels_last``: whether Inductor is going to lay convolutions out so.
     """
 
     module: fx.GraphModule
@@ -50,11 +50,14 @@ class Captured:
     bwd_outputs: tuple[Any, ...]
     old_versions: dict[fx.Node, fx.Node]
     static_inputs: tuple[fx.Node, ...]
+    channels_last: bool = False
 
 
-def capture(module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indices: Sequence[int] = ()) -> Captured:
+def capture(
+    module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indices: Sequence[int] = (), fuse: bool = True
+) -> Captured:
     """Read ``module``, a joint graph of ATen ops; clones of the inputs that forward overwrites are added to it,
-    and aliases are taken out of it (``bodies``).
+    and aliases are taken out of it (``bodies``). ``fuse``: whether Inductor compiles what becomes of it.
 
     Raises:
         CaptureError: the graph holds something that has no place in the model; the message names the node.
@@ -68,7 +71,8 @@ def capture(module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indice
     static = tuple(n for i, n in enumerate(primals) if i in set(static_input_indices))
     overwritten = _overwritten_by_forward(module.graph, primals, descriptions[:num_fwd_outputs])
     old_versions = {_clone_old_version(module.graph, n): n for n in sorted(overwritten)}
-    reader = _Reader(frozenset(static), overwritten, frozenset(old_versions))
+    channels_last = fuse and _torch.lays_channels_last(module)
+    reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last)
     for node in module.graph.nodes:
         reader.read(node)
     graph = JointGraph(
@@ -91,6 +95,7 @@ def capture(module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indice
         bwd_outputs=bwd,
         old_versions=old_versions,
         static_inputs=static,
+        channels_last=channels_last,
     )
 
 
@@ -106,6 +111,7 @@ class _Reader:
     static: frozenset[fx.Node]
     overwritten: frozenset[fx.Node]
     old_versions: frozenset[fx.Node]
+    channels_last: bool
     ops: list[Op] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     op_node: list[fx.Node] = field(default_factory=list)
@@ -171,7 +177,7 @@ class _Reader:
         if fresh and any(o is not None for o in owners):
             # Arguments handed through by a call that makes something too: who reads them has to wait for the call.
             fresh = [i for i, leaf in enumerate(leaves) if leaf is not None]
-        traits = traits_of(node)
+        traits = traits_of(node, channels_last=self.channels_last)
         if fresh or traits.kind in (Kind.MUTATION, Kind.EFFECT) or not any(o is not None for o in owners):
             first = len(self.values)
             alone = len(leaves) == 1 and not isinstance(node.meta.get("val"), (tuple, list, dict))
@@ -260,7 +266,7 @@ class _Reader:
                 flops=traits.flops,
                 nbytes_read=sum(_spanned(n.meta.get("val")) for n in node.all_input_nodes),
                 nbytes_workspace=traits.workspace,
-                dtype=next((self.values[v].dtype for v in (*written, *reads)), ""),
+                dtype=_computed_in(node, traits.kind, next((self.values[v].dtype for v in (*written, *reads)), "")),
                 never_recompute="" if must else never,
                 must_recompute=must,
                 pinned=_pinned(node, traits.kind),
@@ -268,6 +274,15 @@ class _Reader:
                 module=_module(node),
             )
         )
+
+
+def _computed_in(node: fx.Node, kind: Kind, dtype: str) -> str:
+    """The dtype that sets the rate of an op's arithmetic: that of its results, but for float32 that runs as TF32."""
+    if dtype != "float32" or kind not in (Kind.CONVOLUTION, Kind.MATMUL):
+        return dtype
+    values = (n.meta.get("val") for n in node.all_input_nodes)
+    on_gpu = any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values)
+    return "tensorfloat32" if on_gpu and _torch.rounds_to_tf32(convolution=kind is Kind.CONVOLUTION) else dtype
 
 
 def _is_object(node: fx.Node) -> bool:

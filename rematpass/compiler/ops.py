@@ -11,7 +11,8 @@ user's own mark says that they may run again, from the random state that they ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from rematpass.compiler import _torch
 from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
 from rematpass.compiler.scratch import OF_LIBRARIES, scratch_of
 from rematpass.core.graph import Kind
+
+log = logging.getLogger("rematpass")
 
 _KINDS: dict[Kind, frozenset[str]] = {
     Kind.MATMUL: frozenset("mm addmm bmm baddbmm matmul linear mv addmv dot vdot addbmm _scaled_mm _int_mm".split()),
@@ -76,8 +79,8 @@ class Traits:
     workspace: int = 0  # bytes
 
 
-def traits_of(node: fx.Node) -> Traits:
-    """The traits of a ``call_function`` node."""
+def traits_of(node: fx.Node, *, channels_last: bool = False) -> Traits:
+    """The traits of a ``call_function`` node. ``channels_last``: so are convolutions going to be laid out."""
     kind, flops = kind_of(node), _flops(node)
     if node.meta.get("unbacked_bindings"):
         return Traits(kind, "the size of its result depends on data")
@@ -94,20 +97,22 @@ def traits_of(node: fx.Node) -> Traits:
         honours = not any(map(replays, _nodes_of_bodies(node)))
         honours = honours and (not replays(node) or bool(_torch.device_of_random_state(node)))
         return Traits(kind, "a custom or higher-order op, not known to be pure", honours, flops=flops)
-    return Traits(kind, flops=flops, workspace=_workspace(node) if kind in OF_LIBRARIES else 0)
+    return Traits(kind, flops=flops, workspace=_workspace(node, channels_last) if kind in OF_LIBRARIES else 0)
 
 
-def workspace_of_call(node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = ()) -> int:
+def workspace_of_call(
+    node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
+) -> int:
     """Bytes that a call takes inside itself and gives back: on a GPU as measured (``scratch.py``); on the CPU only a
     convolution's, its weight in mkldnn's layout, twice at most.
 
-    ``laid_out``: sizes and strides of the tensors that it gets, where they are not the node's.
+    ``laid_out``, ``channels_last``: how the tensors that it gets are laid out, where that is not as the node says.
     """
     weight = _weight_on_cpu(node)
     if weight is not None:
         return 2 * _torch.hint(weight.numel()) * weight.element_size()
     of_library = isinstance(node.target, OpOverload) and kind_of(node) in OF_LIBRARIES
-    return scratch_of(node, laid_out) if of_library else 0
+    return scratch_of(node, laid_out, channels_last=channels_last) if of_library else 0
 
 
 def _weight_on_cpu(node: fx.Node) -> torch.Tensor | None:
@@ -117,9 +122,9 @@ def _weight_on_cpu(node: fx.Node) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) and value.device.type == "cpu" else None
 
 
-def _workspace(node: fx.Node) -> int:
+def _workspace(node: fx.Node, channels_last: bool) -> int:
     """The same, and the copy of the weight with its channels last that Inductor makes on the CPU for the call."""
-    inside, weight = workspace_of_call(node), _weight_on_cpu(node)
+    inside, weight = workspace_of_call(node, channels_last=channels_last), _weight_on_cpu(node)
     copied = weight is not None and any(n != 1 for n in weight.shape[2:])
     return inside + (inside // 2 if copied else 0)
 
@@ -249,20 +254,37 @@ def is_size(value: Any) -> bool:
 
 
 def _flops(node: fx.Node) -> int:
-    """FLOPs by torch's own formulas; attention and matrix products they do not know are counted from shapes."""
-    target = node.target
-    count = flop_registry.get(getattr(target, "overloadpacket", target))
+    """FLOPs by torch's own formulas, attention's by ours; 0 for what they do not know, or not in these shapes."""
+    packet = getattr(node.target, "overloadpacket", node.target)
+    count = ATTENTION_FLOPS.get(packet) or flop_registry.get(packet)
+    if count is None:
+        return 0
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), (node.args, node.kwargs))
-    if count is not None:
+    try:
         return _torch.hint(count(*args, **kwargs, out_val=node.meta.get("val")))
-    if isinstance(target, OpOverload) and "flash_attention_for_cpu" in target._schema.name:
-        return _flops_of_cpu_attention(target._schema.name, args)
-    return 0
+    except (AssertionError, IndexError, TypeError, ValueError) as error:  # its bytes are known
+        log.debug("the FLOPs of %s are not known: %s", node.target, error)
+        return 0
 
 
-def _flops_of_cpu_attention(name: str, args: Any) -> int:
-    """Two products over (batch, heads, queries, keys, width) in forward; five in backward, one of them a replay."""
-    backward = name.endswith("backward")
-    query, key = args[1:3] if backward else args[:2]
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Two products over (batch, heads, queries, keys, width). Several heads of queries may read one of keys."""
     batch, heads, queries, width = (_torch.hint(n) for n in query.shape)
-    return (5 if backward else 2) * 2 * batch * heads * queries * _torch.hint(key.shape[-2]) * width
+    keys, width_of_values = (_torch.hint(n) for n in value.shape[-2:])
+    return 2 * batch * heads * queries * keys * (width + width_of_values)
+
+
+def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+    """Five products, one of them a replay: of scores, then for the gradients of values, scores, queries and keys."""
+    batch, heads, queries, width = (_torch.hint(n) for n in query.shape)
+    keys, width_of_values = (_torch.hint(n) for n in value.shape[-2:])
+    return 2 * batch * heads * queries * keys * (3 * width + 2 * width_of_values)
+
+
+_attention._get_raw = _attention_backward._get_raw = True  # type: ignore[attr-defined]  # tensors, not their shapes
+# torch's registry leaves the CPU's attention out, and its formulas refuse fewer heads of keys than of queries.
+ATTENTION_FLOPS: dict[Any, Callable[..., int]] = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}{suffix}"): count
+    for kind in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+    for suffix, count in (("", _attention), ("_backward", _attention_backward))
+}

@@ -169,9 +169,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         kwargs.update(num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=static_lifetime_input_indices)
         try:
             _torch.prepare_joint(gm, is_one_of_its_kind)
-            captured = capture(
-                gm, num_fwd_outputs=num_fwd_outputs, static_input_indices=static_lifetime_input_indices or ()
-            )
+            static = static_lifetime_input_indices or ()
+            captured = capture(gm, num_fwd_outputs=num_fwd_outputs, static_input_indices=static, fuse=self.fuse)
             captured = dataclasses.replace(captured, graph=dataclasses.replace(captured.graph, name=_graph_name()))
             if self.config.save_decisions:
                 captured = keep_decisions(captured, fuse=self.fuse)

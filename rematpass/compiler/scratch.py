@@ -29,14 +29,16 @@ _known: dict[str, int] = {}
 _unsettled: set[torch.device] = set()
 
 
-def scratch_of(node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = ()) -> int:
+def scratch_of(
+    node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
+) -> int:
     """Scratch bytes of a node's call, if it runs on a CUDA device that is there; 0 where they cannot be measured.
 
-    ``laid_out``: as for ``call_of``.
+    ``laid_out``, ``channels_last``: as for ``call_of``.
     """
     if not torch.cuda.is_initialized():
         return 0
-    call = call_of(node, laid_out)
+    call = call_of(node, laid_out, channels_last=channels_last)
     if call is None or call.device is None or call.device.type != "cuda":
         return 0
     if call.key not in _known:

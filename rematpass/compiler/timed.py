@@ -49,18 +49,19 @@ def measured(captured: Captured, costs: Costs, device: torch.device) -> Costs:
 
     An op that cannot be called (not enough memory, say) keeps its estimate.
     """
-    keys = {op.id: key_of(captured.op_node[op.id]) for op in captured.graph.ops if op.kind in TIMED}
+    last = captured.channels_last
+    keys = {op.id: key_of(captured.op_node[op.id], last) for op in captured.graph.ops if op.kind in TIMED}
     seconds = _of_rank_0(lambda: _table(captured, {k: op for op, k in keys.items() if k}, device))
     run = [seconds.get(keys.get(op, ""), estimate) for op, estimate in enumerate(costs.run)]
     return dataclasses.replace(costs, run=tuple(run))
 
 
-def key_of(node: fx.Node) -> str:
+def key_of(node: fx.Node, channels_last: bool = False) -> str:
     """The same for calls that take the same time: the op, and shapes, strides and dtypes of its arguments.
 
-    Empty for what is no plain op.
+    Empty for what is no plain op. ``channels_last``: as for ``call_of``.
     """
-    call = call_of(node)
+    call = call_of(node, channels_last=channels_last)
     return call.key if call else ""
 
 
@@ -71,7 +72,7 @@ def _table(captured: Captured, ops: dict[str, int], device: torch.device) -> dic
     missing = {key: op for key, op in ops.items() if key not in known}
     for key, op in missing.items():
         try:
-            known[key] = seconds_of_call(captured.op_node[op], device)
+            known[key] = seconds_of_call(captured.op_node[op], device, captured.channels_last)
         except Exception as error:  # the estimate stays: an op that cannot be timed can still be planned
             log.debug("%s could not be timed: %s", key, error)
     if missing:
@@ -79,9 +80,9 @@ def _table(captured: Captured, ops: dict[str, int], device: torch.device) -> dic
     return {key: known[key] for key in ops if key in known}
 
 
-def seconds_of_call(node: fx.Node, device: torch.device) -> float:
+def seconds_of_call(node: fx.Node, device: torch.device, channels_last: bool = False) -> float:
     """Seconds of one call of ``node``'s op on arguments like its own: the median of a few."""
-    call = call_of(node)
+    call = call_of(node, channels_last=channels_last)
     if call is None:
         raise ValueError(f"{node.name} is no call of a plain op")
     draw = torch.Generator(device)

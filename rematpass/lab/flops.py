@@ -8,41 +8,18 @@ formulas. What a step has beyond eager's total is what is computed again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    flop_registry,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rematpass.compiler._torch import CustomGraphPass, hint, inductor_config
 from rematpass.compiler.dry_run import is_under_way
+from rematpass.compiler.ops import ATTENTION_FLOPS
 from rematpass.lab.measure import Step, run_step
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
-
-
-def _attention_backward(
-    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any
-) -> int:
-    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
-
-
-_attention._get_raw = _attention_backward._get_raw = True  # type: ignore[attr-defined]  # tensors, not their shapes
-# The CPU's attention, which torch's registry leaves out.
-FORMULAS: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +37,7 @@ def eager_flops(step: Step, parameters: Iterable[torch.nn.Parameter]) -> Flops:
         MeasureError: as ``run_step`` does.
     """
     after_forward: list[int] = []
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
         run_step(step, parameters, between=lambda: after_forward.append(int(counter.get_total_flops())))
         return Flops(after_forward[0], int(counter.get_total_flops()))
 
@@ -97,7 +74,7 @@ def compiled_flops() -> Iterator[GraphFlops]:
 def graph_flops(graph: fx.Graph) -> int:
     """FLOPs of one run of ``graph``, whose nodes carry example values; symbolic sizes count at their hints."""
     total = 0
-    formulas = {**flop_registry, **FORMULAS}
+    formulas = {**flop_registry, **ATTENTION_FLOPS}
     for node in graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
         if node.op == "call_function" and packet in formulas:
