@@ -86,6 +86,7 @@ from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 
 __all__ = [
+    "LETS_SAVED_OUTPUTS_GO",
     "BackwardState",
     "CustomGraphPass",
     "CustomPartitionerFn",
@@ -146,6 +147,9 @@ __all__ = [
 ]
 
 default_partition = min_cut_rematerialization_partition
+# Whether an output that is saved as well is freed after its last use in backward, once the caller has let go of it
+# (seen on 2.13); on 2.11 it stands until backward has ended.
+LETS_SAVED_OUTPUTS_GO = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 12)
 # A scheduler pass is cached when it is one of these; torch 2.11 has one class for all passes.
 SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 

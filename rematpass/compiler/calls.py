@@ -12,6 +12,9 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
 
+# Ops whose first argument is written at indices; all at the same one would take a GPU many times as long.
+_BY_INDEX = frozenset("index_put _unsafe_index_put index_add scatter scatter_add scatter_reduce index_copy".split())
+
 
 @dataclass(frozen=True)
 class Like:
@@ -25,14 +28,17 @@ class Like:
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')}{list(self.sizes)}{list(self.strides)}"
 
-    def make(self, draw: torch.Generator | None = None) -> torch.Tensor:
+    def make(self, draw: torch.Generator | None = None, rows: int = 1) -> torch.Tensor:
         """A tensor like it; with numbers that ``draw`` draws, which leaves the program's own generators alone.
 
-        Integers are 0, so that they are valid as indices.
+        Integers are valid as indices of ``rows`` rows: 0, 1, and so on, over and over.
         """
         made = torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device=self.device)
         if not (made.is_floating_point() or made.is_complex()):
-            return made.zero_()
+            made.zero_()
+            if draw and rows > 1 and made.numel() and self.dtype is torch.int64:
+                made.copy_((torch.arange(made.numel(), device=self.device) % rows).view(self.sizes))
+            return made
         return made.normal_(generator=draw) if draw else made
 
 
@@ -57,8 +63,13 @@ class Call:
         return next((leaf.device for leaf in leaves if isinstance(leaf, Like)), None)
 
     def arguments(self, draw: torch.Generator | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Real arguments for one call."""
-        args, kwargs = pytree.tree_map(lambda a: a.make(draw) if isinstance(a, Like) else a, (self.args, self.kwargs))
+        """Real arguments for one call. Where rows are written by index, they are different ones, as a rule."""
+        name = self.target._schema.name.split("::")[1]
+        written = self.args[0].sizes if name in _BY_INDEX and self.args and isinstance(self.args[0], Like) else ()
+        rows = min(written, default=1)
+        args, kwargs = pytree.tree_map(
+            lambda a: a.make(draw, rows) if isinstance(a, Like) else a, (self.args, self.kwargs)
+        )
         return args, kwargs
 
 

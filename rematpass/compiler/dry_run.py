@@ -92,7 +92,9 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
     storage_of = {n.name: s for n, s in zip(fwd_outputs, first.storages, strict=True) if isinstance(n, fx.Node) and s}
     stride_of = {n.name: s for n, s in zip(fwd_outputs, first.strides, strict=True) if isinstance(n, fx.Node) and s}
     handed_out = dict(s for s in first.storages[:num_fwd_outputs] if s)
-    inputs, storages, if_dropped, donated = [], [], [], []
+    inputs, storages, donated = [], [], []
+    if_dropped: list[tuple[str, int] | None] = []
+    kept_anyway: dict[str, int] = {}
     for i, node in enumerate(_inputs(bwd)):
         value = node.meta["val"]
         storage = storage_of.get(node.name)
@@ -100,8 +102,13 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
             value = _restrided(value, stride_of[node.name])
         elif isinstance(value, torch.Tensor) and "tangents" in node.name:
             storage = node.name, allocated(_torch.hint(value.untyped_storage().nbytes()), value.device)
-        if_dropped.append(storage)
-        if storage and storage[0] in handed_out:
+        handed = storage is not None and storage[0] in handed_out
+        if storage and handed and not _torch.LETS_SAVED_OUTPUTS_GO:
+            kept_anyway[storage[0]] = handed_out[storage[0]]
+            if_dropped.append((storage[0], 0))
+        else:
+            if_dropped.append(storage)
+        if storage and handed:
             storage = storage[0], 0  # counted below, once, for all of backward
         elif storage and storage[1] and "tangents" not in node.name:
             donated.append(i)
@@ -109,7 +116,14 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
         storages.append(storage)
     kept = sum(handed_out.values())
     second = dry_run(
-        bwd, inputs, is_backward=True, given=storages, donated=donated, base=kept, given_if_dropped=if_dropped
+        bwd,
+        inputs,
+        is_backward=True,
+        given=storages,
+        donated=donated,
+        base=kept,
+        given_if_dropped=if_dropped,
+        base_if_dropped=sum(kept_anyway.values()),
     )
     return StepDryRun(first, second)
 
@@ -124,13 +138,14 @@ def dry_run(
     visible: Sequence[int] | None = None,
     base: int = 0,
     given_if_dropped: Sequence[tuple[str, int] | None] | None = None,
+    base_if_dropped: int = 0,
 ) -> DryRun:
     """Lower and schedule a copy of one graph and add up its bytes.
 
     ``inputs`` are fake tensors and sizes; ``given`` names the storage behind each input and what freeing it gives
     back (nothing, where it stood before the step); ``donated`` are the inputs that may be overwritten; ``visible`` are
     the outputs whose strides the user sees (all of them by default); ``base`` bytes are alive throughout. With
-    ``given_if_dropped`` a second course is taken, with these inputs and no base.
+    ``given_if_dropped`` a second course is taken, with these inputs and ``base_if_dropped``.
     """
     start = time.perf_counter()
     module = _copy(module)
@@ -140,7 +155,7 @@ def dry_run(
     with _leaving_no_trace(inputs), _lowered(module, inputs, is_backward, donated) as graph:
         names = [n.name for n in _inputs(module)]
         course = Course(graph, base, dict(zip(names, given, strict=False)))
-        other = Course(graph, 0, dict(zip(names, given_if_dropped or (), strict=False)))
+        other = Course(graph, base_if_dropped, dict(zip(names, given_if_dropped or (), strict=False)))
         for line in graph.wrapper_code.lines:
             course.take(line)
             other.take(line)

@@ -279,4 +279,12 @@ def warm_up(device: str) -> None:
 def warm_seconds(step: Callable[[], None], device: str) -> float:
     """Seconds of one step, after one that is not timed and brings everything back into caches."""
     step()
-    return seconds_of(step, device)
+    taken = seconds_of(step, device)
+    release(device)
+    return taken
+
+
+def release(device: str) -> None:
+    """Give a GPU's memory back while others take their turn: strategies wait in processes of their own."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()

@@ -159,6 +159,7 @@ def _measure(request: dict[str, Any], stage: Callable[[str], None]) -> tuple[dic
     job = _job(request)
     subject = trial.look(job)
     found, step = trial.measure(job, subject, stage)
+    trial.release(job.device)
     parameters = sum(p.numel() for p in subject.model.parameters)
     return {"found": found.to_json(), "parameters": parameters, "draws_random": subject.draws_random}, step
 
