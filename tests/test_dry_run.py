@@ -186,3 +186,23 @@ def test_inductors_exceptions_come_through_and_leave_no_trace():
     with pytest.raises(Exception):  # noqa: B017  (whatever Inductor raises)
         dry_run(module, inputs_of(module)[:1], is_backward=True)
     assert dry_run(module, inputs_of(module), is_backward=True).peak.name == "mm_1"
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_an_output_that_is_saved_as_well_goes_only_where_torch_lets_it_go(lets_go, monkeypatch):
+    """Its last use is the first thing that backward does; what comes later may or may not have its bytes."""
+    monkeypatch.setattr(_torch, "LETS_SAVED_OUTPUTS_GO", lets_go)
+    n = 64 * 64 * 4
+    fwd = traced(lambda x, w: (torch.tanh(x @ w), x), (64, 64), (64, 64))
+    fwd_output = fwd.graph.find_nodes(op="output")[0]
+    tanh, x = fwd_output.args[0]
+    fwd_output.args = ([tanh, tanh, x],)  # handed out, saved, saved
+    bwd = traced(lambda tanh, x_1, tangents_1: ((tanh * tangents_1) @ x_1 @ x_1,), *[(64, 64)] * 3)
+    for ours, theirs in zip(bwd.graph.find_nodes(op="placeholder"), ("tanh", "x_1", "tangents_1"), strict=True):
+        ours.name = ours.target = theirs
+    assert tanh.name == "tanh"
+    found = dry_run_step(fwd, bwd, num_fwd_outputs=1)
+    at = {moment.name: moment.nbytes for moment in found.bwd.without_outputs}
+    assert at["input"] == 2 * n  # the saved output and the tangent
+    assert at["mm_1"] == 2 * n + (0 if lets_go else n)  # its operand and its result
+    assert {moment.name: moment.nbytes for moment in found.bwd.timeline}["mm_1"] == 3 * n  # the caller has it

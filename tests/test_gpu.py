@@ -170,18 +170,21 @@ def test_a_call_is_described_as_it_is_laid_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 0.5])
 @pytest.mark.parametrize("name", ["llama-small", "gpt2", "mlp", "resnet50", "unet", "t5"])
-def test_a_budget_is_held_as_planned(name, part, monkeypatch):
+def test_a_budget_is_held_as_planned(name, part):
     """To 2%: the allocator does not split a block to hand out all but 1 MiB of it, and counts the whole.
 
     Whether forward's outputs are gone when backward starts is up to the model.
     """
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # else ResNet-50's gradients are off by 0.7 of 1
-    model = models.build(name, device="cuda", **({"dropout": 0.0} if name in ("gpt2", "t5") else {}))
-    run_step(model.step, model.parameters)
-    expected = {n: p.grad for n, p in model.module.named_parameters()}
+    sizes = {"dropout": 0.0} if name in ("gpt2", "t5") else {}
+    plain, model = (models.build(name, device="cuda", **sizes) for _ in range(2))
+    plain.module.compile()  # eager mode's are others: by 0.2 of 1 in ResNet-50, and more where it rounds to TF32
+    run_step(plain.step, plain.parameters)
+    expected = {n: p.grad for n, p in plain.module.named_parameters()}
+    torch._dynamo.reset()
     model.module.compile(backend="remat", options={"memory_budget": part, "strict": 1})
     run_step(model.step, model.parameters)
     assert gradient_error({n: p.grad for n, p in model.module.named_parameters()}, expected) < 1e-2
+    del plain, expected
     measured = measure_memory(model.step, model.parameters, device="cuda").peak
     (summary,) = plans()
     assert summary.exact

@@ -5,7 +5,7 @@ from torch._higher_order_ops.effects import with_effects
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, ops
 from rematpass.compiler.ops import Traits, draws_random_numbers, is_size, kind_of, traits_of, user_mark
 from rematpass.core.graph import Kind
 
@@ -204,3 +204,18 @@ def test_flops_of_attentions_backward():
     backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     node = call(backward, out, HEADS, HEADS, HEADS, out, logsumexp, 0.0, False)
     assert traits_of(node).flops == 5 * 2 * (2 * 3) * 5 * 5 * 8
+
+
+def test_flops_of_attention_with_fewer_heads_of_keys():
+    """torch's formula refuses it; each head of keys and values is read by several of queries."""
+    few = torch.empty(2, 1, 5, 8)
+    node = call(aten._scaled_dot_product_flash_attention_for_cpu.default, HEADS, few, few)
+    assert traits_of(node).flops == 2 * 2 * (2 * 3) * 5 * 5 * 8
+
+
+def test_flops_that_a_formula_does_not_know_are_none(monkeypatch):
+    def refuses(*_, **__):
+        raise AssertionError("shapes are incompatible")
+
+    monkeypatch.setitem(ops.flop_registry, aten.mm, refuses)
+    assert traits_of(call(aten.mm.default, ROWS, SQUARE)).flops == 0

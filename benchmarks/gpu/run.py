@@ -44,10 +44,28 @@ def store(models: str, *options: str) -> Slice:
     return Slice(f"the store: {models}", command)
 
 
-# Models are too large to keep many of them for timing; torch's seven budgets are spread over as many slices as needed.
-FEW = ("--alive", "4", "--timeout", "420", "--rounds", "7", "--budgets", "1,0.75,0.5,0.25,0", "--like-peers")
+# A row of the 1B Llama takes a minute or more on 16 cores, most of it compiling; a slice that is cut goes on next time.
+FEW = (
+    "--jobs",
+    "4",
+    "--alive",
+    "16",
+    "--timeout",
+    "240",
+    "--rounds",
+    "7",
+    "--torch-budgets",
+    "1.0,0.5,0.2",
+    "--budgets",
+    "1,0.5,0",
+    "--like-peers",
+)
 SLICES = {
     "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-n", "4", "-m", "gpu", "tests")),
+    "promise": Slice(
+        "planned against measured bytes",
+        ("benchmarks/promise.py", "--device", "{device}", "--results", "{results}"),
+    ),
     "compare": Slice(
         "rematpass compare",
         ("-m", "rematpass", "compare", "--device", "{device}", "--picture", "{results}/compare_{slug}_{date}.svg",

@@ -46,6 +46,11 @@ def scratch_of(
     return _known[call.key]
 
 
+def known() -> dict[str, int]:
+    """Every call measured in this process, described, and its scratch bytes."""
+    return dict(_known)
+
+
 def settle() -> None:
     """Give back to the device what the measured calls have left in the allocator's cache."""
     for device in _unsettled:

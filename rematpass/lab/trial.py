@@ -90,7 +90,7 @@ def look(job: Job) -> Subject:
     except Exception as error:
         raise MeasureError(f"the step of {job.target} raised {type(error).__name__}: {_line(error)}") from error
     draws = any(not torch.equal(a, b) for a, b in zip(seeded, _random_state(), strict=True))
-    gradients = _gradients(model)
+    gradients = _moved_away(_gradients(model))
     _clear(model)
     return Subject(model, gradients, flops, draws)
 
@@ -237,7 +237,7 @@ def _compare(job: Job, subject: Subject) -> tuple[float | None, str]:
     if job.inductor_gradients:
         torch.manual_seed(SEED)
         run_step(model.step, model.parameters)
-        torch.save(_gradients(model), job.inductor_gradients)
+        torch.save(_moved_away(_gradients(model)), job.inductor_gradients)
     return None, "Inductor"
 
 
@@ -251,7 +251,12 @@ def _against(expected: Gradients, model: Model, whose: str) -> tuple[float | Non
 
 def _gradients(model: Model) -> Gradients:
     parameters = model.module.named_parameters()
-    return {name: p.grad.detach().cpu() for name, p in parameters if p.grad is not None}
+    return {name: p.grad.detach() for name, p in parameters if p.grad is not None}
+
+
+def _moved_away(gradients: Gradients) -> Gradients:
+    """Copies on the CPU: a GPU's memory is what is measured next."""
+    return {name: gradient.cpu() for name, gradient in gradients.items()}
 
 
 def _clear(model: Model) -> None:

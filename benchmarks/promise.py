@@ -1,0 +1,144 @@
+"""Planned against measured bytes, for several models and budgets: ``python benchmarks/promise.py --help``.
+
+Faster than the store, since nothing is timed: the one question is whether a plan's peak is what the allocator sees. On
+a GPU two of its figures are told: the bytes that were asked for, and the bytes of the blocks that were handed out, each
+of which may be up to 1 MiB larger where a block was not split. The page is made from the JSON file beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rematpass import plans
+from rematpass.compiler import scratch
+from rematpass.compiler._torch import device_name
+from rematpass.compiler.backend import remat
+from rematpass.errors import cause_of
+from rematpass.lab import models
+from rematpass.lab.measure import measure_memory, run_step
+from rematpass.report.comparison import markdown_table
+from rematpass.units import format_bytes
+
+HERE = Path(__file__).parent
+MODELS = "llama-small,gpt2,llama-1b-4k,gpt2-medium,vit-l,resnet50-224,unet-512"
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--models", default=MODELS, metavar="LIST", help=f"of the catalog (default: {MODELS})")
+    made.add_argument("--budgets", default="1,0.5,0", metavar="LIST", help="fractions or bytes (default: 1,0.5,0)")
+    made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="for page and JSON")
+    made.add_argument(
+        "--show", type=Path, metavar="FILE", help="measure nothing; make the page of this JSON file again"
+    )
+    arguments = made.parse_args(argv)
+    if arguments.show:
+        path = arguments.show
+    else:
+        device = models.usable(arguments.device)
+        slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+        path = arguments.results / f"promise_{slug}_{datetime.date.today().isoformat()}.json"
+        found = {"device": device_name(device), "torch": torch.__version__, "rows": [], "scratch": {}}
+        for name in arguments.models.split(","):
+            for budget in arguments.budgets.split(","):
+                found["rows"].append(row(name, budget, device))
+                path.write_text(json.dumps(found, indent=1) + "\n")
+            largest = sorted(scratch.known().items(), key=lambda pair: -pair[1])[:3]
+            found["scratch"][name] = [[call, nbytes] for call, nbytes in largest if nbytes]
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    page = path.with_suffix(".md")
+    page.write_text(text(json.loads(path.read_text()), path.stem.rpartition("_")[2]))
+    print(page.read_text())
+    return 0
+
+
+def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:
+    """One model under one budget: its plan's peak, and what its step takes. What fails is said."""
+    torch._dynamo.reset()
+    plans(clear=True)
+    gc.collect()
+    try:
+        model = models.build(name, device=device)
+        model.module.compile(backend=remat, options={"memory_budget": budget, "strict": 1})
+        for _ in range(2):
+            run_step(model.step, model.parameters)
+        (plan,) = plans()
+        asked = requested(model) if device.type == "cuda" else None
+        memory = measure_memory(model.step, model.parameters, device=device, warm=0)
+    except Exception as error:
+        cause = cause_of(error) or error
+        logging.getLogger("rematpass").debug("%s at %s", name, budget, exc_info=error)
+        return {"model": name, "budget": budget, "error": f"{type(cause).__name__}: {cause}".splitlines()[0][:200]}
+    return {
+        "model": name,
+        "budget": budget,
+        "planned": plan.peak_without_outputs,
+        "requested": asked,
+        "measured": memory.peak,
+        "floor": plan.floor,
+        "ceiling": plan.ceiling,
+        "exact": plan.exact,
+    }
+
+
+def requested(model: models.Model) -> int:
+    """The peak of the bytes that one step asks the CUDA allocator for, beyond what stood before."""
+    for parameter in model.parameters:
+        parameter.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    stood = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    run_step(model.step, model.parameters)
+    torch.cuda.synchronize()
+    return int(torch.cuda.memory_stats()["requested_bytes.all.peak"] - stood)
+
+
+def text(found: dict[str, Any], date: str) -> str:
+    head = ["model", "budget", "planned", "asked for", "off by", "handed out", "above planned"]
+    body = []
+    for r in found["rows"]:
+        if "error" in r:
+            body.append([r["model"], r["budget"], r["error"], "", "", "", ""])
+            continue
+        asked = r["requested"] if r["requested"] is not None else r["measured"]
+        body.append(
+            [
+                r["model"],
+                r["budget"],
+                format_bytes(r["planned"]),
+                format_bytes(asked),
+                f"{r['planned'] - asked:+,d} B",
+                format_bytes(r["measured"]),
+                f"{max(0, r['measured'] - r['planned']) / r['planned']:.2%}",
+            ]
+        )
+    lines = [
+        f"# Planned against measured bytes, {found['device']}, torch {found['torch']}, {date}",
+        "",
+        "Made by `python benchmarks/promise.py`: the peak of one training step beyond what stood before it. *Asked for*"
+        " is",
+        "what the step requests of the allocator, *handed out* what the allocator counts for it.",
+        *([found["note"]] if "note" in found else []),
+        "",
+        markdown_table(head, body).rstrip(),
+    ]
+    calls = [(name, call, nbytes) for name, found_ in found["scratch"].items() for call, nbytes in found_]
+    if calls:
+        rows = [[name, f"`{call[:110]}`", format_bytes(nbytes)] for name, call, nbytes in calls]
+        lines += ["", "Calls that take the most scratch memory, as measured while planning:", ""]
+        lines.append(markdown_table(["model", "call", "scratch"], rows, left=2))
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
