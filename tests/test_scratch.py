@@ -78,6 +78,7 @@ def gpu(monkeypatch):
         return tuple(torch.zeros(a.sizes) if isinstance(a, Like) else a for a in self.args), {}
 
     monkeypatch.setattr(scratch, "_known", {})
+    monkeypatch.setattr(scratch, "_unsettled", set())
     monkeypatch.setattr(scratch.Call, "arguments", run)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
