@@ -1,5 +1,7 @@
 """Calls like a graph's, and the scratch memory of those that run on a GPU, whose allocator is a made-up one here."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import fx
@@ -79,6 +81,7 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(scratch, "_known", {})
     monkeypatch.setattr(scratch, "_unsettled", set())
+    monkeypatch.setattr(_torch, "preserve_rng_state", contextlib.nullcontext)
     monkeypatch.setattr(scratch.Call, "arguments", run)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
