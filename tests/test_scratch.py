@@ -18,7 +18,7 @@ aten = torch.ops.aten
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
-def call(target, *arguments, device="cuda"):
+def call(target, *arguments, device="cuda:0"):
     """A node that calls ``target``: a tuple of sizes among the arguments stands for a tensor on the device."""
     graph = fx.Graph()
     with FakeTensorMode():
@@ -34,7 +34,7 @@ def call(target, *arguments, device="cuda"):
     return node
 
 
-def convolution(device="cuda", channels=3):
+def convolution(device="cuda:0", channels=3):
     weight = (5 * channels, channels, 3, 3)
     options = [None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1]
     return call(aten.convolution.default, (2, channels, 8, 8), weight, *options, device=device)
@@ -84,6 +84,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(_torch, "preserve_rng_state", contextlib.nullcontext)
     monkeypatch.setattr(scratch.Call, "arguments", run)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(
@@ -129,10 +130,10 @@ def test_a_gpu_hands_out_pieces_of_512_bytes():
 @pytest.mark.parametrize(
     ("device", "kind", "convolutions_round", "dtype"),
     [
-        ("cuda", Kind.CONVOLUTION, True, "tensorfloat32"),
-        ("cuda", Kind.CONVOLUTION, False, "float32"),
-        ("cuda", Kind.MATMUL, True, "float32"),
-        ("cuda", Kind.POINTWISE, True, "float32"),
+        ("cuda:0", Kind.CONVOLUTION, True, "tensorfloat32"),
+        ("cuda:0", Kind.CONVOLUTION, False, "float32"),
+        ("cuda:0", Kind.MATMUL, True, "float32"),
+        ("cuda:0", Kind.POINTWISE, True, "float32"),
         ("cpu", Kind.CONVOLUTION, True, "float32"),
     ],
 )
@@ -155,5 +156,5 @@ def test_only_a_gpus_convolutions_are_laid_out_with_channels_last():
         node.graph.output(node)
         return fx.GraphModule({}, node.graph)
 
-    assert _torch.lays_channels_last(module("cuda"))
+    assert _torch.lays_channels_last(module("cuda:0"))
     assert not _torch.lays_channels_last(module("cpu"))
