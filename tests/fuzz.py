@@ -6,8 +6,9 @@ Seeds are those of ``fuzz_grammar.write``: ``--programs 1 --seed 17`` is the pro
 shrunk to the statements that it takes and printed as a program for ``tests/programs.py``. Exit code 1 if any did.
 
 A program counts as right when all that ``programs.run`` sees equals eager mode bit for bit (``--backend
-remat_aot_eager``) or to tolerance (``--backend remat``). Where torch's own backend, run without rematpass, is itself
-off eager mode, what it returns or eager mode to tolerance is right, and is counted apart.
+remat_aot_eager``) or to tolerance (``--backend remat``: by the lowest precision that the program computes in, since
+Inductor keeps in float32 what eager mode rounds on the way). Where torch's own backend, run without rematpass, is
+itself off eager mode, what it returns or eager mode to tolerance is right, and is counted apart.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ TORCHS = "wrong in torch's own as well, by the same"
 REFUSED = "refused by torch's own as well"
 INVALID = "not for eager mode"
 WRONG = "WRONG"
+TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "half()": 4e-3}  # a few roundings of the largest element
 TORCHS_OWN = {"remat_aot_eager": "aot_eager", "remat": "inductor"}
 
 
@@ -73,7 +75,7 @@ def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
     except Exception as error:
         why = "".join(traceback.format_exception_only(error)) + _frames(error)
         return Verdict(REFUSED, why) if _torchs_own(source, backend) is None else Verdict(WRONG, why)
-    tolerance = 0.0 if backend == "remat_aot_eager" else 1e-4
+    tolerance = 0.0 if backend == "remat_aot_eager" else tolerance_of(source)
     if seen.keys() == expected.keys() and not differences(seen, expected, tolerance):
         return Verdict(SAME)
     theirs = _torchs_own(source, backend)
@@ -85,6 +87,11 @@ def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
     if not differences(seen, expected, 1e-4):
         return Verdict(NEAR, why)
     return Verdict(WRONG if differences(seen, theirs, tolerance) else TORCHS, why)
+
+
+def tolerance_of(source: Source) -> float:
+    """How far off eager mode a fusing compiler may be, relative to the largest element."""
+    return max([1e-4, *(t for dtype, t in TOLERANCE.items() if dtype in source.text())])
 
 
 def _differs(name: str, one: Seen, other: Seen) -> bool:

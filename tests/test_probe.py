@@ -59,6 +59,19 @@ def test_where_the_simulator_is_too_low_the_next_that_would_fit_is_taken(monkeyp
     assert asked == [80, 60]  # 80 is wrong by a fifth, so 72 would not fit
 
 
+def test_where_that_leaves_room_one_faster_is_tried(monkeypatch):
+    said = {90: 110, 80: 83, 70: 73, 60: 61}
+    found, asked = probes(monkeypatch, ladder(90, 80, 70, 60), said)
+    assert found.under(90).rung.peak == 80
+    assert asked == [90, 70, 80]  # 90 is wrong by a fifth, 70 by a twentieth
+
+
+@pytest.mark.parametrize(("of_80", "taken"), [(90, 80), (91, 70)])
+def test_the_faster_one_has_to_fit_as_well(of_80, taken, monkeypatch):
+    found, _ = probes(monkeypatch, ladder(90, 80, 70, 60), {90: 110, 80: of_80, 70: 73})
+    assert found.under(90).rung.peak == taken
+
+
 def test_a_little_above_may_be_accepted(monkeypatch):
     found, asked = probes(monkeypatch, ladder(100, 80), {80: 81})
     assert found.under(80, accepted=82).peak == 81
@@ -70,6 +83,13 @@ def test_the_floor_is_the_last_word(monkeypatch):
     found, _ = probes(monkeypatch, ladder(100, 80), {100: 100, 80: 95})
     assert found.under(90) is None
     assert (found.floor.peak, found.floor.exact) == (95, True)
+
+
+def test_the_lowest_by_the_simulator_need_not_be_the_lowest(monkeypatch):
+    found, asked = probes(monkeypatch, ladder(100, 90, 80, 70, 60), {90: 90, 80: 81, 70: 83, 60: 85})
+    assert found.floor.peak == 81
+    assert asked == [60, 70, 80]
+    assert found.floor.peak == found.under(82).peak
 
 
 def test_without_a_fusing_compiler_nobody_is_asked(monkeypatch):

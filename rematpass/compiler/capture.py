@@ -321,8 +321,11 @@ def _mutated_arguments(node: fx.Node) -> list[fx.Node]:
 
 
 def _pinned(node: fx.Node, kind: Kind) -> Side:
-    """Effects and mutations stay on their side; backward's are told by torch's tag (or by reading a tangent)."""
-    if kind not in (Kind.EFFECT, Kind.MUTATION):
+    """Effects and mutations stay on their side; backward's are told by torch's tag (or by reading a tangent).
+
+    So do random draws: they take the generator on, in eager mode's order, even where nobody reads what was drawn.
+    """
+    if kind not in (Kind.EFFECT, Kind.MUTATION, Kind.RANDOM):
         return Side.EITHER
     return Side.BACKWARD if "backward" in node.meta.get("partitioner_tag", "") else Side.FORWARD
 

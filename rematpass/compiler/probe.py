@@ -1,14 +1,16 @@
 """From a rung of the ladder to the two modules and their peak, by Inductor's own word.
 
 The simulator's peak chooses a rung; what Inductor then really allocates is asked of it before any code is generated
-(``dry_run``). Where that is more than allowed, the next lower rung is tried that would fit if it were wrong by as much.
-Two or three questions settle it; each rung is asked about once.
+(``dry_run``). Where that is more than allowed, the next lower rung is tried that would fit if it were wrong by as much;
+where one fits that leaves room, the fastest that would fit if it were wrong by no more than that one. Two or three
+questions settle it; each rung is asked about once.
 
 Without Inductor (``fuse`` is off), or where the dry run fails, the simulator's word stands.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from rematpass.core.frontier import Ladder, Rung
 log = logging.getLogger("rematpass")
 
 _MOST_PROBES = 4  # before the floor is taken
+_AT_THE_FLOOR = 3  # rungs that are asked about to find the lowest
+_WORTH_A_PROBE = 0.99  # of the seconds of the plan at hand
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,14 @@ class Probes:
             self._made[key] = self._carry_out(rung)
         return self._made[key]
 
-    @property
+    @functools.cached_property
     def floor(self) -> Probe:
-        """The rung with the lowest simulated peak."""
-        return self.of(self.ladder.rungs[-1])
+        """The lowest rung by the simulator, or by Inductor's word one of those that could be lower than it says."""
+        lowest = self.of(self.ladder.rungs[-1])
+        others = [rung for rung in self.ladder.rungs[:-1] if rung.peak < lowest.peak]
+        for rung in reversed(others[1 - _AT_THE_FLOOR :]):
+            lowest = min(lowest, self.of(rung), key=lambda probe: probe.peak)
+        return lowest
 
     def under(self, nbytes: int, accepted: int | None = None) -> Probe | None:
         """The fastest rung whose peak is at most ``nbytes``; None when not even the floor's is.
@@ -66,16 +74,25 @@ class Probes:
         ``accepted``: bytes a little above, up to which Inductor's word does not send us further down.
         """
         accepted = accepted or nbytes
-        target = nbytes
-        for _ in range(_MOST_PROBES):
+        target, too_high = nbytes, nbytes
+        for asked in range(_MOST_PROBES):
             rung = self.ladder.fastest_under(target)
             if rung is None:
                 break
             probe = self.of(rung)
             if probe.peak <= accepted:
-                return probe
+                return self._between(probe, too_high, accepted) if asked else probe
+            too_high = rung.peak
             target = min(target * nbytes // probe.peak, rung.peak - 1)
         return self.floor if self.floor.peak <= accepted else None
+
+    def _between(self, fits: Probe, too_high: int, nbytes: int) -> Probe:
+        """A faster rung above one that fits, if there is one that should fit as well, and does."""
+        rung = self.ladder.fastest_under(min(nbytes * fits.rung.peak // fits.peak, too_high - 1))
+        if rung is None or rung.seconds > _WORTH_A_PROBE * fits.rung.seconds:
+            return fits
+        probe = self.of(rung)
+        return probe if probe.peak <= nbytes else fits
 
     def _carry_out(self, rung: Rung) -> Probe:
         modules = emit(self.captured, rung.plan, fuse=self.fuse)
