@@ -58,8 +58,10 @@ def draw_anew(monkeypatch):
     never = ops.traits_of
     monkeypatch.setattr(
         "rematpass.compiler.capture.traits_of",
-        lambda node: (
-            dataclasses.replace(never(node), never_recompute="") if ops.draws_random_numbers(node) else never(node)
+        lambda node, **more: (
+            dataclasses.replace(never(node, **more), never_recompute="")
+            if ops.draws_random_numbers(node)
+            else never(node, **more)
         ),
     )
 
