@@ -85,13 +85,6 @@ def test_the_floor_is_the_last_word(monkeypatch):
     assert (found.floor.peak, found.floor.exact) == (95, True)
 
 
-def test_the_lowest_by_the_simulator_need_not_be_the_lowest(monkeypatch):
-    found, asked = probes(monkeypatch, ladder(100, 90, 80, 70, 60), {90: 90, 80: 81, 70: 83, 60: 85})
-    assert found.floor.peak == 81
-    assert asked == [60, 70, 80]
-    assert found.floor.peak == found.under(82).peak
-
-
 def test_without_a_fusing_compiler_nobody_is_asked(monkeypatch):
     monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: plan.solver)
     found = Probes(None, ladder(100, 80), fuse=False)
