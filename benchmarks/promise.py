@@ -2,7 +2,8 @@
 
 Faster than the store, since nothing is timed: the one question is whether a plan's peak is what the allocator sees. On
 a GPU two of its figures are told: the bytes that were asked for, and the bytes of the blocks that were handed out, each
-of which may be up to 1 MiB larger where a block was not split. The page is made from the JSON file beside it.
+of which may be up to 1 MiB larger where a block was not split. The page is made from the JSON file beside it, which a
+second run on the same day goes on with. (Calls that an earlier model made as well are listed there only.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import datetime
 import gc
 import json
 import logging
+import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +44,39 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument(
         "--show", type=Path, metavar="FILE", help="measure nothing; make the page of this JSON file again"
     )
+    made.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin nothing after so many")
     arguments = made.parse_args(argv)
+    until = time.monotonic() + 60 * arguments.minutes
     if arguments.show:
         path = arguments.show
     else:
         device = models.usable(arguments.device)
         slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
         path = arguments.results / f"promise_{slug}_{datetime.date.today().isoformat()}.json"
-        found = {"device": device_name(device), "torch": torch.__version__, "rows": [], "scratch": {}}
+        found = begun(path, device)
         for name in arguments.models.split(","):
+            before = set(scratch.known())
             for budget in arguments.budgets.split(","):
+                done = any((r["model"], r["budget"]) == (name, budget) for r in found["rows"])
+                if done or time.monotonic() > until:
+                    continue
                 found["rows"].append(row(name, budget, device))
+                new = [(call, n) for call, n in scratch.known().items() if n and call not in before]
+                if new:
+                    found["scratch"][name] = sorted(new, key=lambda pair: -pair[1])[:3]
                 path.write_text(json.dumps(found, indent=1) + "\n")
-            largest = sorted(scratch.known().items(), key=lambda pair: -pair[1])[:3]
-            found["scratch"][name] = [[call, nbytes] for call, nbytes in largest if nbytes]
-            path.write_text(json.dumps(found, indent=1) + "\n")
     page = path.with_suffix(".md")
     page.write_text(text(json.loads(path.read_text()), path.stem.rpartition("_")[2]))
     print(page.read_text())
     return 0
+
+
+def begun(path: Path, device: torch.device) -> dict[str, Any]:
+    """What is in the file already, to go on with; else nothing yet."""
+    if path.exists():
+        there: dict[str, Any] = json.loads(path.read_text())
+        return there
+    return {"device": device_name(device), "torch": torch.__version__, "rows": [], "scratch": {}}
 
 
 def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:

@@ -61,6 +61,12 @@ class TestCallOf:
     def test_what_is_no_plain_op(self):
         assert call_of(call(torch.add, (2,), (2,))) is None
 
+    def test_expanded_arguments_are_made(self):
+        node = call(aten.mm.default, (2, 3), (3, 5), device="cpu")
+        found = call_of(node, [((2, 3), (1, 0))])
+        (first, _), _ = found.arguments(torch.Generator())
+        assert (first.shape, first.stride()) == ((2, 3), (1, 0))
+
     def test_written_rows_are_different_ones(self):
         node = call(aten.index_add.default, (4, 3), 0, (7,), (7, 3), device="cpu")
         with FakeTensorMode():
@@ -72,7 +78,10 @@ class TestCallOf:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A CUDA device, as far as measuring asks: calls run on the CPU, and each takes 1000 bytes for itself."""
+    """A CUDA device, as far as measuring asks: calls run on the CPU, and each takes 1000 bytes for itself.
+
+    Two lists: the keys of the calls, and an entry for each time that the allocator's cache was emptied.
+    """
     calls, settled = [], []
 
     def run(self, draw=None):
@@ -92,23 +101,50 @@ def gpu(monkeypatch):
     )
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: settled.append(True))
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
-    calls.append(settled)
-    return calls
+    return calls, settled
 
 
 class TestScratch:
     def test_each_call_is_measured_once(self, gpu):
-        settled = gpu.pop()
+        calls, settled = gpu
         assert [scratch.scratch_of(convolution()) for _ in range(3)] == [1000] * 3
-        assert len(gpu) == 1
-        assert scratch.known() == {gpu[0]: 1000}
+        assert len(calls) == 1
+        assert scratch.known() == {calls[0]: 1000}
         scratch.settle()
         scratch.settle()
         assert settled == [True]
 
-    def test_where_it_cannot_be_measured_it_is_none(self, gpu, monkeypatch):
-        monkeypatch.setattr(scratch.Call, "arguments", lambda *_: exec("raise torch.OutOfMemoryError"))
-        assert scratch.scratch_of(convolution()) == 0
+    def test_where_there_is_no_memory_it_is_left_out_and_asked_for_again(self, gpu, monkeypatch, caplog):
+        def no_memory(*_):
+            raise torch.OutOfMemoryError("no memory to spare")
+
+        with monkeypatch.context() as short:
+            short.setattr(scratch.Call, "arguments", no_memory)
+            assert scratch.scratch_of(convolution()) == 0
+        assert "the scratch memory of aten.convolution.default could not be measured and is left out" in caplog.text
+        assert scratch.scratch_of(convolution()) == 1000
+
+    def test_a_broken_device_is_not_planned_over(self, gpu, monkeypatch):
+        def broken(*_):
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        monkeypatch.setattr(scratch.Call, "arguments", broken)
+        with pytest.raises(torch.AcceleratorError):
+            scratch.scratch_of(convolution())
+
+    def test_other_settings_of_cudnn_are_other_calls(self, gpu, monkeypatch):
+        calls, _ = gpu
+        scratch.scratch_of(convolution())
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+        scratch.scratch_of(convolution())
+        assert len(calls) == 2
+
+    def test_attention_with_dropout_is_no_less_attention(self, gpu, monkeypatch):
+        monkeypatch.setattr(scratch, "_measured", lambda call, device: 1000)  # the CPU has no such kernel
+        heads = (2, 3, 5, 8)
+        node = call(aten._scaled_dot_product_flash_attention.default, heads, heads, heads, 0.5)
+        assert traits_of(node).kind is Kind.RANDOM
+        assert traits_of(node).workspace == 1000
 
     def test_calls_on_the_cpu_and_without_a_gpu_are_not_made(self, gpu, monkeypatch):
         assert scratch.scratch_of(convolution("cpu")) == 0

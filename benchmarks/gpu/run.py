@@ -64,7 +64,7 @@ SLICES = {
     "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-n", "4", "-m", "gpu", "tests")),
     "promise": Slice(
         "planned against measured bytes",
-        ("benchmarks/promise.py", "--device", "{device}", "--results", "{results}"),
+        ("benchmarks/promise.py", "--device", "{device}", "--results", "{results}", "--minutes", "{minutes}"),
     ),
     "compare": Slice(
         "rematpass compare",

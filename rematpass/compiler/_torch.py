@@ -114,6 +114,7 @@ __all__ = [
     "functorch_config",
     "get_dtype_size",
     "hint",
+    "how_cudnn_chooses",
     "inductor_config",
     "inductor_driver",
     "inductor_graph",
@@ -148,8 +149,8 @@ __all__ = [
 
 default_partition = min_cut_rematerialization_partition
 # Whether an output that is saved as well is freed after its last use in backward, once the caller has let go of it
-# (seen on 2.13); on 2.11 it stands until backward has ended.
-LETS_SAVED_OUTPUTS_GO = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 12)
+# (seen on 2.13); on 2.11 it stands until backward has ended. 2.12 was not tried. Only the dry run knows this.
+LETS_SAVED_OUTPUTS_GO = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 13)
 # A scheduler pass is cached when it is one of these; torch 2.11 has one class for all passes.
 SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 
@@ -295,6 +296,12 @@ def lays_channels_last(module: fx.GraphModule) -> bool:
     if not any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values):
         return False  # on the CPU it asks for mkldnn, whose layouts are its own
     return bool(inductor_graph.GraphLowering.decide_layout_opt(module, is_inference=False))
+
+
+def how_cudnn_chooses() -> tuple[str, ...]:
+    """The settings by which cuDNN chooses among its algorithms, whose workspaces differ."""
+    cudnn: Any = torch.backends.cudnn
+    return tuple(map(str, (cudnn.version(), cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision)))
 
 
 def caches_are_disabled() -> bool:

@@ -12,7 +12,7 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
 
-# Ops whose first argument is written at indices; all at the same one would take a GPU many times as long.
+# Ops whose first argument has the rows that are written at indices; all at one would take a GPU many times as long.
 _BY_INDEX = frozenset("index_put _unsafe_index_put index_add scatter scatter_add scatter_reduce index_copy".split())
 
 
@@ -31,15 +31,18 @@ class Like:
     def make(self, draw: torch.Generator | None = None, rows: int = 1) -> torch.Tensor:
         """A tensor like it; with numbers that ``draw`` draws, which leaves the program's own generators alone.
 
-        Integers are valid as indices of ``rows`` rows: 0, 1, and so on, over and over.
+        Integers are 0; with ``draw``, those of 64 bits are 0, 1, and so on below ``rows``, valid as indices of rows.
         """
-        made = torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device=self.device)
-        if not (made.is_floating_point() or made.is_complex()):
-            made.zero_()
-            if draw and rows > 1 and made.numel() and self.dtype is torch.int64:
-                made.copy_((torch.arange(made.numel(), device=self.device) % rows).view(self.sizes))
-            return made
-        return made.normal_(generator=draw) if draw else made
+        # Filled as it stands in memory: expanded tensors cannot be written by their elements.
+        spanned = 1 + sum((n - 1) * stride for n, stride in zip(self.sizes, self.strides, strict=True))
+        flat = torch.empty(0 if 0 in self.sizes else spanned, dtype=self.dtype, device=self.device)
+        if not (flat.is_floating_point() or flat.is_complex()):
+            flat.zero_()
+            if draw and self.dtype is torch.int64:
+                flat.copy_(torch.arange(flat.numel(), device=self.device) % rows)
+        elif draw:
+            flat.normal_(generator=draw)
+        return flat.as_strided(self.sizes, self.strides)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def traits_of(node: fx.Node, *, channels_last: bool = False) -> Traits:
     if node.meta.get("unbacked_bindings"):
         return Traits(kind, "the size of its result depends on data")
     if kind is Kind.RANDOM or any(map(draws_random_numbers, _nodes_of_bodies(node))):
-        return Traits(kind, "it draws random numbers")
+        return Traits(kind, "it draws random numbers", flops=flops, workspace=_workspace(node, channels_last))
     if kind is Kind.COLLECTIVE:
         return Traits(kind, "it communicates between ranks", honours_marks=True)
     if kind is Kind.EFFECT:
@@ -97,7 +97,7 @@ def traits_of(node: fx.Node, *, channels_last: bool = False) -> Traits:
         honours = not any(map(replays, _nodes_of_bodies(node)))
         honours = honours and (not replays(node) or bool(_torch.device_of_random_state(node)))
         return Traits(kind, "a custom or higher-order op, not known to be pure", honours, flops=flops)
-    return Traits(kind, flops=flops, workspace=_workspace(node, channels_last) if kind in OF_LIBRARIES else 0)
+    return Traits(kind, flops=flops, workspace=_workspace(node, channels_last))
 
 
 def workspace_of_call(
@@ -111,7 +111,8 @@ def workspace_of_call(
     weight = _weight_on_cpu(node)
     if weight is not None:
         return 2 * _torch.hint(weight.numel()) * weight.element_size()
-    of_library = isinstance(node.target, OpOverload) and kind_of(node) in OF_LIBRARIES
+    # By name: attention with dropout draws random numbers, but is no less attention.
+    of_library = isinstance(node.target, OpOverload) and _kind_by_name(node.target) in OF_LIBRARIES
     return scratch_of(node, laid_out, channels_last=channels_last) if of_library else 0
 
 

@@ -149,6 +149,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         name = _torch.device_name(self.device)
         text = "\n".join([_sources_hash(), self.config.key(), free, str(self.fuse), name, torch.__version__])
         text += f"{self._preset}{self._unlike_any_other}"
+        if self.device.type == "cuda":
+            text += " ".join(_torch.how_cudnn_chooses())
         return hashlib.sha256(text.encode()).digest()
 
     def __call__(
@@ -168,9 +170,18 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         """
         kwargs.update(num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=static_lifetime_input_indices)
         try:
+            return self._partition(gm, joint_inputs, kwargs)
+        finally:
+            scratch.settle()
+
+    def _partition(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], kwargs: dict[str, Any]
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        try:
             _torch.prepare_joint(gm, is_one_of_its_kind)
-            static = static_lifetime_input_indices or ()
-            captured = capture(gm, num_fwd_outputs=num_fwd_outputs, static_input_indices=static, fuse=self.fuse)
+            static = kwargs["static_lifetime_input_indices"] or ()
+            fwd_outputs = kwargs["num_fwd_outputs"]
+            captured = capture(gm, num_fwd_outputs=fwd_outputs, static_input_indices=static, fuse=self.fuse)
             captured = dataclasses.replace(captured, graph=dataclasses.replace(captured.graph, name=_graph_name()))
             if self.config.save_decisions:
                 captured = keep_decisions(captured, fuse=self.fuse)
@@ -202,7 +213,6 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         budget = within_region(budget, region_budget(captured), ladder)
         probes = Probes(captured, ladder, fuse=self.fuse)
         probe, limit = self._choose(problem, probes, budget)
-        scratch.settle()
         offload(captured, *probe.modules)
         # A plan may take more by the simulator than by the compiler, whose word the limit is about: then the higher.
         bound = 0.0 if fallback else least_seconds(problem, limit and max(limit, probe.rung.peak))

@@ -2,8 +2,8 @@
 
 The simulator's peak chooses a rung; what Inductor then really allocates is asked of it before any code is generated
 (``dry_run``). Where that is more than allowed, the next lower rung is tried that would fit if it were wrong by as much;
-where one fits that leaves room, the fastest that would fit if it were wrong by no more than that one. Two or three
-questions settle it; each rung is asked about once.
+where one fits that leaves room, the fastest that would fit if it were wrong by no more than that one. One to three
+questions settle it as a rule, six at most; each rung is asked about once.
 
 Without Inductor (``fuse`` is off), or where the dry run fails, the simulator's word stands.
 """
@@ -24,7 +24,7 @@ from rematpass.core.frontier import Ladder, Rung
 
 log = logging.getLogger("rematpass")
 
-_MOST_PROBES = 4  # before the floor is taken
+_MOST_PROBES = 4  # on the way down, before the floor is taken
 _WORTH_A_PROBE = 0.99  # of the seconds of the plan at hand
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger("rematpass")
 # What libraries run, whatever compiles the rest. What a custom op does when it is called, nobody knows.
 OF_LIBRARIES = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION})
 
-_known: dict[str, int] = {}
+_known: dict[tuple[str, ...], int] = {}
 _unsettled: set[torch.device] = set()
 
 
@@ -38,17 +38,24 @@ def scratch_of(
     """
     if not torch.cuda.is_initialized():
         return 0
-    call = call_of(node, laid_out, channels_last=channels_last)
+    try:
+        call = call_of(node, laid_out, channels_last=channels_last)
+    except (RuntimeError, NotImplementedError):  # arguments without strides: sparse ones
+        return 0
     if call is None or call.device is None or call.device.type != "cuda":
         return 0
-    if call.key not in _known:
-        _known[call.key] = _measured(call, call.device)
-    return _known[call.key]
+    key = (call.key, str(call.device), *_torch.how_cudnn_chooses())
+    if key not in _known:
+        found = _measured(call, call.device)
+        if found is None:
+            return 0
+        _known[key] = found
+    return _known[key]
 
 
 def known() -> dict[str, int]:
     """Every call measured in this process, described, and its scratch bytes."""
-    return dict(_known)
+    return {key[0]: nbytes for key, nbytes in _known.items()}
 
 
 def settle() -> None:
@@ -59,18 +66,21 @@ def settle() -> None:
     _unsettled.clear()
 
 
-def _measured(call: Call, device: torch.device) -> int:
+def _measured(call: Call, device: torch.device) -> int | None:
+    """None where the call cannot be made now."""
+    _unsettled.add(device)
     try:
-        with _torch.without_modes(), torch.no_grad(), _torch.preserve_rng_state():
+        with torch.cuda.device(device), _torch.without_modes(), torch.no_grad(), _torch.preserve_rng_state():
             args, kwargs = call.arguments()
             call.target(*args, **kwargs)  # what a library takes on its first call and keeps is not scratch
-            _unsettled.add(device)
             torch.cuda.reset_peak_memory_stats(device)
             results = call.target(*args, **kwargs)
             torch.cuda.synchronize(device)  # what fails, fails here
             found = torch.cuda.memory_stats(device)
             del results
-    except Exception as error:  # short of memory, say: the call can still be planned
-        log.debug("the scratch memory of %s could not be measured: %s", call.key, error)
-        return 0
+    except torch.AcceleratorError:  # the device is in no state to go on, and planning over it would hide that
+        raise
+    except Exception as error:  # short of memory, say: the call can still be planned, by what is known without it
+        log.warning("the scratch memory of %s could not be measured and is left out: %s", call.target, error)
+        return None
     return int(found["requested_bytes.all.peak"] - found["requested_bytes.all.current"])

@@ -101,7 +101,7 @@ class Op:
     dtype: str = ""  # of the arithmetic
     never_recompute: str = ""  # why, in words; empty when it may run again
     must_recompute: bool = False  # a user's mark: its values are not saved
-    pinned: Side = Side.EITHER  # effects and mutations stay on their side
+    pinned: Side = Side.EITHER  # effects, mutations and random draws stay on their side
     source: str = ""  # file:line of the user's code
     module: str = ""  # path of the nn.Module that called it
 

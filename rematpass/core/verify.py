@@ -160,6 +160,9 @@ class _Judge:
         ordered = (Kind.EFFECT, Kind.MUTATION, Kind.COLLECTIVE)
         steps = self.plan.fwd if side is Side.FORWARD else self.plan.bwd
         pinned = [s.op for s in steps if not isinstance(s, Drop) and self.graph.ops[s.op].pinned is side]
+        draws = [op for op in pinned if self.graph.ops[op].kind is Kind.RANDOM]
         pinned = [op for op in pinned if self.graph.ops[op].kind in ordered]
         if pinned != sorted(pinned):
             self.refuse("effects, mutations or collectives run in another order than the program's")
+        if draws != sorted(draws):
+            self.refuse("random numbers are drawn in another order than the program's")
