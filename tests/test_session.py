@@ -217,6 +217,10 @@ def test_seconds_can_be_taken_again(workers):
     _, rows, pending = run(store, settings=Settings(rounds=5, retime=True))
     assert (rows["eager"].step_ratio, rows["eager"].rounds, rows["inductor"].step_seconds) == ((2.0, 2.0, 2.0), 5, 1.0)
     assert pending == []
+    # A plan is not the same as itself: the row keeps what was measured.
+    assert [rows[name].same_plan_as for name in ("remat@1", "remat@0")] == ["", ""]
+    assert rows["remat@1"].peak is not None
+    assert rows["remat@1"].rounds == 5
 
 
 def test_no_rounds_no_seconds(workers):

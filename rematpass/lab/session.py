@@ -229,7 +229,8 @@ class Session:
         worker = Worker(place / "log", place / "cache")
         self._measuring.add(worker)
         blank = self.blank(strategy)
-        known = {r.plan_hash: r for r in self.store.of_planner(blank) if r.peak is not None and r.plan_hash}
+        others = (r for r in self.store.of_planner(blank) if r.strategy != strategy.name)  # its own may be taken again
+        known = {r.plan_hash: r for r in others if r.peak is not None and r.plan_hash}
         plans = [] if strategy.is_peer else sorted(known)
         request = {**self._request(strategy), "do": "measure", "known_plans": plans}
         try:
