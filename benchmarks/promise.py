@@ -14,7 +14,6 @@ import gc
 import json
 import logging
 import math
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from rematpass.compiler.backend import remat
 from rematpass.errors import cause_of
 from rematpass.lab import models
 from rematpass.lab.measure import measure_memory, run_step
+from rematpass.lab.results import slug
 from rematpass.report.comparison import markdown_table
 from rematpass.units import format_bytes
 
@@ -51,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         path = arguments.show
     else:
         device = models.usable(arguments.device)
-        slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-        path = arguments.results / f"promise_{slug}_{datetime.date.today().isoformat()}.json"
+        path = arguments.results / f"promise_{slug(device_name(device))}_{datetime.date.today().isoformat()}.json"
         found = begun(path, device)
         for name in arguments.models.split(","):
             before = set(scratch.known())
@@ -65,6 +64,9 @@ def main(argv: list[str] | None = None) -> int:
                 if new:
                     found["scratch"][name] = sorted(new, key=lambda pair: -pair[1])[:3]
                 path.write_text(json.dumps(found, indent=1) + "\n")
+    if not path.exists():
+        print("nothing was measured: no time was left, or no model was named")
+        return 1
     page = path.with_suffix(".md")
     page.write_text(text(json.loads(path.read_text()), path.stem.rpartition("_")[2]))
     print(page.read_text())
@@ -90,7 +92,6 @@ def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:
         for _ in range(2):
             run_step(model.step, model.parameters)
         (plan,) = plans()
-        asked = requested(model) if device.type == "cuda" else None
         memory = measure_memory(model.step, model.parameters, device=device, warm=0)
     except Exception as error:
         cause = cause_of(error) or error
@@ -100,24 +101,12 @@ def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:
         "model": name,
         "budget": budget,
         "planned": plan.peak_without_outputs,
-        "requested": asked,
+        "requested": memory.requested,
         "measured": memory.peak,
         "floor": plan.floor,
         "ceiling": plan.ceiling,
         "exact": plan.exact,
     }
-
-
-def requested(model: models.Model) -> int:
-    """The peak of the bytes that one step asks the CUDA allocator for, beyond what stood before."""
-    for parameter in model.parameters:
-        parameter.grad = None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    stood = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    run_step(model.step, model.parameters)
-    torch.cuda.synchronize()
-    return int(torch.cuda.memory_stats()["requested_bytes.all.peak"] - stood)
 
 
 def text(found: dict[str, Any], date: str) -> str:
@@ -142,9 +131,8 @@ def text(found: dict[str, Any], date: str) -> str:
     lines = [
         f"# Planned against measured bytes, {found['device']}, torch {found['torch']}, {date}",
         "",
-        "Made by `python benchmarks/promise.py`: the peak of one training step beyond what stood before it. *Asked for*"
-        " is",
-        "what the step requests of the allocator, *handed out* what the allocator counts for it.",
+        "Made by `python benchmarks/promise.py`: the peak of one training step beyond what stood before it.",
+        "*Asked for* is what the step requests of the allocator, *handed out* what the allocator counts for it.",
         *([found["note"]] if "note" in found else []),
         "",
         markdown_table(head, body).rstrip(),

@@ -68,6 +68,7 @@ class TestMeasureMemory:
         memory = measure_memory(lambda: module(x), module.parameters(), device="cuda")
         assert memory.saved == 5 * 4 * 1024 * 256 + 512
         assert memory.gradients == 5 * 4 * (256 * 256 + 256)
+        assert 0 < memory.requested <= memory.peak
         assert memory.reserved > 0  # less than the peak where what stands leaves room in its segments
         assert abs(max(m.nbytes for m in memory.course) - memory.peak) <= 512 * len(memory.course)
 

@@ -45,20 +45,8 @@ def store(models: str, *options: str) -> Slice:
 
 
 # A row of the 1B Llama takes a minute or more on 16 cores, most of it compiling; a slice that is cut goes on next time.
-FEW = (
-    "--jobs",
-    "4",
-    "--alive",
-    "16",
-    "--timeout",
-    "240",
-    "--rounds",
-    "7",
-    "--torch-budgets",
-    "1.0,0.5,0.2",
-    "--budgets",
-    "1,0.5,0",
-    "--like-peers",
+FEW = tuple(
+    "--jobs 4 --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers".split()
 )
 SLICES = {
     "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-n", "4", "-m", "gpu", "tests")),

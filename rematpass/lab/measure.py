@@ -35,7 +35,8 @@ class StepMemory:
     """Bytes of one training step, beyond what stood before it.
 
     ``saved``: alive between forward and backward, the loss included. ``reserved``: what the CUDA allocator took from
-    the device for the step; None on the CPU, whose allocator keeps nothing back.
+    the device for the step, ``requested``: what the step asked it for at most, where ``peak`` counts the blocks that
+    it handed out; None on the CPU, whose allocator keeps nothing back and hands out what it is asked for.
     """
 
     peak: int
@@ -43,6 +44,7 @@ class StepMemory:
     gradients: int
     saved: int
     reserved: int | None
+    requested: int | None
     course: tuple[Moment, ...]
 
     @property
@@ -109,6 +111,7 @@ def _recorded(step: Step, parameters: list[torch.nn.Parameter], device: torch.de
         gradients=sum(grads.values()),
         saved=before_backward[-1] if before_backward else 0,
         reserved=None,
+        requested=None,
         course=moments,
     )
 
@@ -119,11 +122,13 @@ def _on_cuda(step: Step, parameters: list[torch.nn.Parameter], device: torch.dev
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     stood = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    asked = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
     alive: list[int] = []
     run_step(step, parameters, between=lambda: alive.append(torch.cuda.memory_allocated(device)))
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - stood[0]
     reserved = torch.cuda.max_memory_reserved(device) - stood[1]
+    requested = torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - asked
     told_apart = _recorded(step, parameters, device)
     return StepMemory(
         peak=peak,
@@ -131,6 +136,7 @@ def _on_cuda(step: Step, parameters: list[torch.nn.Parameter], device: torch.dev
         gradients=told_apart.gradients,
         saved=alive[0] - stood[0],
         reserved=reserved,
+        requested=requested,
         course=told_apart.course,
     )
 
@@ -220,12 +226,14 @@ def gradient_error(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.
     """
     if ours.keys() != theirs.keys():
         return math.inf
-    largest = {name: float(gradient.to(ours[name].device).abs().max()) for name, gradient in theirs.items()}
+    largest, off = {}, {}
+    for name, gradient in theirs.items():
+        here = gradient.to(ours[name].device)  # a GPU compares a billion entries in no time, a CPU in seconds
+        largest[name] = float(here.abs().max())
+        off[name] = float((ours[name].float() - here.float()).abs().max())
     least = 1e-3 * max(largest.values(), default=0.0)
     worst = 0.0
-    for name, gradient in theirs.items():
-        scale = max(largest[name], least) or 1.0
-        ours_here = ours[name].float()  # a GPU compares a billion of them in no time, a CPU in seconds
-        error = float((ours_here - gradient.to(ours_here.device).float()).abs().max()) / scale
+    for name in theirs:
+        error = off[name] / (max(largest[name], least) or 1.0)
         worst = max(worst, error) if math.isfinite(error) else math.inf
     return worst

@@ -30,8 +30,8 @@ def write_results(
     blank = trial.blank(trial.Job("any", Strategy("eager"), device))
     found = {name: resolve(store.rows(name, blank.device, blank.torch)) for name in strategies}
     date = max((row.date for rows in found.values() for row in rows), default=blank.date)
-    slug = _slug(blank.device)
-    stem = f"{what}_{slug}_{date}"
+    place = slug(blank.device)
+    stem = f"{what}_{place}_{date}"
     heading = f"{blank.device}, torch {blank.torch}, {date}"
     text = [f"# {what.replace('-', ' ').capitalize()}, {heading}\n\n{EXPLAINED}"]
     written, timed = [], {}
@@ -46,7 +46,7 @@ def write_results(
         text.append(f"## {name}\n\n{summary}{markdown(listed, by_name)}")
         if lines := same_peak(listed, by_name):
             text.append("".join(f"- {line}\n" for line in lines))
-        picture = directory / f"{stem}_{_slug(name)}.svg"
+        picture = directory / f"{stem}_{slug(name)}.svg"
         if pictures.seconds_against_peak(rows, f"{name}, {heading}", picture):
             written.append(picture)
             timed[name] = picture.name
@@ -54,7 +54,7 @@ def write_results(
     its = "speed" if what == "five-models" else f"speed-{what}"
     documents = {
         directory / f"{stem}.md": "\n".join(text),
-        directory / f"{its}_{slug}_{date}.md": speed.page(found, heading, timed),
+        directory / f"{its}_{place}_{date}.md": speed.page(found, heading, timed),
     }
     for document, contents in documents.items():
         try:
@@ -83,6 +83,6 @@ def _place(strategy: Strategy) -> tuple[int, bool, bool, float]:
     return runner, strategy.checkpoint, fraction is None, -size
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """A text as a part of a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
