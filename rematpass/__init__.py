@@ -15,6 +15,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
     units.py             "8GiB" <-> bytes, seconds, percent
     config.py            the settings; the one reader of the environment
     core/                decides; no torch
+      rows.py            lists of different lengths as arrays
       graph.py           JointGraph: ops and values
       sizes.py           a joint graph at other sizes
       schedule.py        Plan: Run and Drop, step by step
@@ -32,7 +33,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
         boundaries.py    where to cut forward into segments
         segments.py      the planner under a peak
         room.py          what fits under a peak and is worth saving
-        descent.py       lower peaks: what lies idle is let go and made again
+        descent.py       lower peaks: what lies idle is let go and made again; and up again, filling what is free
         nested.py        boundaries inside of boundaries, when more than one forward may be recomputed
         certain.py       what every plan has in memory, whatever it saves
         bound.py         seconds that no plan under a peak can beat, proven

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 from graphs import Builder, chain, joint_graphs
@@ -9,8 +10,8 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import Origin
 from rematpass.core.schedule import Run
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.baselines import save_all
-from rematpass.core.solve.descent import State, descend
+from rematpass.core.solve.baselines import recompute_all, save_all
+from rematpass.core.solve.descent import State, climb, descend
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
@@ -45,7 +46,7 @@ def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = problem.timeline(just_in_time(graph, [0, 1], "s"))
     assert start.peak == 5 + 7 + 5 + 31  # output, value 1, and the two of op3
-    plans = list(descend(problem, State(frozenset([0, 1]))))
+    plans = [plan for _, plan in descend(problem, State(frozenset([0, 1])))]
     assert [problem.timeline(p).peak for p in plans][:1] == [5 + 31 + 5]  # without value 1
     assert Run(0, 1) in plans[0].bwd
     assert 1 not in plans[0].saved or plans[0].bwd.index(Run(0, 1)) > plans[0].bwd.index(Run(4))
@@ -55,7 +56,8 @@ def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand()
 def test_nothing_is_recomputed_beyond_what_is_allowed():
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)  # one op of two is a half
-    assert all(problem.timeline(p).recompute_seconds <= 0.8 for p in descend(problem, State(frozenset([0, 1]))))
+    plans = [plan for _, plan in descend(problem, State(frozenset([0, 1])))]
+    assert all(problem.timeline(p).recompute_seconds <= 0.8 for p in plans)
 
 
 @pytest.mark.parametrize("n", [16, 36, 64])
@@ -67,7 +69,7 @@ def test_a_chain_takes_less_than_two_square_roots_of_it(n):
     root = round(n**0.5)
     boundaries = frozenset([0, *range(root, n, root)])
     chen = problem.timeline(just_in_time(graph, boundaries, "chen")).peak
-    plans = list(descend(problem, State(boundaries)))
+    plans = [plan for _, plan in descend(problem, State(boundaries))]
     lowest = min(problem.timeline(p).peak for p in plans)
     assert lowest < chen
     assert lowest <= (2 * root + 2) * nbytes
@@ -83,8 +85,9 @@ def test_the_way_down_goes_down_and_passes_the_judge(data):
     except ContradictoryMarks:
         return
     peak = problem.timeline(first).peak
-    for plan in descend(problem, State(frozenset(first.saved))):
+    for state, plan in descend(problem, State(frozenset(first.saved))):
         verify(graph, plan)
+        assert plan == state.plan(problem, "descent")
         assert problem.timeline(plan).peak <= peak
         peak = problem.timeline(plan).peak
 
@@ -102,4 +105,36 @@ def test_what_the_simulator_says_decides():
     flat = dataclasses.replace(graph, values=tuple(dataclasses.replace(v, nbytes=5) for v in graph.values))
     problem = Problem(flat, equal_costs(flat), fuse=False, max_recompute=2.0)
     before = simulate(flat, just_in_time(flat, [0, 1], "s"), problem.costs, fuse=False).peak
-    assert all(problem.timeline(p).peak <= before for p in descend(problem, State(frozenset([0, 1]))))
+    assert all(problem.timeline(plan).peak <= before for _, plan in descend(problem, State(frozenset([0, 1]))))
+
+
+@given(st.data())
+def test_the_way_up_is_faster_at_every_step_and_stays_under_its_limits(data):
+    graph = data.draw(joint_graphs())
+    problem = Problem(graph, equal_costs(graph), fuse=data.draw(st.booleans()))
+    try:
+        (lowest,) = recompute_all(problem)
+    except ContradictoryMarks:
+        return
+    before = problem.timeline(lowest)
+    for limit in range(before.peak, before.peak + 40, 4):
+        for plan in climb(problem, State(frozenset(lowest.saved)), [limit]):
+            verify(graph, plan)
+            found = problem.timeline(plan)
+            assert found.peak <= limit
+            assert found.step_seconds < before.step_seconds
+
+
+def test_each_limit_is_filled_from_what_the_one_before_it_saves():
+    """From a chain's square root: with room for one more value at a time, more is saved at each step, and all of it."""
+    nbytes = 7
+    graph = chain(25, nbytes)
+    problem = Problem(graph, equal_costs(graph), fuse=False)
+    start = State(frozenset([0, 5, 10, 15, 20]))
+    lowest = problem.timeline(start.plan(problem, "s"))
+    plans = list(climb(problem, start, range(lowest.peak, lowest.peak + 4 * nbytes, nbytes)))
+    saved = [set(plan.saved) for plan in plans]
+    assert len(plans) > 2
+    assert all(fewer < more for fewer, more in itertools.pairwise(saved))
+    seconds = [lowest.step_seconds, *(problem.timeline(plan).step_seconds for plan in plans)]
+    assert all(slower > faster for slower, faster in itertools.pairwise(seconds))

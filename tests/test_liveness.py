@@ -17,7 +17,16 @@ FORWARD = (Run(0), Run(1), Run(2))
 
 def lives(graph, plan):
     """Each copy by its name: where it is made, where it is read, and whether it is handed out."""
-    return {(c.value, c.copy): (c.born, c.reads, c.outlives) for c in trace(graph, plan).copies}
+    found = trace(graph, plan)
+    return {
+        name: (int(found.born[i]), found.reader[found.read == i].tolist(), bool(found.outlives[i]))
+        for i, name in enumerate(names(found))
+    }
+
+
+def names(found):
+    """The value and the number of each copy."""
+    return list(zip(found.value.tolist(), found.number.tolist(), strict=True))
 
 
 def test_every_copy_with_its_readers():
@@ -43,9 +52,10 @@ def test_the_runs_of_both_sides_stand_in_one_list():
     found = trace(three_layers(), Plan("s", (0, 1, 2, 3), FORWARD, (Run(3), Drop(6), Run(4))))
     assert found.runs == (Run(0), Run(1), Run(2), Run(3), Run(4))
     assert found.first_backward == 3
-    values = [[found.copies[c].value for c in read] for read in found.reads]
-    assert values == [[0, 1], [2], [3, 1], [5, 1], [5, 3]]
-    assert [[found.copies[c].value for c in written] for written in found.writes] == [[2], [3], [4], [6], [7]]
+    reads = list(zip(found.reader.tolist(), found.value[found.read].tolist(), strict=True))
+    assert reads == [(0, 0), (0, 1), (1, 2), (2, 3), (2, 1), (3, 5), (3, 1), (4, 5), (4, 3)]
+    made = sorted(zip(found.born[found.made].tolist(), found.value[found.made].tolist(), strict=True))
+    assert made == [(0, 2), (1, 3), (2, 4), (3, 6), (4, 7)]
 
 
 @pytest.mark.parametrize(
@@ -61,8 +71,7 @@ def test_the_runs_of_both_sides_stand_in_one_list():
 def test_a_run_reads_the_newest_copy_that_lives(drops, reads):
     plan = Plan("s", (1, 2, 3), FORWARD, (Run(1, 1), Run(1, 2), *drops, Run(4)))
     found = trace(three_layers(), plan)
-    _, read = found.reads[-1]
-    assert (found.copies[read].value, found.copies[read].copy) == reads
+    assert names(found)[found.read[-1]] == reads
 
 
 def test_an_output_is_handed_out_in_its_newest_copy():

@@ -230,7 +230,7 @@ class _Writer:
 def _written(captured: Captured, plan: Plan) -> frozenset[tuple[int, int]]:
     """The (value, copy) that the simulator takes for written though a compiler would rather not."""
     there = residence(captured.graph, plan)
-    return frozenset((there.lives.copies[c].value, there.lives.copies[c].copy) for c in there.written)
+    return frozenset((int(there.lives.value[c]), int(there.lives.number[c])) for c in there.written)
 
 
 def _drop_strays(bwd: fx.GraphModule) -> None:

@@ -10,21 +10,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve import nested
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
-from rematpass.core.solve.descent import State, descend
+from rematpass.core.solve.descent import State, climb, descend
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
 from rematpass.core.solve.segments import segments
 from rematpass.core.verify import verify
 
-_STARTS = ("segments", "mincut", "chen_sqrt")  # the way down begins at the lowest plan of each of these
+_STARTS = {"mincut": 1, "segments": 2, "chen_sqrt": 1}  # how many of each solver's lowest plans a way down starts at
+_LIMITS = 16  # of each way up
 _VERTICES = 24  # of the parametric cut
 
 # A plan fits a budget in bytes when its planned peak and a hundredth more do.
@@ -87,20 +90,31 @@ def mincut(problem: Problem) -> tuple[Plan, ...]:
 
 
 def everything(problem: Problem) -> tuple[Plan, ...]:
-    """The plans of all solvers, and what is found on the way down from the lowest of each."""
+    """The plans of all solvers, what is found on the way down from the lowest of each, and on the way up from there."""
     plans = [plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem)]
-    lowest: dict[str, Plan] = {}
-    for plan in plans:
-        best = lowest.setdefault(plan.solver, plan)
-        if problem.timeline(plan).peak < problem.timeline(best).peak:
-            lowest[plan.solver] = plan
-    starts = sorted((lowest[name] for name in _STARTS if name in lowest), key=lambda plan: problem.timeline(plan).peak)
-    states = [State(frozenset(plan.saved)) for plan in starts[: problem.trials(len(_STARTS))]]
+    ceiling = min((Rung(plan, problem.timeline(plan)) for plan in plans), key=lambda rung: (rung.seconds, rung.peak))
+    starts = [(State(frozenset(plan.saved)), plan) for plan in _lowest(problem, plans)]
     within = list(nested.states(problem))
     if within:
-        states.append(min(within, key=lambda found: problem.timeline(found[1]).peak)[0])
-    ways_down = (descend(problem, state) for state in states)
-    return (*plans, *(plan for _, plan in within), *itertools.chain.from_iterable(ways_down))
+        starts.append(min(within, key=lambda found: problem.timeline(found[1]).peak))
+    ways_down = (descend(problem, state) for state, _ in starts)
+    found = [*starts, *within, *itertools.chain.from_iterable(ways_down)]
+    bottom, lowest = min(found, key=lambda found: problem.timeline(found[1]).peak)
+    first, last = (max(1, peak) for peak in (problem.timeline(lowest).peak, ceiling.peak))
+    limits = np.geomspace(first, last, 1 + problem.trials(_LIMITS, least=8))[:-1]
+    return (*plans, *(plan for _, plan in found), *climb(problem, bottom, map(int, limits)))
+
+
+def _lowest(problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
+    """The plans to go down from, the lowest first: those of lowest peak that each solver has found."""
+    found: dict[tuple[int, ...], Plan] = {}
+    for solver, count in _STARTS.items():
+        theirs = [Rung(plan, problem.timeline(plan)) for plan in plans if plan.solver == solver]
+        new = {rung.plan.saved: rung for rung in reversed(theirs) if rung.plan.saved not in found}
+        for rung in sorted(new.values(), key=lambda rung: (rung.peak, rung.seconds))[:count]:
+            found[rung.plan.saved] = rung.plan
+    lowest = sorted(found.values(), key=lambda plan: problem.timeline(plan).peak)
+    return lowest[: problem.trials(sum(_STARTS.values()))]
 
 
 SOLVERS: dict[str, Solver] = {

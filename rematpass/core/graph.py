@@ -25,6 +25,9 @@ from enum import Enum
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from rematpass.core.rows import Bools, Ints, Rows
 from rematpass.errors import GraphError
 
 FORMAT = 1
@@ -167,6 +170,65 @@ class JointGraph:
         return tuple(tuple(dict.fromkeys(op.reads + op.mutates)) for op in self.ops)
 
     @cached_property
+    def touched_rows(self) -> Rows:
+        """The same as arrays."""
+        return Rows.of(self.touched)
+
+    @cached_property
+    def written_rows(self) -> Rows:
+        """For each op, the values that it writes."""
+        return Rows.of([op.writes for op in self.ops])
+
+    @cached_property
+    def producers(self) -> Ints:
+        """``producer`` as an array, -1 for None."""
+        return np.array([-1 if op is None else op for op in self.producer], np.int64)
+
+    @cached_property
+    def _kind_at(self) -> Ints:
+        """For each op the place of its kind among ``Kind``'s members."""
+        places = {kind: place for place, kind in enumerate(Kind)}
+        return np.array([places[op.kind] for op in self.ops], np.int64)
+
+    def is_of(self, kinds: Container[Kind]) -> Bools:
+        """For each op, whether it is of one of ``kinds``."""
+        return np.array([kind in kinds for kind in Kind])[self._kind_at]
+
+    def made_by(self, kinds: Container[Kind]) -> Bools:
+        """For each value, whether an op of one of ``kinds`` makes it."""
+        return np.append(self.is_of(kinds), False)[self.producers]
+
+    @cached_property
+    def size_rank(self) -> Ints:
+        """Of each value: two have the same one when they have as many bytes."""
+        return np.unique(self.nbytes, return_inverse=True)[1]
+
+    @cached_property
+    def nbytes(self) -> Ints:
+        """Of each value."""
+        return np.array([v.nbytes for v in self.values], np.int64)
+
+    @cached_property
+    def nbytes_workspace(self) -> Ints:
+        """Of each op."""
+        return np.array([op.nbytes_workspace for op in self.ops], np.int64)
+
+    @cached_property
+    def handed_in(self) -> tuple[int, ...]:
+        """Values that are there before forward starts."""
+        return tuple(v.id for v in self.values if v.origin in (Origin.STATIC, Origin.INPUT))
+
+    @cached_property
+    def parameters(self) -> tuple[int, ...]:
+        """Values that exist before and after the step."""
+        return tuple(v.id for v in self.values if v.origin is Origin.STATIC)
+
+    @cached_property
+    def tangents(self) -> tuple[int, ...]:
+        """Values that backward is handed when it starts."""
+        return tuple(v.id for v in self.values if v.origin is Origin.TANGENT)
+
+    @cached_property
     def sides(self) -> tuple[Side, ...]:
         """For each op, where it has to run.
 
@@ -185,6 +247,22 @@ class JointGraph:
                 sides[op.id] = Side.FORWARD
                 wanted.update(op.reads + op.mutates)
         return tuple(sides)
+
+    @cached_property
+    def own_ops(self) -> tuple[Op, ...]:
+        """Backward's own ops in their order; mutations come last, when all has read the bytes that they overwrite."""
+        own = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]
+        return tuple(sorted(own, key=lambda op: op.kind is Kind.MUTATION))
+
+    @cached_property
+    def forward_ops(self) -> tuple[int, ...]:
+        """Ids of forward's own ops, in their order."""
+        return tuple(op.id for op in self.ops if self.sides[op.id] is Side.FORWARD)
+
+    @cached_property
+    def made_in_forward(self) -> frozenset[int]:
+        """The values that these write."""
+        return frozenset(v for op in self.forward_ops for v in self.ops[op].writes)
 
     @cached_property
     def runs_once(self) -> frozenset[int]:
@@ -210,6 +288,12 @@ class JointGraph:
         made = {v for op in in_backward for v in op.writes}
         wanted = {v for op in in_backward for v in op.reads} | set(self.bwd_outputs)
         return frozenset(v for v in wanted - made if self.values[v].origin is not Origin.TANGENT)
+
+    def marked(self, values: Iterable[int]) -> Bools:
+        """For each value, whether it is one of ``values``."""
+        marked = np.zeros(len(self.values), np.bool_)
+        marked[list(values)] = True
+        return marked
 
     def ancestors(self, values: Iterable[int], stop: Container[int] = frozenset()) -> list[int]:
         """Ops that have to run to make ``values`` out of ``stop`` and the inputs, in their order."""

@@ -7,32 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from rematpass.core.graph import JointGraph, Origin
-from rematpass.core.schedule import Drop, Plan, Run, Step
+import numpy as np
+
+from rematpass.core.graph import JointGraph
+from rematpass.core.rows import Bools, Ints
+from rematpass.core.schedule import Drop, Plan, Run, Step, drop
 from rematpass.errors import PlanError
 
-
-@dataclass(slots=True)
-class Copy:
-    """One life of a value. ``born`` and ``reads`` are positions in ``Trace.runs``; -1 is "before the first"."""
-
-    value: int
-    copy: int
-    born: int
-    reads: list[int]
-    outlives: bool = False  # handed out of the schedule: it lives to the end of backward
+_NEVER = np.iinfo(np.int64).max
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
-    """The runs of forward, then those of backward, in one list, and every copy that they make or read."""
+    """The runs of forward, then those of backward, in one list, and every copy that they make or read.
+
+    Positions count the runs; -1 is "before the first". Copies are numbered as they come to be: the inputs, what forward
+    makes, the tangents, what backward makes.
+    """
 
     runs: tuple[Run, ...]
     first_backward: int  # the position at which backward starts
-    copies: tuple[Copy, ...]
-    reads: tuple[tuple[int, ...], ...]  # for each run, indices into ``copies``
-    writes: tuple[tuple[int, ...], ...]
+    op: Ints  # of each run
+    value: Ints  # of each copy
+    number: Ints  # of each copy: which of its value's it is
+    born: Ints  # of each copy: the position that makes it
+    made: Bools  # of each copy: whether a run makes it
+    outlives: Bools  # of each copy: whether it is handed out, and lives to the end of backward
+    reader: Ints  # run ``reader[i]`` reads copy ``read[i]``; positions ascend
+    read: Ints
+
+    @cached_property
+    def last_read(self) -> Ints:
+        """The position of the last run that reads each copy; -1 where none does."""
+        return last_of(self.reader, self.read, len(self.value))
+
+
+def last_of(positions: Ints, of: Ints, count: int) -> Ints:
+    """For each of ``count`` things, the highest of the ``positions`` that are ``of`` it; -1 where none is."""
+    last = np.full(count, -1, np.int64)
+    np.maximum.at(last, of, positions)
+    return last
 
 
 def trace(graph: JointGraph, plan: Plan) -> Trace:
@@ -41,54 +57,95 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    copies: list[Copy] = []
-    living: list[list[int]] = [[] for _ in graph.values]  # for each value its living copies, the newest last
-    runs: list[Run] = []
-    reads: list[tuple[int, ...]] = []
-    writes: list[tuple[int, ...]] = []
+    fwd, ends_in_fwd = _parted(plan.fwd, 0)
+    bwd, ends_in_bwd = _parted(plan.bwd, len(fwd))
+    runs, split = (*fwd, *bwd), len(fwd)
+    lives = _Lives(graph, fwd, bwd)
+    lives.let_go(ends_in_fwd)
+    handed_out = lives.newest(np.array(graph.fwd_outputs, np.int64), lives.in_forward, split)
+    lives.hand_over(plan.saved)
+    lives.let_go(ends_in_bwd)
+    reader, asked = graph.touched_rows.take(lives.op)
+    read = lives.newest(asked, lives.known[reader], reader)
+    if (read < 0).any():
+        position = int(reader[np.argmax(read < 0)])
+        op = graph.ops[runs[position].op]
+        raise PlanError(f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs")
+    gradients = lives.newest(np.array(graph.bwd_outputs, np.int64), lives.count, len(runs))
+    outlives = np.zeros(lives.count, np.bool_)
+    for copies in (handed_out, gradients):
+        outlives[copies[copies >= 0]] = True
+    return Trace(runs, split, lives.op, lives.value, lives.number, lives.born, lives.made, outlives, reader, read)
 
-    def start(value: int, copy: int, born: int) -> int:
-        living[value].append(len(copies))
-        copies.append(Copy(value, copy, born, []))
-        return len(copies) - 1
 
-    def replay(steps: Sequence[Step]) -> None:
-        for step in steps:
-            if isinstance(step, Drop):
-                there = living[step.value]
-                living[step.value] = [c for c in there if copies[c].copy != step.copy] if len(there) > 1 else []
-                continue
-            op, position = step.op, len(runs)
-            try:
-                read = tuple([living[v][-1] for v in graph.touched[op]])
-            except IndexError:
-                raise PlanError(
-                    f"{plan.solver}: step {position} runs op {op} ({graph.ops[op].name}) without its inputs"
-                ) from None
-            for c in read:
-                copies[c].reads.append(position)
-            runs.append(step)
-            reads.append(read)
-            writes.append(tuple([start(v, step.copy, position) for v in graph.ops[op].writes]))
+def _parted(steps: Sequence[Step], position: int) -> tuple[list[Run], Ints]:
+    """The runs among ``steps``, the first at ``position``; and of the drops values, copies and positions after them."""
+    runs = [step for step in steps if isinstance(step, Run)]
+    drops = [step for step in steps if isinstance(step, Drop)]
+    is_run = np.array([isinstance(step, Run) for step in steps], np.bool_)
+    ends = [[step.value for step in drops], [step.copy for step in drops], (position + np.cumsum(is_run))[~is_run]]
+    return runs, np.array(ends, np.int64)
 
-    for value in graph.values:
-        if value.origin in (Origin.STATIC, Origin.INPUT):
-            start(value.id, 0, -1)
-    replay(plan.fwd)
-    first_backward = len(runs)
-    for v in graph.fwd_outputs:
-        if living[v]:
-            copies[living[v][-1]].outlives = True
-    saved = set(plan.saved)
-    living = [there if v in saved else [] for v, there in enumerate(living)]
-    for value in graph.values:
-        if value.origin is Origin.TANGENT:
-            start(value.id, 0, first_backward)
-    replay(plan.bwd)
-    for v in graph.bwd_outputs:
-        if living[v]:
-            copies[living[v][-1]].outlives = True
-    return Trace(tuple(runs), first_backward, tuple(copies), tuple(reads), tuple(writes))
+
+class _Lives:
+    """The copies of one schedule, numbered as they come to be, and when each is let go."""
+
+    def __init__(self, graph: JointGraph, fwd: Sequence[Run], bwd: Sequence[Run]) -> None:
+        self.graph = graph
+        self.op = np.array([run.op for run in (*fwd, *bwd)], np.int64)
+        times = np.array([run.copy for run in (*fwd, *bwd)], np.int64)
+        maker, made = graph.written_rows.take(self.op)
+        handed_in, tangents = (np.array(ids, np.int64) for ids in (graph.handed_in, graph.tangents))
+        late = int(np.searchsorted(maker, len(fwd)))  # backward makes these and what follows
+
+        def in_order(of_inputs: Ints, of_made: Ints, of_tangents: Ints) -> Ints:
+            return np.concatenate([of_inputs, of_made[:late], of_tangents, of_made[late:]])
+
+        self.value = in_order(handed_in, made, tangents)
+        self.number = in_order(0 * handed_in, times[maker], 0 * tangents)
+        self.born = in_order(np.full_like(handed_in, -1), maker, np.full_like(tangents, len(fwd)))
+        self.made = in_order(0 * handed_in, np.ones_like(maker), 0 * tangents).astype(np.bool_)
+        self.count = len(self.value)
+        self.in_forward = len(handed_in) + late  # copies that there are when forward has ended
+        writes = graph.written_rows.count(self.op)
+        self.known = len(handed_in) + np.cumsum(writes) - writes  # copies that have come to be before each run
+        self.known[len(fwd) :] += len(tangents)
+        self.split = len(fwd)
+        self.gone = np.full(self.count, _NEVER)  # the first position at which a copy is there no more
+        self._by_value = np.argsort(self.value, kind="stable")
+
+    def newest(self, values: Ints, known: Ints | int, position: Ints | int) -> Ints:
+        """Of each of ``values`` the newest copy that lives at ``position``, where ``known`` copies have come to be.
+
+        -1 where there is none.
+        """
+        order = self._by_value
+        at = np.searchsorted(self.value[order] * (self.count + 1) + order, values * (self.count + 1) + known) - 1
+        while True:
+            copy = np.append(order, -1)[at]  # at -1 there is none
+            copy[np.append(self.value, -1)[copy] != values] = -1
+            stale = (copy >= 0) & (self.gone[copy] <= position)
+            if not stale.any():
+                return copy
+            at = at - stale
+
+    def hand_over(self, saved: Iterable[int]) -> None:
+        """Of what there is when forward has ended, only the copies of ``saved`` values go on."""
+        kept = self.graph.marked(saved)
+        theirs = self.gone[: self.in_forward]
+        np.minimum(theirs, self.split, out=theirs, where=~kept[self.value[: self.in_forward]])
+
+    def let_go(self, ends: Ints) -> None:
+        """Copies, by their values and numbers, are there no more from positions on."""
+        values, numbers, positions = ends
+        most = max(self.number.max(initial=0), numbers.max(initial=0)) + 1
+        names = self.value * most + self.number
+        order = np.argsort(names)
+        at = np.searchsorted(names[order], values * most + numbers)
+        found = at < self.count
+        copies = order[at[found]]
+        meant = (self.value[copies] == values[found]) & (self.number[copies] == numbers[found])
+        np.minimum.at(self.gone, copies[meant], positions[found][meant])
 
 
 def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[Run], bwd: Sequence[Run]) -> Plan:
@@ -97,46 +154,46 @@ def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[
     ``saved`` is cut down to what backward reads or returns. What is held from outside is not dropped: inputs in
     forward, parameters, forward's outputs, gradients.
     """
-    outputs, gradients = set(graph.fwd_outputs), set(graph.bwd_outputs)
-    made_late, taken = _last_uses(graph, bwd)
-    made_in_backward = {v for v, _ in made_late}
-    asked = taken.keys() | (gradients - made_in_backward)
-    used = {v for v in saved if v in asked and graph.values[v].origin is not Origin.TANGENT}
+    early, late = _Uses(graph, fwd), _Uses(graph, bwd)
+    outputs, gradients = graph.marked(graph.fwd_outputs), graph.marked(graph.bwd_outputs)
+    tangents, parameters = graph.marked(graph.tangents), graph.marked(graph.parameters)
+    taken_over = late.newest >= 0  # values of which backward makes a copy
+    used = graph.marked(saved) & ((late.before >= 0) | (gradients & ~taken_over)) & ~tangents
+    held = outputs | (gradients & ~taken_over)
 
-    forward = {
-        life: end for life, end in _last_uses(graph, fwd)[0].items() if life[0] not in used and life[0] not in outputs
-    }
-    held = outputs | (gradients - made_in_backward)
-    backward = {
-        (v, 0): end for v, end in taken.items() if v not in held and graph.values[v].origin is not Origin.STATIC
-    }
-    if bwd:
-        unread = [v.id for v in graph.values if v.origin is Origin.TANGENT and v.id not in taken]
-        backward |= {(v, 0): 0 for v in unread if v not in held}
-    newest = dict(made_late.keys())  # copies come in order, so the newest stays
-    backward |= {(v, copy): end for (v, copy), end in made_late.items() if v not in gradients or newest[v] != copy}
-    return Plan(solver, tuple(sorted(used)), _with_drops(fwd, forward), _with_drops(bwd, backward))
-
-
-def _last_uses(graph: JointGraph, runs: Sequence[Run]) -> tuple[dict[tuple[int, int], int], dict[int, int]]:
-    """The last position that reads (or makes) each copy made here, and each value that comes from before."""
-    here: dict[tuple[int, int], int] = {}
-    before: dict[int, int] = {}
-    newest: dict[int, int] = {}
-    for position, run in enumerate(runs):
-        for v in graph.touched[run.op]:
-            if v in newest:
-                here[v, newest[v]] = position
-            else:
-                before[v] = position
-        for v in graph.ops[run.op].writes:
-            newest[v] = run.copy
-            here[v, run.copy] = position
-    return here, before
+    unread = np.where(tangents & (late.before < 0) & bool(bwd), 0, late.before)
+    from_before = np.flatnonzero((unread >= 0) & ~held & ~parameters)
+    let_go = ~(used | outputs)[early.value]
+    forward = (early.end[let_go], early.value[let_go], early.number[let_go])
+    is_gradient = gradients[late.value] & (late.number == late.newest[late.value])
+    backward = (
+        np.append(unread[from_before], late.end[~is_gradient]),
+        np.append(from_before, late.value[~is_gradient]),
+        np.append(0 * from_before, late.number[~is_gradient]),
+    )
+    return Plan(solver, tuple(np.flatnonzero(used).tolist()), _with_drops(fwd, forward), _with_drops(bwd, backward))
 
 
-def _with_drops(runs: Sequence[Run], ends: dict[tuple[int, int], int]) -> tuple[Step, ...]:
-    drops: dict[int, list[Drop]] = {}
-    for (value, copy), position in ends.items():
-        drops.setdefault(position, []).append(Drop(value, copy))
-    return tuple(step for position, run in enumerate(runs) for step in (run, *drops.get(position, ())))
+class _Uses:
+    """The copies that some runs make, in their order, and what they read besides."""
+
+    def __init__(self, graph: JointGraph, runs: Sequence[Run]) -> None:
+        ops = np.array([run.op for run in runs], np.int64)
+        born, self.value = graph.written_rows.take(ops)
+        self.number = np.array([run.copy for run in runs], np.int64)[born]
+        reader, asked = graph.touched_rows.take(ops)
+        order = np.argsort(self.value, kind="stable")
+        stride = len(runs) + 1
+        at = np.searchsorted(self.value[order] * stride + born[order], asked * stride + reader) - 1
+        copy = np.append(order, -1)[at]
+        here = (at >= 0) & (np.append(self.value, -1)[copy] == asked)
+        self.end = np.maximum(born, last_of(reader[here], copy[here], len(born)))  # of each copy: its last use
+        self.before = last_of(reader[~here], asked[~here], len(graph.values))  # of each value: of what was there before
+        self.newest = last_of(self.number, self.value, len(graph.values))  # of each value: the number of its last copy
+
+
+def _with_drops(runs: Sequence[Run], ends: tuple[Ints, Ints, Ints]) -> tuple[Step, ...]:
+    """``runs``, and after each the drops of the copies that end there: position, value and number of each copy."""
+    steps: list[Step] = [*runs, *map(drop, ends[1].tolist(), ends[2].tolist())]
+    order = np.argsort(np.append(np.arange(len(runs)), ends[0]), kind="stable")
+    return tuple([steps[i] for i in order.tolist()])

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 from rematpass.errors import PlanError
@@ -44,11 +44,26 @@ class Drop:
 Step = Run | Drop
 
 
+@lru_cache(maxsize=1 << 20)
+def run(op: int, copy: int = 0) -> Run:
+    """A ``Run``, each made once: the plans of one ladder share most of their steps."""
+    return Run(op, copy)
+
+
+@lru_cache(maxsize=1 << 20)
+def drop(value: int, copy: int = 0) -> Drop:
+    """A ``Drop``, each made once."""
+    return Drop(value, copy)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A schedule. ``saved``: ids of the values that forward hands to backward, in ascending order, inputs included."""
+    """A schedule. ``saved``: ids of the values that forward hands to backward, in ascending order, inputs included.
 
-    solver: str
+    Two plans are equal when their schedules are, whoever made them.
+    """
+
+    solver: str = field(compare=False)
     saved: tuple[int, ...]
     fwd: tuple[Step, ...]
     bwd: tuple[Step, ...]
@@ -58,8 +73,8 @@ class Plan:
 
     @cached_property
     def _hash(self) -> int:
-        """Reckoned once: solvers look plans up again and again, and a plan has thousands of steps."""
-        return hash((self.solver, self.saved, self.fwd, self.bwd))
+        """Of what tells most plans apart: a plan has thousands of steps, and solvers look plans up again and again."""
+        return hash((self.saved, len(self.fwd), len(self.bwd)))
 
     def recomputed(self) -> Iterator[Run]:
         """The runs in backward that repeat one of forward or an earlier one of backward."""

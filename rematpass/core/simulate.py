@@ -18,14 +18,18 @@ them): it takes fewer bytes, and later readers read one buffer instead of many.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, overload
+
+import numpy as np
 
 from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
-from rematpass.core.graph import JointGraph, Kind, Origin
-from rematpass.core.liveness import Copy, Trace, trace
+from rematpass.core.graph import JointGraph, Kind
+from rematpass.core.liveness import Trace, last_of, trace
+from rematpass.core.rows import Bools, Ints, Rows
 from rematpass.core.schedule import Plan, Run
 
 # A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one
@@ -63,7 +67,7 @@ class Timeline:
     runs: tuple[Run, ...]
     first_backward: int
     live: tuple[int, ...]
-    tenants: tuple[Tenant, ...]
+    tenants: Sequence[Tenant]
     recompute_seconds: float
     step_seconds: float
     returned: tuple[int, ...] = ()
@@ -87,22 +91,21 @@ class Timeline:
         return sorted(there, key=lambda t: (-t.nbytes, t.value, t.copy))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Residence:
     """Which copies of ``lives`` take bytes, and which of those each run reads.
 
-    ``sources[c]``: the copies in memory that whoever reads copy c reads: itself, or, when it is virtual, what it is
-    made of. ``read[r]``: the copies in memory that run r reads, through what is virtual. ``written``: the copies that
-    are in memory only because writing them frees more than it takes.
+    ``made_of[c]``: the copies in memory that whoever reads the virtual copy c reads. Run ``reader[i]`` reads copy
+    ``read[i]``, which is in memory, through what is virtual; each pair stands there once, positions ascend.
+    ``written``: the copies that are in memory only because writing them frees more than it takes.
     """
 
     lives: Trace
-    sources: tuple[tuple[int, ...], ...]
-    read: tuple[frozenset[int], ...]
+    in_memory: Bools
+    made_of: dict[int, tuple[int, ...]]
+    reader: Ints
+    read: Ints
     written: frozenset[int] = frozenset()
-
-    def in_memory(self, copy: int) -> bool:
-        return copy in self.sources[copy]
 
 
 def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
@@ -112,16 +115,35 @@ def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
         PlanError: a run reads a value of which no copy lives.
     """
     lives = trace(graph, plan)
+    in_memory = np.ones(len(lives.value), np.bool_)
     if not fuse:
-        each = tuple((c,) for c in range(len(lives.copies)))
-        return Residence(lives, each, tuple(map(frozenset, lives.reads)))
-    sources, written = _sources(graph, plan, lives)
-    read = [frozenset([s for c in reads for s in sources[c]]) for reads in lives.reads]
-    gone = _made_and_read_in_one_kernel(graph, lives, sources, read)
-    if gone:
-        sources = [tuple([s for s in of if s not in gone]) for of in sources]
-        read = [copies - gone for copies in read]
-    return Residence(lives, tuple(sources), tuple(read), written)
+        return Residence(lives, in_memory, {}, lives.reader, lives.read)
+    made_of, written = _made_of(graph, plan, lives)
+    virtual = np.fromiter(made_of, np.int64, len(made_of))
+    in_memory[virtual] = False
+    reader, read = _through(lives, in_memory, virtual, Rows.of(list(made_of.values())))
+    gone = _made_and_read_in_one_kernel(graph, lives, in_memory, reader, read)
+    if gone.any():
+        in_memory &= ~gone
+        made_of = {c: tuple([s for s in of if not gone[s]]) for c, of in made_of.items()}
+        reader, read = reader[~gone[read]], read[~gone[read]]
+    return Residence(lives, in_memory, made_of, reader, read, written)
+
+
+def _through(lives: Trace, in_memory: Bools, virtual: Ints, made_of: Rows) -> tuple[Ints, Ints]:
+    """What each run reads in memory: where it reads a ``virtual`` copy, what that is ``made_of``."""
+    row_of = np.full(len(in_memory), -1, np.int64)
+    row_of[virtual] = np.arange(len(virtual))
+    direct = in_memory[lives.read]
+    which, sources = made_of.take(row_of[lives.read[~direct]])
+    pairs = np.append(
+        lives.reader[direct] * len(in_memory) + lives.read[direct],
+        lives.reader[~direct][which] * len(in_memory) + sources,
+    )
+    pairs.sort()
+    once = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
+    reader, read = np.divmod(pairs[once], max(1, len(in_memory)))
+    return reader, read
 
 
 def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) -> Timeline:
@@ -135,170 +157,149 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
 
 def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *, fuse: bool = True) -> Timeline:
     """The timeline of ``plan``, whose ``residence`` is known."""
-    lives = there.lives
-    reads: list[list[int]] = [[] for _ in lives.copies]
-    for position, copies in enumerate(there.read):
-        for c in copies:
-            reads[c].append(position)
-    spans = _spans(graph, there, reads) if fuse else _as_they_are(lives, reads)
-    values = graph.values
-    counts = [value.origin in (Origin.OP, Origin.TANGENT) for value in values]
-    tenants = tuple(
-        [
-            Tenant(c.value, c.copy, values[c.value].nbytes, *spans[i], c.born, tuple(reads[i]), c.outlives)
-            for i, c in enumerate(lives.copies)
-            if counts[c.value] and there.in_memory(i)
-        ]
+    lives, count = there.lives, len(there.lives.runs)
+    last = last_of(there.reader, there.read, len(lives.value))
+    born = np.maximum(lives.born, 0)
+    end = np.where(lives.outlives, count - 1, np.maximum(last, born))
+    if fuse:
+        end[_overwritten(graph, there, end)] -= 1
+    counted = there.in_memory & ~graph.marked(graph.handed_in)[lives.value]
+    nbytes = graph.nbytes[lives.value]
+    live = _sums(born[counted], end[counted], nbytes[counted], count) + graph.nbytes_workspace[lives.op]
+
+    # What the caller holds: outputs of forward that are no gradients, from when backward has used them to the end.
+    theirs = graph.marked(graph.fwd_outputs) & ~graph.marked(graph.bwd_outputs)
+    held = np.flatnonzero(counted & lives.outlives & (born < lives.first_backward) & theirs[lives.value])
+    used = np.where(graph.marked(plan.saved)[lives.value[held]], last[held], -1)
+    since = np.maximum(used + 1, lives.first_backward)
+
+    forward, backward = (
+        np.bincount(ops, minlength=len(graph.ops))
+        for ops in (lives.op[: lives.first_backward], lives.op[lives.first_backward :])
     )
-    live = _sums([(t.born, t.end, t.nbytes) for t in tenants], len(lives.runs))
-    for position, run in enumerate(lives.runs):
-        live[position] += graph.ops[run.op].nbytes_workspace
-    recompute = sum(costs.run[run.op] for run in plan.recomputed())
-    step = sum(costs.run[run.op] for run in lives.runs) + sum(costs.keep[v] for v in plan.saved)
+    again = np.where(forward > 0, backward, np.maximum(backward - 1, 0))
+    run = np.array(costs.run)
+    kept = [costs.keep[v] for v in plan.saved]
     return Timeline(
         lives.runs,
         lives.first_backward,
-        tuple(live),
-        tenants,
-        recompute,
-        step,
-        _returned(graph, plan, tenants, lives),
+        tuple(live.tolist()),
+        _Tenants(there, born, end, nbytes, np.flatnonzero(counted)),
+        math.fsum(again * run),
+        math.fsum([*((forward + backward) * run), *kept]),
+        tuple(_sums(since, end[held], nbytes[held], count).tolist()),
     )
 
 
-def _as_they_are(lives: Trace, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """For each copy the first and the last position at which it takes bytes, when every op runs by itself."""
-    last = len(lives.runs) - 1
-    return [
-        (max(c.born, 0), last if c.outlives else reads[i][-1] if reads[i] else max(c.born, 0))
-        for i, c in enumerate(lives.copies)
-    ]
+class _Tenants(Sequence[Tenant]):
+    """The tenants of one timeline, made when somebody asks: few of the many plans that are tried are looked at."""
+
+    def __init__(self, there: Residence, born: Ints, end: Ints, nbytes: Ints, copies: Ints) -> None:
+        self.there, self.copies = there, copies
+        self.columns = (there.lives.value, there.lives.number, nbytes, born, end, there.lives.born)
+
+    @cached_property
+    def all(self) -> tuple[Tenant, ...]:
+        there, copies = self.there, self.copies
+        order = np.argsort(there.read, kind="stable")
+        first, stop = (np.searchsorted(there.read[order], copies, side=side).tolist() for side in ("left", "right"))
+        readers = there.reader[order].tolist()
+        reads = [tuple(readers[i:j]) for i, j in zip(first, stop, strict=True)]
+        columns = (of[copies].tolist() for of in self.columns)
+        return tuple(map(Tenant, *columns, reads, there.lives.outlives[copies].tolist()))
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+    @overload
+    def __getitem__(self, index: int) -> Tenant: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tenant]: ...
+    def __getitem__(self, index: int | slice) -> Tenant | Sequence[Tenant]:
+        return self.all[index]
+
+    def __iter__(self) -> Iterator[Tenant]:
+        return iter(self.all)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.all == tuple(other)
 
 
-def _makes(graph: JointGraph, value: int, kind: Kind) -> bool:
-    """Whether the value is made by an op of this kind."""
-    producer = graph.producer[value]
-    return producer is not None and graph.ops[producer].kind is kind
+def _sums(first: Ints, last: Ints, nbytes: Ints, count: int) -> Ints:
+    """For each of ``count`` positions, the bytes of the spans from ``first`` to ``last`` that it lies in."""
+    change = np.zeros(count + 2, np.int64)  # one more for tangents of a backward without runs
+    np.add.at(change, first, nbytes)
+    np.subtract.at(change, last + 1, nbytes)
+    return np.cumsum(change)[:count]
 
 
-def _spans(graph: JointGraph, there: Residence, reads: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """The same under a compiler that fuses and overwrites."""
-    lives = there.lives
-    copies, sources = lives.copies, there.sources
-    spans = _as_they_are(lives, reads)
-    fuses = [op.kind in FUSIBLE for op in graph.ops]
-    taken_over: set[int] = set()  # copies whose place another one takes
-    for position, read in enumerate(there.read):
-        if fuses[lives.runs[position].op]:
-            written = [c for c in lives.writes[position] if c in sources[c]]
-            dying = [c for c in read if spans[c][1] == position and not copies[c].outlives] if written else ()
-            if dying:
-                taken_over.update(_overwritten(graph, lives, written, dying))
-    for c in taken_over:
-        born, end = spans[c]
-        spans[c] = (born, end - 1)
-    return spans
-
-
-def _sums(spans: Iterable[tuple[int, int, int]], count: int) -> list[int]:
-    """For each of ``count`` positions, the bytes of the spans (first, last, bytes) that it lies in."""
-    change = [0] * (count + 2)
-    for first, end, nbytes in spans:
-        change[first] += nbytes
-        change[end + 1] -= nbytes
-    return list(itertools.accumulate(change[:count]))
-
-
-def _returned(graph: JointGraph, plan: Plan, tenants: Sequence[Tenant], lives: Trace) -> tuple[int, ...]:
-    """At each position, the bytes of forward's outputs that nothing but the caller holds: gradients are not meant."""
-    outputs, saved, gradients = set(graph.fwd_outputs), set(plan.saved), set(graph.bwd_outputs)
-    spans = []
-    for t in tenants:
-        if t.outlives and t.born < lives.first_backward and t.value in outputs and t.value not in gradients:
-            used = t.reads[-1] if t.value in saved and t.reads else -1
-            spans.append((max(used + 1, lives.first_backward), t.end, t.nbytes))
-    return tuple(_sums(spans, len(lives.runs)))
-
-
-def _sources(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[list[tuple[int, ...]], frozenset[int]]:
-    """For each copy, the copies in memory that its readers read: itself, or, when it is virtual, what it is made of.
+def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tuple[int, ...]], frozenset[int]]:
+    """Each virtual copy with the copies in memory that it is made of.
 
     And the copies that are written because that frees more bytes than it takes.
     """
-    saved = set(plan.saved)
-    kinds = FUSIBLE | FREE
-    fuses = [op.kind in kinds for op in graph.ops]
-    inlines = [p is not None and fuses[p] and graph.ops[p].kind not in WRITTEN for p in graph.producer]
-    run_fuses = [fuses[run.op] for run in lives.runs]
+    fuses = graph.is_of(FUSIBLE | FREE)
+    crosses = graph.marked(plan.saved)[lives.value] & (lives.born < lives.first_backward)
+    could = graph.made_by((FUSIBLE | FREE) - WRITTEN)[lives.value] & ~lives.outlives & ~crosses
+    could[lives.read[~fuses[lives.op[lives.reader]]]] = False
+    readers = np.bincount(lives.read, minlength=len(lives.value))
+
     most_for_one = _MOST_READS_FOR_ONE[graph.device == "cpu"]
-    sources: list[tuple[int, ...]] = []
-    virtual_of: dict[int, list[int]] = {}  # copy in memory -> virtual copies made of it so far
+    # Bytes that are free for others when the last of who reads a copy has run, be it through what is made of it; a copy
+    # that is handed out, or that nobody reads, never frees them.
+    nbytes = np.where(graph.marked(graph.handed_in), 0, graph.nbytes)[lives.value].tolist()
+    over = np.where(lives.outlives | (lives.last_read < 0), len(lives.runs), lives.last_read).tolist()
+    reads, start = lives.read.tolist(), np.searchsorted(lives.reader, np.arange(len(lives.runs) + 1)).tolist()
+    virtual: dict[int, tuple[int, ...]] = {}
     written: set[int] = set()
-    for index, c in enumerate(lives.copies):
-        sources.append((index,))
-        if not inlines[c.value] or c.outlives or (c.born < lives.first_backward and c.value in saved):
+    columns = (np.flatnonzero(could), lives.born[could], readers[could])
+    for copy, born, readers_of in zip(*(column.tolist() for column in columns), strict=True):
+        found: dict[int, None] = {}
+        for r in reads[start[born] : start[born + 1]]:
+            if r in virtual:
+                found.update(dict.fromkeys(virtual[r]))
+            else:
+                found[r] = None
+        sources = tuple(found)
+        if len(sources) > (_MOST_READS_FOR_SEVERAL if readers_of > 1 else most_for_one):
             continue
-        if not all(run_fuses[r] for r in c.reads):
+        if len(sources) > 1 and readers_of and sum([nbytes[s] for s in sources if over[s] <= born]) > nbytes[copy]:
+            written.add(copy)
             continue
-        made_of = tuple(dict.fromkeys([s for r in lives.reads[c.born] for s in sources[r]]))
-        if len(made_of) > (_MOST_READS_FOR_SEVERAL if len(c.reads) > 1 else most_for_one):
-            continue
-        if len(made_of) > 1 and c.reads and _freed(graph, lives, index, made_of, virtual_of):
-            written.add(index)
-            continue
-        sources[index] = made_of
-        for s in made_of:
-            virtual_of.setdefault(s, []).append(index)
-    return sources, frozenset(written)
+        virtual[copy] = sources
+        for s in sources:
+            over[s] = max(over[s], over[copy])
+    return virtual, frozenset(written)
 
 
-def _freed(
-    graph: JointGraph, lives: Trace, index: int, made_of: tuple[int, ...], virtual_of: dict[int, list[int]]
-) -> bool:
-    """Whether writing a copy frees more bytes than it takes: those of what nobody else reads afterwards."""
-    copies, born = lives.copies, lives.copies[index].born
-    freed = 0
-    for s in made_of:
-        value = graph.values[copies[s].value]
-        there = (copies[c] for c in (s, *virtual_of.get(s, ())))
-        if value.origin in (Origin.OP, Origin.TANGENT) and all(_is_over(c, born) for c in there):
-            freed += value.nbytes
-    return freed > graph.values[copies[index].value].nbytes
-
-
-def _is_over(copy: Copy, position: int) -> bool:
-    return not copy.outlives and bool(copy.reads) and copy.reads[-1] <= position
-
-
-def _made_and_read_in_one_kernel(
-    graph: JointGraph, lives: Trace, sources: Sequence[tuple[int, ...]], read: Sequence[frozenset[int]]
-) -> frozenset[int]:
+def _made_and_read_in_one_kernel(graph: JointGraph, lives: Trace, in_memory: Bools, reader: Ints, read: Ints) -> Bools:
     """Copies of random numbers that all their readers take in the kernel that draws them: they are never written."""
-    if all(op.kind is not Kind.SEEDED for op in graph.ops):
-        return frozenset()
-    drawn = {
-        i
-        for i, c in enumerate(lives.copies)
-        if _makes(graph, c.value, Kind.SEEDED) and not c.outlives and i in sources[i]
-    }
-    if not drawn:
-        return frozenset()
-    fuses = [op.kind in FUSIBLE | FREE for op in graph.ops]
-    kernel = list(itertools.accumulate(not fuses[run.op] for run in lives.runs))  # between two that do not fuse
-    for position, copies in enumerate(read):
-        writes = lives.writes[position]
-        if drawn & copies and (not fuses[lives.runs[position].op] or any(w in sources[w] for w in writes)):
-            drawn -= {c for c in copies & drawn if kernel[position] != kernel[lives.copies[c].born]}
-    return frozenset(drawn)
+    drawn: Bools = in_memory & ~lives.outlives & graph.made_by({Kind.SEEDED})[lives.value]
+    if not drawn.any():
+        return drawn
+    fuses = graph.is_of(FUSIBLE | FREE)[lives.op]
+    writes = np.zeros(len(lives.runs), np.bool_)
+    writes[lives.born[lives.made & in_memory]] = True
+    kernel = np.cumsum(~fuses)  # between two that do not fuse
+    in_another = (~fuses | writes)[reader] & (kernel[reader] != kernel[np.maximum(lives.born, 0)[read]])
+    drawn[read[in_another]] = False
+    return drawn
 
 
-def _overwritten(graph: JointGraph, lives: Trace, written: Sequence[int], dying: Sequence[int]) -> Iterator[int]:
-    """Copies that die with a run which writes another copy of the same size, in their place."""
-    left = [c for c in dying if graph.values[lives.copies[c].value].origin is Origin.OP]
-    for new in written:
-        nbytes = graph.values[lives.copies[new].value].nbytes
-        for old in left:
-            if graph.values[lives.copies[old].value].nbytes == nbytes:
-                left.remove(old)
-                yield old
-                break
+def _overwritten(graph: JointGraph, there: Residence, end: Ints) -> Ints:
+    """Copies whose place another one takes: the run that reads them last fuses, and writes as many bytes."""
+    lives = there.lives
+    fuses = graph.is_of(FUSIBLE)[lives.op]
+    new = np.flatnonzero(there.in_memory & graph.made_by(FUSIBLE)[lives.value])
+    dying = fuses[there.reader] & (end[there.read] == there.reader) & ~lives.outlives[there.read]
+    dying &= (graph.producers >= 0)[lives.value[there.read]]
+    old, at = there.read[dying], there.reader[dying]
+    size, count = graph.size_rank[lives.value], len(graph.values)  # of which there are fewer than values
+    wanted = np.sort(lives.born[new] * count + size[new])
+    offered = at * count + size[old]
+    order = np.argsort(offered, kind="stable")
+    offered = offered[order]
+    rank = np.arange(len(offered)) - np.searchsorted(offered, offered)
+    places = np.searchsorted(wanted, offered, side="right") - np.searchsorted(wanted, offered)
+    taken: Ints = old[order[rank < places]]
+    return taken

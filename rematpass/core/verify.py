@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rematpass.core.graph import JointGraph, Kind, Origin, Side
+from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Step
 from rematpass.errors import PlanError
 
@@ -41,65 +41,64 @@ class _Judge:
         self.overwritten: set[int] = set()
         self.count: dict[int, int] = {}
         self.bytes = self.peak = 0
-        self.where = "before forward"
+        self.where, self.position = "before forward", -1
+        self.weight = [0 if v.origin in (Origin.STATIC, Origin.INPUT) else v.nbytes for v in graph.values]
 
-    def refuse(self, why: str) -> None:
-        raise PlanError(f"the plan of {self.plan.solver} is not valid, at {self.where}: {why}")
-
-    def weight(self, value: int) -> int:
-        v = self.graph.values[value]
-        return 0 if v.origin in (Origin.STATIC, Origin.INPUT) else v.nbytes
+    def refuse(self, why: str, op: Op | None = None) -> None:
+        step = f"step {self.position} of " if self.position >= 0 else ""
+        who = f"op {op.id} ({op.name}) " if op else ""
+        raise PlanError(f"the plan of {self.plan.solver} is not valid, at {step}{self.where}: {who}{why}")
 
     def add(self, value: int, copy: int) -> None:
         if (value, copy) in self.alive:
             self.refuse(f"copy {copy} of value {value} is alive already")
         self.alive.add((value, copy))
         self.copies[value] += 1
-        self.bytes += self.weight(value)
+        self.bytes += self.weight[value]
 
     def remove(self, value: int, copy: int) -> None:
         if (value, copy) not in self.alive:
             self.refuse(f"copy {copy} of value {value} is dropped, but it is not alive")
         self.alive.remove((value, copy))
         self.copies[value] -= 1
-        self.bytes -= self.weight(value)
+        self.bytes -= self.weight[value]
 
     def has(self, value: int) -> bool:
         return self.copies[value] > 0
 
     def walk(self, steps: Sequence[Step], side: Side) -> None:
-        for position, step in enumerate(steps):
-            self.where = f"step {position} of {side.value}"
+        self.where = side.value
+        for self.position, step in enumerate(steps):
             if isinstance(step, Drop):
                 self.remove(step.value, step.copy)
             else:
                 self.run(step.op, step.copy, side)
+        self.position = -1
 
     def run(self, id: int, copy: int, side: Side) -> None:
         if not 0 <= id < len(self.graph.ops):
             self.refuse(f"there is no op {id}")
         op, times = self.graph.ops[id], self.count.get(id, 0)
-        label = f"op {id} ({op.name})"
         if self.graph.sides[id] not in (side, Side.EITHER) and not (side is Side.BACKWARD and times):
-            self.refuse(f"{label} belongs to {self.graph.sides[id].value}")
+            self.refuse(f"belongs to {self.graph.sides[id].value}", op)
         if copy != times:
-            self.refuse(f"{label} runs as copy {copy}, but it has run {times} times")
+            self.refuse(f"runs as copy {copy}, but it has run {times} times", op)
         if times and side is Side.FORWARD:
-            self.refuse(f"{label} runs a second time in forward")
+            self.refuse("runs a second time in forward", op)
         if times and op.never_recompute:
-            self.refuse(f"{label} runs again, but must not: {op.never_recompute}")
+            self.refuse(f"runs again, but must not: {op.never_recompute}", op)
         if times and any(self.graph.values[v].must_save for v in op.writes):
-            self.refuse(f"{label} runs again, but the user wants its value saved")
+            self.refuse("runs again, but the user wants its value saved", op)
         if times and (op.mutates or self.graph.sides[id] is Side.BACKWARD):
-            self.refuse(f"{label} runs a second time")
+            self.refuse("runs a second time", op)
         for v in op.reads:
-            if not self.has(v):
-                self.refuse(f"{label} reads value {v}, which is not alive")
+            if not self.copies[v]:
+                self.refuse(f"reads value {v}, which is not alive", op)
             if v in self.overwritten:
-                self.refuse(f"{label} reads value {v} after its bytes were overwritten")
+                self.refuse(f"reads value {v} after its bytes were overwritten", op)
         for v in op.mutates:
             if not self.has(v):
-                self.refuse(f"{label} overwrites value {v}, which is not alive")
+                self.refuse(f"overwrites value {v}, which is not alive", op)
         self.overwritten.update(op.mutates)
         for v in op.writes:
             self.add(v, copy)
@@ -128,12 +127,12 @@ class _Judge:
                 self.refuse(f"value {v} is saved, but it cannot be: {value.cannot_save}")
             if producer is not None and self.graph.ops[producer].must_recompute:
                 self.refuse(f"value {v} is saved, but the user wants it recomputed")
-        held = sum(self.weight(v) for v in set(self.graph.fwd_outputs) - set(self.plan.saved))
+        held = sum(self.weight[v] for v in set(self.graph.fwd_outputs) - set(self.plan.saved))
         self.alive = {(v, 0) for v in self.plan.saved}
         self.copies = [0] * len(self.graph.values)
         for v in self.plan.saved:
             self.copies[v] = 1
-        self.bytes = held + sum(self.weight(v) for v, _ in self.alive)
+        self.bytes = held + sum(self.weight[v] for v, _ in self.alive)
         for tangent in self.graph.values:
             if tangent.origin is Origin.TANGENT:
                 self.add(tangent.id, 0)

@@ -36,7 +36,6 @@ from ortools.linear_solver import pywraplp
 
 from rematpass.core.graph import Origin, Side
 from rematpass.core.solve.certain import Certain
-from rematpass.core.solve.just_in_time import own_ops
 from rematpass.core.solve.mincut import ROUNDING, Held
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import ContradictoryMarks
@@ -158,7 +157,7 @@ class _Relaxed:
     def _surely_kept(self) -> frozenset[int]:
         """Inputs that backward's own ops touch, or that it returns: every plan keeps them."""
         graph = self.problem.graph
-        touched = {v for op in own_ops(graph) for v in graph.touched[op.id]} | set(graph.bwd_outputs)
+        touched = {v for op in graph.own_ops for v in graph.touched[op.id]} | set(graph.bwd_outputs)
         return frozenset(v for v in touched if graph.values[v].origin in (Origin.STATIC, Origin.INPUT))
 
     @cached_property

@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 
 from rematpass.core.cost import FREE, FUSIBLE, WRITTEN
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
-from rematpass.core.solve.just_in_time import own_ops
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -96,7 +95,7 @@ class Certain:
     def __init__(self, graph: JointGraph, fuse: bool) -> None:
         self.graph, self.fuse = graph, fuse
         forward = [op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD]
-        own = [op.id for op in own_ops(graph)]
+        own = [op.id for op in graph.own_ops]
         self.turn = len(forward)
         self.count = len(forward) + 1 + len(own)
         self.moment = {op: i for i, op in enumerate(forward)} | {op: self.turn + 1 + i for i, op in enumerate(own)}

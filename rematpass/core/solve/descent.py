@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from rematpass.core.graph import Side
-from rematpass.core.liveness import Copy
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Tenant, Timeline
 from rematpass.core.solve.just_in_time import just_in_time
@@ -75,18 +76,26 @@ class _Choice:
     seconds: float
 
 
-def descend(problem: Problem, start: State) -> Iterator[Plan]:
+def descend(problem: Problem, start: State) -> Iterator[tuple[State, Plan]]:
     """Plans of falling peak, from ``start`` on; each as fast as what it leaves free allows."""
     search = _Search(problem, start)
     while True:
         lowered = search.lower()
         if lowered:
-            yield search.plan
-        filled = search.fill()
+            yield search.state, search.plan
+        filled = search.fill(search.timeline.peak)
         if filled:
-            yield search.plan
+            yield search.state, search.plan
         if not lowered and not filled and not search.finer():
             return
+
+
+def climb(problem: Problem, start: State, limits: Iterable[int]) -> Iterator[Plan]:
+    """Plans of falling seconds, from ``start`` on: each is the one before it, filled up to the next of ``limits``."""
+    search = _Search(problem, start)
+    for limit in limits:
+        if search.fill(limit, rounds=1):  # what it leaves free, the next limit's has too
+            yield search.plan
 
 
 @dataclass
@@ -124,7 +133,7 @@ class _Search:
         lettings = frozenset().union(*(c.lettings for group in groups for c in group))
         if self._accept(lettings, target):
             return True
-        if len(groups) > 1:
+        if len(groups) > 1 and self.left > 0:
             middle = len(groups) // 2
             halves = [self._try(half, target) for half in (groups[:middle], groups[middle:])]
             return any(halves)
@@ -145,10 +154,10 @@ class _Search:
         self.banned.clear()
         return self.step > 2 * _LEAST and self.left > 0
 
-    def fill(self) -> bool:
-        """Save what is recomputed, as far as it fits under the peak; whether anything was gained."""
-        limit, start = self.timeline.peak, self.timeline.step_seconds
-        for _ in range(_MOST_FILLS):
+    def fill(self, limit: int, rounds: int = _MOST_FILLS) -> bool:
+        """Save what is recomputed, as far as it fits under ``limit``; whether anything was gained."""
+        start = self.timeline.step_seconds
+        for _ in range(rounds):
             room = Room(self.problem, self.state.saved, self.timeline, limit)
             values = room.worth_saving()
             while values and not self._takes(self.state.saving(frozenset(values)), limit):
@@ -196,7 +205,7 @@ class _Search:
 
 
 def _above(timeline: Timeline, target: int) -> int:
-    return sum(nbytes - target for nbytes in timeline.live if nbytes > target)
+    return int(np.maximum(np.array(timeline.live, np.int64) - target, 0).sum())
 
 
 class _Idle:
@@ -206,34 +215,35 @@ class _Idle:
         self, problem: Problem, plan: Plan, timeline: Timeline, there: Residence, banned: set[frozenset[Letting]]
     ) -> None:
         self.problem, self.timeline, self.banned = problem, timeline, banned
-        graph = problem.graph
-        self.lives = there.lives
-        self.moment: list[int] = []  # for each run of backward, the own op that it belongs to
-        count = 0
-        for run in timeline.runs[timeline.first_backward :]:
-            self.moment.append(count)
-            count += graph.sides[run.op] is Side.BACKWARD
-        self.tenants = sorted(timeline.tenants, key=lambda t: t.born)
-        self.made_of: dict[tuple[int, int], list[int]] = {}  # (value, copy) in memory -> virtual copies made of it
-        for index, sources in enumerate(there.sources):
-            if index not in sources:
-                for s in sources:
-                    c = self.lives.copies[s]
-                    self.made_of.setdefault((c.value, c.copy), []).append(index)
-        self.saved = frozenset(plan.saved)
+        self.lives, self.saved = there.lives, frozenset(plan.saved)
+        graph, first = problem.graph, timeline.first_backward
+        own = np.array([side is Side.BACKWARD for side in graph.sides])[self.lives.op[first:]]
+        self.moment: list[int] = (np.cumsum(own) - own).tolist()  # for each run of backward, whose op it is for
+        tenants = sorted(timeline.tenants, key=lambda t: t.born)
+        self.tenants = [t for t in tenants if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
+        self.born = np.array([t.born for t in self.tenants], np.int64)
+        self.end = np.array([t.end for t in self.tenants], np.int64)
+        self.values, self.born_at = self.lives.value.tolist(), self.lives.born.tolist()
+        self.last_read = np.where(self.lives.outlives, len(timeline.runs), self.lives.last_read).tolist()
+        numbers = self.lives.number.tolist()
+        self.made_from: dict[tuple[int, int], list[int]] = {}  # (value, copy) in memory -> virtual copies made of it
+        for copy, sources in there.made_of.items():
+            for s in sources:
+                self.made_from.setdefault((self.values[s], numbers[s]), []).append(copy)
+
+    def _can_be_made_again(self, value: int) -> bool:
+        producer = self.problem.graph.producer[value]
+        return producer is not None and producer not in self.problem.graph.runs_once
 
     def at(self, position: int) -> list[_Choice]:
         """What could be let go at ``position``, the cheapest per byte first."""
-        found = (self._choice(t, position) for t in self.tenants if t.born < position <= t.end)
+        there = np.flatnonzero((self.born < position) & (position <= self.end))
+        found = (self._choice(self.tenants[i], position) for i in there.tolist())
         choices = [c for c in found if c is not None and c.lettings not in self.banned]
         return sorted(choices, key=lambda c: (c.seconds / c.nbytes, -c.nbytes))
 
     def _choice(self, t: Tenant, position: int) -> _Choice | None:
-        graph, first = self.problem.graph, self.timeline.first_backward
-        if not t.nbytes or graph.producer[t.value] is None or t.outlives:
-            return None
-        if graph.producer[t.value] in graph.runs_once:
-            return None
+        first = self.timeline.first_backward
         later = bisect_left(t.reads, position)
         if later == len(t.reads) or t.reads[later] == position or t.made >= position:
             return None  # in use, or read no more
@@ -245,11 +255,11 @@ class _Idle:
         last, again = self.moment[before - first], self.moment[after - first]
         if last == again:
             return None
-        fused = [self.lives.copies[i] for i in self.made_of.get((t.value, t.copy), ())]
-        fused = [c for c in fused if c.born <= before and c.reads and c.reads[-1] > before]
-        if any(self._is_backwards(c.value) for c in fused):
+        of_it = self.made_from.get((t.value, t.copy), ())
+        fused = [self.values[c] for c in of_it if self.born_at[c] <= before < self.last_read[c]]
+        if any(self._is_backwards(v) for v in fused):
             return None  # runs once, and asks for this copy
-        return self._priced({(v, last) for v in (t.value, *(c.value for c in fused))}, t, after)
+        return self._priced({(v, last) for v in (t.value, *fused)}, t, after)
 
     def _is_backwards(self, value: int) -> bool:
         producer = self.problem.graph.producer[value]
@@ -276,27 +286,29 @@ class _Idle:
 
     def _last_read(self, value: int, before: int) -> int | None:
         """The own op at which backward has made or read ``value`` for the last time before a position."""
-        positions = self._touched.get(value, [])
-        index = bisect_left(positions, before)
-        return self.moment[positions[index - 1] - self.timeline.first_backward] if index else None
+        positions, start = self._touched
+        first = self.timeline.first_backward
+        index = bisect_left(positions, before - first, start[value], start[value + 1])
+        return self.moment[positions[index - 1]] if index > start[value] else None
 
     @cached_property
-    def _touched(self) -> dict[int, list[int]]:
-        """For each value, the positions of backward that make or read it, ascending."""
-        graph, first = self.problem.graph, self.timeline.first_backward
-        found: dict[int, list[int]] = {}
-        for position, run in enumerate(self.timeline.runs[first:], first):
-            for v in (*graph.touched[run.op], *graph.ops[run.op].writes):
-                found.setdefault(v, []).append(position)
-        return found
+    def _touched(self) -> tuple[list[int], list[int]]:
+        """For each value the runs of backward that make or read it, ascending, and where those of each start."""
+        graph, ops = self.problem.graph, self.lives.op[self.timeline.first_backward :]
+        reads, writes = graph.touched_rows.take(ops), graph.written_rows.take(ops)
+        positions, values = (np.append(r, w) for r, w in zip(reads, writes, strict=True))
+        order = np.lexsort((positions, values))
+        start = np.searchsorted(values[order], np.arange(len(graph.values) + 1))
+        return positions[order].tolist(), start.tolist()
 
     @cached_property
-    def copies_of(self) -> dict[object, list[Copy]]:
-        """For each value, its copies that backward can read."""
-        found: dict[object, list[Copy]] = {}
-        for c in self.lives.copies:
-            if c.born >= self.timeline.first_backward or c.value in self.saved:
-                found.setdefault(c.value, []).append(c)
+    def copies_of(self) -> dict[object, list[tuple[int, int]]]:
+        """For each value its copies that backward can read: where each is made, and where it is read last."""
+        found: dict[object, list[tuple[int, int]]] = {}
+        first = self.timeline.first_backward
+        for value, born, last in zip(self.values, self.born_at, self.last_read, strict=True):
+            if born >= first or value in self.saved:
+                found.setdefault(value, []).append((born, last))
         return found
 
 
@@ -311,8 +323,5 @@ class _Alive:
     def __contains__(self, value: object) -> bool:
         if value in self.gone:
             return False
-        copies = self.idle.copies_of.get(value, ())
-        return value in self.idle.problem.graph.kept_inputs or any(map(self._is_there, copies))
-
-    def _is_there(self, c: Copy) -> bool:
-        return c.born < self.position and (c.outlives or (bool(c.reads) and c.reads[-1] > self.position))
+        copies, at = self.idle.copies_of.get(value, ()), self.position
+        return value in self.idle.problem.graph.kept_inputs or any(born < at < last for born, last in copies)

@@ -10,7 +10,6 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from rematpass.core.graph import Op, Origin, Side
-from rematpass.core.solve.just_in_time import own_ops
 from rematpass.core.solve.problem import Problem
 
 _MOST_TOTAL = 1 << 45  # seconds become integers that add up to at most this
@@ -23,7 +22,7 @@ class Program:
     def __init__(self, problem: Problem, peak: int, passes: int) -> None:
         self.problem, self.graph, self.peak = problem, problem.graph, peak
         self.program = cp_model.CpModel()
-        self.own = own_ops(self.graph)
+        self.own = self.graph.own_ops
         # The own op at the end of each stage; none for passes before the last one, and at the end of backward.
         self.stages: list[Op | None] = [op for own in self.own for op in (*[None] * (passes - 1), own)]
         self.stages += [None] * passes

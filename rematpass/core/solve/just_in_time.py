@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
+from rematpass.core.graph import JointGraph, Kind, Op
 from rematpass.core.liveness import plan_of
-from rematpass.core.schedule import Plan, Run
+from rematpass.core.schedule import Plan, Run, run
 from rematpass.errors import PlanError
 
 
@@ -33,56 +33,45 @@ def just_in_time(
     """
     saved = set(saved)
     forward = forward_runs(graph, saved)
-    in_forward = {run.op for run in forward}
+    times = {step.op: 1 for step in forward}  # how often each op has run
     inputs = graph.kept_inputs
-    there = saved | inputs | {v.id for v in graph.values if v.origin is Origin.TANGENT}
-    times: dict[int, int] = {}
+    there = {*saved, *inputs, *graph.tangents}
     backward: list[Run] = []
 
-    def run(op: int) -> None:
-        copy = times.get(op, 1 if op in in_forward else 0)
-        times[op] = copy + 1
-        backward.append(Run(op, copy))
-        there.update(graph.ops[op].writes)
+    def make_again(values: Iterable[int]) -> None:
+        for op in graph.ancestors([v for v in values if v not in there], there):
+            name = f"{solver}: backward needs op {op} ({graph.ops[op].name}) again"
+            if op in times and op in graph.runs_once:
+                why = graph.ops[op].never_recompute or "the user wants its value saved"
+                raise PlanError(f"{name}, which must not run twice: {why}")
+            if lost := [v for v in graph.ops[op].reads if v not in there]:
+                raise PlanError(f"{name}, and value {lost[0]}, which it reads, can neither be saved nor made again")
+            make(graph.ops[op])
 
-    def again(op: int) -> None:
-        name = f"{solver}: backward needs op {op} ({graph.ops[op].name}) again"
-        if op in graph.runs_once and (op in times or op in in_forward):
-            why = graph.ops[op].never_recompute or "the user wants its value saved"
-            raise PlanError(f"{name}, which must not run twice: {why}")
-        if lost := [v for v in graph.ops[op].reads if v not in there]:
-            raise PlanError(f"{name}, and value {lost[0]}, which it reads, can neither be saved nor made again")
-        run(op)
-
-    def provide(values: Iterable[int]) -> None:
-        missing = [v for v in values if v not in there]
-        for op in graph.ancestors(missing, there) if missing else ():
-            again(op)
+    def make(op: Op) -> None:
+        copy = times.get(op.id, 0)
+        times[op.id] = copy + 1
+        backward.append(run(op.id, copy))
+        there.update(op.writes)
 
     forgotten = forgotten or {}
-    own = own_ops(graph)
-    mutations = [op for op in own if op.kind is Kind.MUTATION]
-    for moment, op in enumerate(own[: len(own) - len(mutations)]):
-        provide(op.reads)
-        run(op.id)
-        there.difference_update(forgotten.get(moment, ()))
-    provide(graph.bwd_outputs)
-    provide(v for op in mutations for v in op.reads)
+    mutations = [op for op in graph.own_ops if op.kind is Kind.MUTATION]
+    for moment, op in enumerate(graph.own_ops[: len(graph.own_ops) - len(mutations)]):
+        if not there.issuperset(op.reads):
+            make_again(op.reads)
+        make(op)
+        if moment in forgotten:
+            there.difference_update(forgotten[moment])
+    make_again(graph.bwd_outputs)
+    make_again(v for op in mutations for v in op.reads)
     for op in mutations:
-        run(op.id)
+        make(op)
     overwritten_here = {v for op in mutations for v in op.mutates}
     return plan_of(graph, solver, saved | inputs | overwritten_here, forward, backward)
 
 
-def own_ops(graph: JointGraph) -> list[Op]:
-    """Backward's own ops in their order; mutations come last, when all has read the bytes that they overwrite."""
-    own = [op for op in graph.ops if graph.sides[op.id] is Side.BACKWARD]
-    return sorted(own, key=lambda op: op.kind is Kind.MUTATION)
-
-
 def forward_runs(graph: JointGraph, saved: Iterable[int]) -> list[Run]:
     """Forward's own ops, and those of neither side that ``saved`` values come from, in their order."""
-    ops = {op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD}
-    made = {v for op in ops for v in graph.ops[op].writes}
-    ops.update(graph.ancestors([v for v in saved if v not in made], made))
-    return [Run(op) for op in sorted(ops)]
+    ops, made = graph.forward_ops, graph.made_in_forward
+    aside = graph.ancestors([v for v in saved if v not in made], made)
+    return [run(op) for op in (sorted({*ops, *aside}) if aside else ops)]

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from rematpass.core.cost import FREE, FUSIBLE, materialized
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
+from rematpass.core.rows import Ints
 from rematpass.core.simulate import Timeline
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,19 @@ class Moments:
 
     def live(self, timeline: Timeline) -> NDArray[np.float64]:
         """Bytes at each moment: the most while its op, or a recomputation for it, runs."""
-        live = np.zeros(self.count)
-        moment = self.count - 1
-        for run, nbytes in zip(reversed(timeline.runs), reversed(timeline.live), strict=True):
-            if run.copy == 0:
-                moment = self.of_op.get(run.op, moment)
-            live[moment] = max(live[moment], nbytes)
-        return live
+        return self._most(timeline, np.array(timeline.live, np.float64))
+
+    def _most(self, timeline: Timeline, nbytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """At each moment the most of ``nbytes``, one for each run; a recomputation is for the op that comes next."""
+        of_op = np.full(len(self.graph.ops), -1, np.int64)
+        of_op[list(self.of_op)] = list(self.of_op.values())
+        moment = of_op[[run.op for run in timeline.runs]]
+        moment[[run.copy > 0 for run in timeline.runs]] = -1
+        steps = np.arange(len(moment))
+        following = np.minimum.accumulate(np.where(moment >= 0, steps, len(moment))[::-1])[::-1]
+        most = np.zeros(self.count)
+        np.maximum.at(most, np.append(moment, self.count - 1)[following], nbytes)
+        return most
 
     def own_bytes(self, timeline: Timeline) -> NDArray[np.float64]:
         """Bytes at each moment that belong to backward itself and to forward's outputs: gradients and temporaries.
@@ -135,13 +140,7 @@ class Moments:
             if theirs:
                 own[t.born] += t.nbytes
                 own[t.end + 1] -= t.nbytes
-        live = np.zeros(self.count)
-        moment = self.count - 1
-        for run, nbytes in zip(reversed(timeline.runs), np.cumsum(own)[:-1][::-1], strict=True):
-            if run.copy == 0:
-                moment = self.of_op.get(run.op, moment)
-            live[moment] = max(live[moment], nbytes)
-        return live
+        return self._most(timeline, np.cumsum(own)[:-1])
 
     @cached_property
     def nbytes(self) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.moments import Moments
 from rematpass.core.solve.problem import Problem
 
-_LIMITS = 12  # limits tried between the lowest and the ceiling
+_LIMITS = 18  # limits tried between the lowest and the ceiling
 _LEVELS = 8  # at most, of each segment
 _REFILLS = 2  # times a plan is filled up again with what the simulator says is still free
 
@@ -47,7 +47,7 @@ def segments(problem: Problem) -> tuple[Plan, ...]:
     if not moments.first_backward or not everything.peak:
         return ()  # nothing to cut
     lowest = boundaries.lowest(everything.peak)
-    limits = np.geomspace(lowest, everything.peak, problem.trials(_LIMITS, least=2) + 1)[:-1]
+    limits = np.geomspace(lowest, everything.peak, problem.trials(_LIMITS, least=1) + 1)[:-1]
     finest = tuple(boundaries.under(lowest) or ())
     plans: dict[Plan, None] = {}
     layouts: dict[tuple[int, ...], _Layout] = {}
