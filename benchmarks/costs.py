@@ -17,7 +17,7 @@ import numpy as np
 from joint import captured, look_at
 from numpy.typing import NDArray
 
-from rematpass.compiler.timed import TIMED, key_of, seconds_of_call
+from rematpass.compiler.timed import seconds_of_call, timed_calls
 from rematpass.core import hardware
 from rematpass.core.cost import estimate
 from rematpass.lab import models
@@ -51,14 +51,11 @@ def pairs_of(name: str, device: str, preset: str) -> Pairs:
         ours = captured(joint, kwargs)
         chosen = hardware.preset(preset) if preset else hardware.for_device(ours.graph.device)
         costs = estimate(ours.graph, chosen)
-        last = ours.channels_last
-        for op in ours.graph.ops:
-            node = ours.op_node[op.id]
-            key = key_of(node, last) if op.kind in TIMED else ""
-            if key in found:
-                found[key] = (*found[key][:2], found[key][2] + 1)
-            elif key:
-                found[key] = (costs.run[op.id], seconds_of_call(node, place, last), 1)
+        for op, call in timed_calls(ours).items():
+            if call.key in found:
+                found[call.key] = (*found[call.key][:2], found[call.key][2] + 1)
+            else:
+                found[call.key] = (costs.run[op], seconds_of_call(call, place), 1)
 
     look_at(model.module, model.step, look)
     return found

@@ -26,13 +26,17 @@ def check_version(version: str) -> None:
     Raises:
         TorchVersionError: ``version`` is outside the supported range.
     """
-    found = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
-    if not OLDEST <= found < BEYOND:
+    if not OLDEST <= _release(version) < BEYOND:
         oldest, beyond = (".".join(map(str, v)) for v in (OLDEST, BEYOND))
         raise TorchVersionError(
             f"rematpass works with torch >= {oldest} and < {beyond}, and this is torch {version}; "
             f"install one of those, for example: pip install torch==2.13.0"
         )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor."""
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
 
 
 check_version(torch.__version__)
@@ -150,7 +154,7 @@ __all__ = [
 default_partition = min_cut_rematerialization_partition
 # Whether an output that is saved as well is freed after its last use in backward, once the caller has let go of it
 # (seen on 2.13); on 2.11 it stands until backward has ended. 2.12 was not tried. Only the dry run knows this.
-LETS_SAVED_OUTPUTS_GO = tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) >= (2, 13)
+LETS_SAVED_OUTPUTS_GO = _release(torch.__version__) >= (2, 13)
 # A scheduler pass is cached when it is one of these; torch 2.11 has one class for all passes.
 SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 

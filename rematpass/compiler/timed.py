@@ -27,10 +27,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import fx
 
 from rematpass.compiler import _torch
-from rematpass.compiler.calls import call_of
+from rematpass.compiler.calls import Call, call_of
 from rematpass.compiler.capture import Captured
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind
@@ -49,42 +48,37 @@ def measured(captured: Captured, costs: Costs, device: torch.device) -> Costs:
 
     An op that cannot be called (not enough memory, say) keeps its estimate.
     """
-    last = captured.channels_last
-    keys = {op.id: key_of(captured.op_node[op.id], last) for op in captured.graph.ops if op.kind in TIMED}
-    seconds = _of_rank_0(lambda: _table(captured, {k: op for op, k in keys.items() if k}, device))
+    calls = timed_calls(captured)
+    keys = {op: call.key for op, call in calls.items()}
+    seconds = _of_rank_0(lambda: _table({call.key: call for call in calls.values()}, device))
     run = [seconds.get(keys.get(op, ""), estimate) for op, estimate in enumerate(costs.run)]
     return dataclasses.replace(costs, run=tuple(run))
 
 
-def key_of(node: fx.Node, channels_last: bool = False) -> str:
-    """The same for calls that take the same time: the op, and shapes, strides and dtypes of its arguments.
-
-    Empty for what is no plain op. ``channels_last``: as for ``call_of``.
-    """
-    call = call_of(node, channels_last=channels_last)
-    return call.key if call else ""
+def timed_calls(captured: Captured) -> dict[int, Call]:
+    """The calls, by op, of what can be timed. Those of one ``key`` take the same time."""
+    last, nodes = captured.channels_last, captured.op_node
+    timed = (op.id for op in captured.graph.ops if op.kind in TIMED)
+    return {op: call for op in timed if (call := call_of(nodes[op], channels_last=last))}
 
 
-def _table(captured: Captured, ops: dict[str, int], device: torch.device) -> dict[str, float]:
+def _table(calls: dict[str, Call], device: torch.device) -> dict[str, float]:
     """Seconds by key: what is known already, and the rest taken now."""
     path = _path(device)
     known = _read(path)
-    missing = {key: op for key, op in ops.items() if key not in known}
-    for key, op in missing.items():
+    missing = {key: call for key, call in calls.items() if key not in known}
+    for key, call in missing.items():
         try:
-            known[key] = seconds_of_call(captured.op_node[op], device, captured.channels_last)
+            known[key] = seconds_of_call(call, device)
         except Exception as error:  # the estimate stays: an op that cannot be timed can still be planned
             log.debug("%s could not be timed: %s", key, error)
     if missing:
         _write(path, known)
-    return {key: known[key] for key in ops if key in known}
+    return {key: known[key] for key in calls if key in known}
 
 
-def seconds_of_call(node: fx.Node, device: torch.device, channels_last: bool = False) -> float:
-    """Seconds of one call of ``node``'s op on arguments like its own: the median of a few."""
-    call = call_of(node, channels_last=channels_last)
-    if call is None:
-        raise ValueError(f"{node.name} is no call of a plain op")
+def seconds_of_call(call: Call, device: torch.device) -> float:
+    """Seconds of one call on arguments like its own: the median of a few."""
     draw = torch.Generator(device)
     draw.manual_seed(0)
     with _torch.without_modes(), torch.no_grad():
