@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rematpass.config import default_environment
-from rematpass.errors import RematError
+from rematpass.errors import MeasureError, RematError
 
 HERE = Path(__file__).parent
 STORE = HERE / "results" / "measurements.jsonl"
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     names = [name.strip() for name in arguments.models.split(",")]
     for name in names:
         if name not in KNOWN:
-            raise models.MeasureError(f"no model {name!r}; there are {', '.join(KNOWN)}")
+            raise MeasureError(f"no model {name!r}; there are {', '.join(KNOWN)}")
     peers = parse_list(arguments.checkpoints)
     if arguments.torch_budgets != "none":
         limited = parse_list(arguments.torch_budgets, "inductor")
