@@ -27,7 +27,7 @@ from rematpass.core.solve.segments import segments
 from rematpass.core.verify import verify
 
 _STARTS = {"mincut": 1, "segments": 2, "chen_sqrt": 1}  # how many of each solver's lowest plans a way down starts at
-_LIMITS = 16  # of each way up
+_LIMITS = 16  # that the lowest plan is filled up to, one after the other
 _VERTICES = 24  # of the parametric cut
 
 # A plan fits a budget in bytes when its planned peak and a hundredth more do.
