@@ -1,4 +1,4 @@
-"""Down from a plan to plans of lower peak: what lies idle at the highest moments is let go and made again later.
+"""Down from a plan to plans of lower peak: what lies idle is let go and made again later. And up again (``climb``).
 
 A copy lies idle at a moment when it has been read before and is read again only after it. Letting it go there frees its
 bytes and costs one more run of what it is made of, from what is alive by then::
@@ -13,6 +13,9 @@ not help even so is not tried again. All is judged by the simulator, so a wrong 
 
 This is where values come to be computed more than once in backward, and where a plan gets below what one set of saved
 values can reach: a block is recomputed to reach the next one, let go, and recomputed in parts.
+
+The way up starts at a low plan and fills it up to one limit after the other (``room.py``). Each step is one simulation,
+so on graphs too large for many trials this is where most rungs of the ladder come from.
 
 Source: greedy eviction by seconds per byte is what XLA's HloRematerialization and Dynamic Tensor Rematerialization
 (Kirisame et al. 2021, arXiv 2006.09616) do; here it starts from an optimal cut, ahead of time, on all hills at once.
