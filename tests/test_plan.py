@@ -110,11 +110,10 @@ class TestLock:
         )
         return tmp_path / "lock.json"
 
-    def edit(self, lock, **fields):
+    def edit(self, lock, name="gpt.graph.json", **fields):
         document = json.loads(lock.read_text())
-        document["graphs"]["gpt.graph.json"].update(fields)
+        document["graphs"][name].update(fields)
         lock.write_text(json.dumps(document))
-        return document["graphs"]["gpt.graph.json"]
 
     def test_it_keeps_settings_and_peak(self, capsys, graph, lock):
         entry = json.loads(lock.read_text())["graphs"]["gpt.graph.json"]
@@ -165,6 +164,29 @@ class TestLock:
         assert code == 1
         assert (checks[0][:5], checks[1][:12]) == ("RISEN", "as committed")
         assert len(set(peaks(out))) == 1
+
+    def test_a_report_of_a_changed_model_is_held_to_the_lock_of_the_one_before(self, capsys, graph, tmp_path):
+        """A report's files have the plan's hash in their names, which changes with the plan."""
+        before, after = (tmp_path / f"graph-0-0-{digits * 6}.graph.json" for digits in ("0f", "a3"))
+        before.write_text(graph.read_text())
+        lock = tmp_path / "reports.lock.json"
+        assert run(capsys, "plan", before, "--budget", "0.3", "--lock", lock)[0] == 0
+        assert list(json.loads(lock.read_text())["graphs"]) == ["graph-0-0.graph.json"]
+        after.write_text(graph.read_text())
+        code, out, _ = run(capsys, "plan", after, "--check", lock)
+        assert (code, "as committed" in out) == (0, True)
+        self.edit(lock, "graph-0-0.graph.json", planned_peak=1)
+        assert run(capsys, "plan", after, "--check", lock)[0] == 1
+
+    def test_two_graphs_of_one_name_are_refused_before_anything_is_planned(self, capsys, graph, tmp_path):
+        both = [tmp_path / f"graph-0-0-{digits * 6}.graph.json" for digits in ("0f", "a3")]
+        for path in both:
+            path.write_text(graph.read_text())
+        code, out, err = run(capsys, "plan", *both, "--lock", tmp_path / "lock.json")
+        assert (code, out) == (2, "")
+        assert f"{both[0]} and {both[1]} are both graph-0-0.graph.json to a lock" in err
+        assert not (tmp_path / "lock.json").exists()
+        assert run(capsys, "plan", *both, "--json")[0] == 0
 
     def test_a_graph_that_the_lock_does_not_know(self, capsys, tmp_path, lock):
         other = shutil.copy(TINY_GPT, tmp_path / "other.json")

@@ -19,7 +19,7 @@ _EXAMPLES = """examples:
   rematpass explain                                 a small GPT, without a budget
   rematpass explain llama --budget 0.3              a model of the package's own, by name
   rematpass explain train:make --budget 2GiB        your function make() in train.py: it returns (module, step)
-  rematpass explain reports/graph-0-0.graph.json    a joint graph that REMAT_REPORT_DIR has left; needs no torch
+  rematpass explain reports/graph-0-0-*.graph.json  a joint graph that REMAT_REPORT_DIR has left; needs no torch
   rematpass explain --open                          and show the page in the browser
 
 In a training run of your own: REMAT_REPORT_DIR=reports python train.py

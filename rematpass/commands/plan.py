@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
     given = {**planning_options(arguments), "device": arguments.device}
     locked = _read_lock(arguments.check) if arguments.check else {}
     entries, documents, risen = {}, [], False
+    if arguments.lock or arguments.check:
+        _refuse_namesakes(arguments.graphs)
     for path in arguments.graphs:
         was = _entry(locked, path, arguments.check) if arguments.check else {}
         settings = _settings(given, was)
         planned = _plan(path, settings)
-        entries[path.name] = _locked(planned, settings)
+        entries[_name(path)] = _locked(planned, settings)
         verdict, rose = _compare(planned.summary.planned_peak, was)
         risen |= rose
         if arguments.json:
@@ -112,7 +115,7 @@ def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
         document = json.loads(path.read_text("utf-8"))
         if document["format"] != LOCK_FORMAT:
             raise ReportError(f"{path} is of another format than {LOCK_FORMAT}; write it again with --lock")
-        entries: dict[str, dict[str, Any]] = document["graphs"]
+        entries: dict[str, dict[str, Any]] = {_name(Path(k)): entry for k, entry in document["graphs"].items()}
         for entry in entries.values():
             int(entry["planned_peak"]), [entry[name] for name in _SETTINGS]
     except OSError as error:
@@ -122,12 +125,31 @@ def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def _name(graph: Path) -> str:
+    """What a lock calls a graph: its file, without the hash of the plan that a report's name ends in.
+
+    That hash is another one as soon as the model is, which is what a lock is there to be compared with.
+    """
+    return re.sub(r"-[0-9a-f]{12}(?=\.graph\.json$)", "", graph.name)
+
+
+def _refuse_namesakes(graphs: list[Path]) -> None:
+    first: dict[str, Path] = {}
+    for graph in graphs:
+        other = first.setdefault(_name(graph), graph)
+        if other != graph:
+            raise ConfigError(
+                f"{other} and {graph} are both {_name(graph)} to a lock; give one of them, "
+                "or leave reports of different programs in different directories"
+            )
+
+
 def _entry(locked: dict[str, dict[str, Any]], graph: Path, lock: Path) -> dict[str, Any]:
-    if graph.name not in locked:
+    if _name(graph) not in locked:
         raise ConfigError(
-            f"{lock} knows no {graph.name}; it knows {', '.join(locked) or 'none'}. --lock writes it anew"
+            f"{lock} knows no {_name(graph)}; it knows {', '.join(locked) or 'none'}. --lock writes it anew"
         )
-    return locked[graph.name]
+    return locked[_name(graph)]
 
 
 def _compare(peak: int, was: dict[str, Any]) -> tuple[str, bool]:

@@ -1,0 +1,144 @@
+"""README's commands are run as they stand there, in a directory with a small ``train.py``, one after the other.
+
+Those that install come first in README and are run by ``.ci/run``; what follows an installation is run here without it.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.frameworks
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+
+TRAIN = """
+import os, sys
+import torch
+from torch import nn
+
+def make(batch=64):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.GELU())))
+    x = torch.randn(batch, 64)
+    return model, lambda: model(x).square().mean()
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
+    model, step = make()
+    model.compile(backend=BACKEND)
+    for _ in range(int((sys.argv + ["1"])[sys.argv.index("--epochs") + 1]) if "--epochs" in sys.argv else 1):
+        step().backward()
+    print("trained", sum(p.grad.abs().sum().item() for p in model.parameters()) > 0)
+    if "RANK" in os.environ:
+        torch.distributed.destroy_process_group()
+"""
+
+
+def commands():
+    """Each line of README's shell blocks that is no installation; of one that begins with it, what comes after."""
+    for comment, block in re.findall(r"(<!-- ci:\w+ -->\n)?```sh\n(.*?)```", README, re.DOTALL):
+        if not comment:
+            yield from (line.partition("#")[0].rpartition("&& ")[2].strip() for line in block.splitlines())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The directory of somebody who trains: ``train.py`` there, and as a module of a package."""
+    path = tmp_path_factory.mktemp("home")
+    (path / "mypackage").mkdir()
+    (path / "mypackage" / "__init__.py").touch()
+    (path / "mypackage" / "train.py").write_text(TRAIN)
+    return path
+
+
+def run(command, home, backend):
+    (home / "train.py").write_text(TRAIN.replace("BACKEND", repr(backend)))
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environ = {**environ, "PYTHONPATH": str(home), "COLUMNS": "120", "TORCHINDUCTOR_CACHE_DIR": str(home / "cache")}
+    done = subprocess.run(
+        command, shell=True, cwd=home, env=environ, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout, done.stderr
+
+
+def compared(home, out, err):
+    assert all(row in out for row in ("eager", "Inductor", "remat"))
+    assert "failed" not in out
+
+
+def compared_theirs(home, out, err):
+    rows = json.loads((home / "found.json").read_text())
+    assert {"remat@1", "remat@0.5", "eager", "inductor"} <= {row["strategy"] for row in rows}
+    assert all(row["peak"] for row in rows if row["strategy"] in ("eager", "inductor", "remat@1"))
+
+
+def explained(home, out, err):
+    assert "planned peak" in out
+    assert "h100" in out
+
+
+def reported(home, out, err):
+    assert "trained True" in out
+    assert {"html", "json", "txt"} <= {path.suffix[1:] for path in (home / "reports").iterdir()}
+
+
+def planned(home, out, err):
+    assert "h200" in out
+    assert "Frontier" in out
+
+
+def locked(home, out, err):
+    assert (home / "plans.lock.json").stat().st_size > 0
+
+
+def checked(home, out, err):
+    assert "graph 0/0" in out
+
+
+def largest(home, out, err):
+    assert "256.00 MiB" in out
+    assert "512.00 MiB" in out
+
+
+def trained(home, out, err):
+    assert "trained True" in out
+    assert "budget 8.00 GiB" in err
+
+
+def trained_twice(home, out, err):
+    assert out.count("trained True") == 2
+    assert err.count("budget 8.00 GiB") == 2
+
+
+# What each has to show, by how it begins; and the backend that train.py names.
+SHOWS = {
+    "rematpass compare --model": (compared_theirs, "remat"),
+    "rematpass compare": (compared, "remat"),
+    "rematpass explain": (explained, "remat"),
+    "REMAT_REPORT_DIR=reports python": (reported, "remat"),
+    "rematpass plan reports/graph-0-0-*.graph.json": (planned, "remat"),
+    "rematpass plan reports/*.graph.json --budget": (locked, "remat"),
+    "rematpass plan reports/*.graph.json --check": (checked, "remat"),
+    "rematpass max-batch": (largest, "remat"),
+    "rematpass run": (trained, "inductor"),
+    "torchrun": (trained_twice, "inductor"),
+}
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_it_does_what_readme_says(command, home):
+    if command.startswith("torchrun") and not shutil.which("torchrun", path=Path(sys.executable).parent):
+        pytest.skip("no torchrun beside this Python")
+    show, backend = next(found for begin, found in SHOWS.items() if command.startswith(begin))
+    show(home, *run(command, home, backend))
+
+
+def test_all_are_here():
+    assert len(list(commands())) == len(SHOWS)
