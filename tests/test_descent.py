@@ -138,3 +138,15 @@ def test_each_limit_is_filled_from_what_the_one_before_it_saves():
     assert all(fewer < more for fewer, more in itertools.pairwise(saved))
     seconds = [lowest.step_seconds, *(problem.timeline(plan).step_seconds for plan in plans)]
     assert all(slower > faster for slower, faster in itertools.pairwise(seconds))
+
+
+def test_larger_steps_take_the_way_down_in_fewer_plans():
+    nbytes = 7
+    graph = chain(64, nbytes)
+    problem = Problem(graph, equal_costs(graph), fuse=False)
+    start = State(frozenset(range(64)))
+    small, large = (list(descend(problem, start, stride)) for stride in (1.0, 4.0))
+    before = problem.timeline(start.plan(problem, "s")).peak
+    first = [problem.timeline(found[0][1]).peak for found in (small, large)]
+    assert 0.9 * before < first[0] < before
+    assert first[1] <= 0.85 * before

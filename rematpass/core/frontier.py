@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,8 @@ from rematpass.core.solve.problem import Problem, Solver
 from rematpass.core.solve.segments import segments
 from rematpass.core.verify import verify
 
-_STARTS = {"mincut": 1, "segments": 2, "chen_sqrt": 1}  # how many of each solver's lowest plans a way down starts at
+_STARTS = ("segments", "mincut", "chen_sqrt")  # the ways down begin at the lowest plan of each of these
+_HIGH = 1.25  # times the lowest start: one that lies higher leads down on two ways
 _LIMITS = 16  # that the lowest plan is filled up to, one after the other
 _VERTICES = 24  # of the parametric cut
 
@@ -94,10 +95,13 @@ def everything(problem: Problem) -> tuple[Plan, ...]:
     plans = [plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem)]
     ceiling = min((Rung(plan, problem.timeline(plan)) for plan in plans), key=lambda rung: (rung.seconds, rung.peak))
     starts = [(State(frozenset(plan.saved)), plan) for plan in _lowest(problem, plans)]
+    highest, (low, high) = starts[-1][0], (problem.timeline(starts[i][1]).peak for i in (0, -1))
     within = list(nested.states(problem))
     if within:
         starts.append(min(within, key=lambda found: problem.timeline(found[1]).peak))
-    ways_down = (descend(problem, state) for state, _ in starts)
+    ways_down = [descend(problem, state) for state, _ in starts]
+    if high > _HIGH * low:  # from the highest start, large steps end at another floor than small ones
+        ways_down.append(descend(problem, highest, stride=high / low))
     found = [*starts, *within, *itertools.chain.from_iterable(ways_down)]
     bottom, lowest = min(found, key=lambda found: problem.timeline(found[1]).peak)
     first, last = (max(1, peak) for peak in (problem.timeline(lowest).peak, ceiling.peak))
@@ -105,16 +109,15 @@ def everything(problem: Problem) -> tuple[Plan, ...]:
     return (*plans, *(plan for _, plan in found), *climb(problem, bottom, map(int, limits)))
 
 
-def _lowest(problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
-    """The plans to go down from, the lowest first: those of lowest peak that each solver has found."""
-    found: dict[tuple[int, ...], Plan] = {}
-    for solver, count in _STARTS.items():
-        theirs = [Rung(plan, problem.timeline(plan)) for plan in plans if plan.solver == solver]
-        new = {rung.plan.saved: rung for rung in reversed(theirs) if rung.plan.saved not in found}
-        for rung in sorted(new.values(), key=lambda rung: (rung.peak, rung.seconds))[:count]:
-            found[rung.plan.saved] = rung.plan
-    lowest = sorted(found.values(), key=lambda plan: problem.timeline(plan).peak)
-    return lowest[: problem.trials(sum(_STARTS.values()))]
+def _lowest(problem: Problem, plans: Iterable[Plan]) -> list[Plan]:
+    """The lowest plan of each solver that a way down begins at, the lowest first."""
+    lowest: dict[str, Plan] = {}
+    for plan in plans:
+        best = lowest.setdefault(plan.solver, plan)
+        if problem.timeline(plan).peak < problem.timeline(best).peak:
+            lowest[plan.solver] = plan
+    starts = sorted((lowest[name] for name in _STARTS if name in lowest), key=lambda plan: problem.timeline(plan).peak)
+    return starts[: problem.trials(len(_STARTS))]
 
 
 SOLVERS: dict[str, Solver] = {

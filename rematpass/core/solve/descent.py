@@ -79,9 +79,12 @@ class _Choice:
     seconds: float
 
 
-def descend(problem: Problem, start: State) -> Iterator[tuple[State, Plan]]:
-    """Plans of falling peak, from ``start`` on; each as fast as what it leaves free allows."""
-    search = _Search(problem, start)
+def descend(problem: Problem, start: State, stride: float = 1.0) -> Iterator[tuple[State, Plan]]:
+    """Plans of falling peak, from ``start`` on; each as fast as what it leaves free allows.
+
+    ``stride``: how much larger than usual the first steps are, for a start that lies high.
+    """
+    search = _Search(problem, start, step=_STEP * stride)
     while True:
         lowered = search.lower()
         if lowered:
