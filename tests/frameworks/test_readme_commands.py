@@ -83,7 +83,8 @@ def compared(home, out, err):
 def compared_theirs(home, out, err):
     rows = {row["strategy"]: row for row in json.loads((home / "found.json").read_text())["rows"]}
     assert rows["remat@1"]["peak"] > rows["remat@0.5"]["peak"] > 0
-    assert rows["eager"]["peak"] and rows["inductor"]["peak"]
+    assert rows["eager"]["peak"] > 0
+    assert rows["inductor"]["peak"] > 0
     assert rows["remat@8GiB"]["peak"] == rows["remat@1"]["peak"]
 
 
