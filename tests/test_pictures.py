@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib")
 
 from rematpass.errors import MeasureError
 from rematpass.report.measurement import Measurement
-from rematpass.report.pictures import check, peak_against_budget, seconds_against_peak
+from rematpass.report.pictures import _budget_lines, check, peak_against_budget, seconds_against_peak
 
 MIB = 2**20
 
@@ -56,6 +56,14 @@ def test_peak_against_budget(tmp_path):
         assert said in text
     assert ">nothing<" not in text
     assert not peak_against_budget({"nothing": ROWS[:1]}, "a heading", tmp_path / "b.svg")
+
+
+def test_byte_budgets_of_another_ladder_are_not_in_the_line():
+    floor = row("remat@0", 5, planned_peak=5 * MIB, floor=5 * MIB, ceiling=11 * MIB)
+    older = row("remat@7340032B", 3, planned_peak=3 * MIB, floor=3 * MIB, ceiling=12 * MIB)
+    _, ours, planned = _budget_lines([*ROWS, floor, older])
+    assert ours == planned == [(0.0, 5.0), (0.5, 7.0), (1.0, 11.0)]
+    assert (4 / 9, 3.0) in _budget_lines([*ROWS, older])[1]
 
 
 def test_png_by_the_name(tmp_path):

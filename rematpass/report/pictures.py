@@ -90,7 +90,8 @@ def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: st
     """Per model the measured peak at every budget, torch's and ours. False, and no file, if nothing can be drawn.
 
     Both run from 0 to 1, on scales of their own: torch's is a share of what could be saved, ours lies between floor
-    and ceiling, where byte budgets have their place as well. What was planned is a thin dashed line.
+    and ceiling, where byte budgets have their place as well; those of another ladder than budget 0's, which a planner
+    before this one has made, are left out. What was planned is a thin dashed line.
     """
     lines = {name: _budget_lines(rows) for name, rows in models.items()}
     drawn = {name: found for name, found in lines.items() if any(found)}
@@ -127,6 +128,7 @@ Points = list[tuple[float, float]]
 
 def _budget_lines(rows: Sequence[Measurement]) -> tuple[Points, Points, Points]:
     torchs, ours, planned = [], [], []
+    ladder = next(((row.floor, row.ceiling) for row in rows if row.strategy == "remat@0"), None)
     for row in rows:
         strategy = Strategy.parse(row.strategy)
         if row.peak is None or strategy.checkpoint or strategy.runner == "eager":
@@ -136,6 +138,8 @@ def _budget_lines(rows: Sequence[Measurement]) -> tuple[Points, Points, Points]:
             torchs.append((fraction or 0.0, row.peak / MIB))
             continue
         if fraction is None and row.floor is not None and row.ceiling is not None and strategy.nbytes is not None:
+            if ladder not in (None, (row.floor, row.ceiling)):
+                continue
             fraction = (strategy.nbytes - row.floor) / max(1, row.ceiling - row.floor)
         if fraction is not None and fraction <= 1.0:
             ours.append((fraction, row.peak / MIB))
