@@ -132,12 +132,12 @@ def test_the_log_is_torchs_own_to_switch_on():
         assert ("planned peak" in ran.stderr) is shown, ran.stderr
 
 
-@pytest.mark.parametrize("version", ["2.10.1", "2.15.0+cu130", "3.0"])
+@pytest.mark.parametrize("version", ["2.10.1", "2.16.0+cu130", "3.0"])
 def test_a_torch_that_was_not_tried_is_refused(version):
     with pytest.raises(TorchVersionError) as caught:
         check_version(version)
     assert str(caught.value) == (
-        f"rematpass works with torch >= 2.11 and < 2.15, and this is torch {version}; "
+        f"rematpass works with torch >= 2.11 and < 2.16, and this is torch {version}; "
         "install one of those, for example: pip install torch==2.13.0"
     )
 

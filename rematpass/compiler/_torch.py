@@ -16,7 +16,7 @@ from torch import fx
 
 from rematpass.errors import TorchVersionError
 
-OLDEST, BEYOND = (2, 11), (2, 15)
+OLDEST, BEYOND = (2, 11), (2, 16)
 _LARGEST_BOUND = 1 << 40  # a bound of an unbacked size that is higher means "any"
 
 

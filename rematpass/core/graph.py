@@ -236,7 +236,7 @@ class JointGraph:
         depends on (forward) or what depends on it (backward) to its side.
         """
         sides = [op.pinned for op in self.ops]
-        from_backward = {v.id for v in self.values if v.origin is Origin.TANGENT}
+        from_backward = set(self.tangents)
         for op in self.ops:
             if sides[op.id] is Side.BACKWARD or not from_backward.isdisjoint(op.reads):
                 sides[op.id] = Side.BACKWARD
@@ -278,7 +278,7 @@ class JointGraph:
     @cached_property
     def kept_inputs(self) -> frozenset[int]:
         """The inputs of forward that backward can read."""
-        inputs = (v for v in self.values if v.origin in (Origin.STATIC, Origin.INPUT))
+        inputs = (self.values[v] for v in self.handed_in)
         return frozenset(v.id for v in inputs if not v.mutated and not v.cannot_save)
 
     @cached_property

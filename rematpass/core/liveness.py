@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
+from operator import attrgetter, not_
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from rematpass.core.schedule import Drop, Plan, Run, Step, drop
 from rematpass.errors import PlanError
 
 _NEVER = np.iinfo(np.int64).max
+_OP, _COPY, _VALUE = (attrgetter(name) for name in ("op", "copy", "value"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +83,15 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
 
 def _parted(steps: Sequence[Step], position: int) -> tuple[list[Run], Ints]:
     """The runs among ``steps``, the first at ``position``; and of the drops values, copies and positions after them."""
-    runs = [step for step in steps if isinstance(step, Run)]
-    drops = [step for step in steps if isinstance(step, Drop)]
-    is_run = np.array([isinstance(step, Run) for step in steps], np.bool_)
-    ends = [[step.value for step in drops], [step.copy for step in drops], (position + np.cumsum(is_run))[~is_run]]
-    return runs, np.array(ends, np.int64)
+    is_run = [type(step) is Run for step in steps]
+    runs: list[Run] = list(compress(steps, is_run))  # type: ignore[arg-type]
+    drops: list[Drop] = list(compress(steps, map(not_, is_run)))  # type: ignore[arg-type]
+    before = np.cumsum(is_run)[~np.array(is_run, np.bool_)]  # of each drop: the runs before it
+    return runs, np.stack([_column(_VALUE, drops), _column(_COPY, drops), position + before])
+
+
+def _column(of: attrgetter[int], steps: Sequence[Step]) -> Ints:
+    return np.fromiter(map(of, steps), np.int64, len(steps))
 
 
 class _Lives:
@@ -92,8 +99,7 @@ class _Lives:
 
     def __init__(self, graph: JointGraph, fwd: Sequence[Run], bwd: Sequence[Run]) -> None:
         self.graph = graph
-        self.op = np.array([run.op for run in (*fwd, *bwd)], np.int64)
-        times = np.array([run.copy for run in (*fwd, *bwd)], np.int64)
+        self.op, times = (_column(of, (*fwd, *bwd)) for of in (_OP, _COPY))
         maker, made = graph.written_rows.take(self.op)
         handed_in, tangents = (np.array(ids, np.int64) for ids in (graph.handed_in, graph.tangents))
         late = int(np.searchsorted(maker, len(fwd)))  # backward makes these and what follows
@@ -178,9 +184,9 @@ class _Uses:
     """The copies that some runs make, in their order, and what they read besides."""
 
     def __init__(self, graph: JointGraph, runs: Sequence[Run]) -> None:
-        ops = np.array([run.op for run in runs], np.int64)
+        ops, times = (_column(of, runs) for of in (_OP, _COPY))
         born, self.value = graph.written_rows.take(ops)
-        self.number = np.array([run.copy for run in runs], np.int64)[born]
+        self.number = times[born]
         reader, asked = graph.touched_rows.take(ops)
         order = np.argsort(self.value, kind="stable")
         stride = len(runs) + 1

@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -254,13 +255,11 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     written: set[int] = set()
     columns = (np.flatnonzero(could), lives.born[could], readers[could])
     for copy, born, readers_of in zip(*(column.tolist() for column in columns), strict=True):
-        found: dict[int, None] = {}
-        for r in reads[start[born] : start[born + 1]]:
-            if r in virtual:
-                found.update(dict.fromkeys(virtual[r]))
-            else:
-                found[r] = None
-        sources = tuple(found)
+        asked = reads[start[born] : start[born + 1]]
+        if len(asked) == 1:
+            sources = virtual.get(asked[0], (asked[0],))
+        else:
+            sources = tuple(dict.fromkeys(chain.from_iterable([virtual.get(r, (r,)) for r in asked])))
         if len(sources) > (_MOST_READS_FOR_SEVERAL if readers_of > 1 else most_for_one):
             continue
         if len(sources) > 1 and readers_of and sum([nbytes[s] for s in sources if over[s] <= born]) > nbytes[copy]:

@@ -78,32 +78,38 @@ class _Judge:
     def run(self, id: int, copy: int, side: Side) -> None:
         if not 0 <= id < len(self.graph.ops):
             self.refuse(f"there is no op {id}")
-        op, times = self.graph.ops[id], self.count.get(id, 0)
-        if self.graph.sides[id] not in (side, Side.EITHER) and not (side is Side.BACKWARD and times):
-            self.refuse(f"belongs to {self.graph.sides[id].value}", op)
+        op, times, copies = self.graph.ops[id], self.count.get(id, 0), self.copies
+        its_side = self.graph.sides[id]
+        if its_side is not side and its_side is not Side.EITHER and not (side is Side.BACKWARD and times):
+            self.refuse(f"belongs to {its_side.value}", op)
         if copy != times:
             self.refuse(f"runs as copy {copy}, but it has run {times} times", op)
-        if times and side is Side.FORWARD:
-            self.refuse("runs a second time in forward", op)
-        if times and op.never_recompute:
-            self.refuse(f"runs again, but must not: {op.never_recompute}", op)
-        if times and any(self.graph.values[v].must_save for v in op.writes):
-            self.refuse("runs again, but the user wants its value saved", op)
-        if times and (op.mutates or self.graph.sides[id] is Side.BACKWARD):
-            self.refuse("runs a second time", op)
+        if times:
+            self.may_repeat(op, side)
         for v in op.reads:
-            if not self.copies[v]:
+            if not copies[v]:
                 self.refuse(f"reads value {v}, which is not alive", op)
             if v in self.overwritten:
                 self.refuse(f"reads value {v} after its bytes were overwritten", op)
         for v in op.mutates:
-            if not self.has(v):
+            if not copies[v]:
                 self.refuse(f"overwrites value {v}, which is not alive", op)
-        self.overwritten.update(op.mutates)
+            self.overwritten.add(v)
         for v in op.writes:
             self.add(v, copy)
         self.count[id] = times + 1
-        self.peak = max(self.peak, self.bytes)
+        if self.bytes > self.peak:
+            self.peak = self.bytes
+
+    def may_repeat(self, op: Op, side: Side) -> None:
+        if side is Side.FORWARD:
+            self.refuse("runs a second time in forward", op)
+        if op.never_recompute:
+            self.refuse(f"runs again, but must not: {op.never_recompute}", op)
+        if any(self.graph.values[v].must_save for v in op.writes):
+            self.refuse("runs again, but the user wants its value saved", op)
+        if op.mutates or self.graph.sides[op.id] is Side.BACKWARD:
+            self.refuse("runs a second time", op)
 
     def forward(self) -> None:
         for v in self.graph.values:

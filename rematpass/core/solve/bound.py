@@ -158,7 +158,7 @@ class _Relaxed:
         """Inputs that backward's own ops touch, or that it returns: every plan keeps them."""
         graph = self.problem.graph
         touched = {v for op in graph.own_ops for v in graph.touched[op.id]} | set(graph.bwd_outputs)
-        return frozenset(v for v in touched if graph.values[v].origin in (Origin.STATIC, Origin.INPUT))
+        return frozenset(touched.intersection(graph.handed_in))
 
     @cached_property
     def _wanted(self) -> set[int]:

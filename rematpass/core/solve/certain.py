@@ -94,7 +94,7 @@ class Certain:
 
     def __init__(self, graph: JointGraph, fuse: bool) -> None:
         self.graph, self.fuse = graph, fuse
-        forward = [op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD]
+        forward = graph.forward_ops
         own = [op.id for op in graph.own_ops]
         self.turn = len(forward)
         self.count = len(forward) + 1 + len(own)

@@ -127,12 +127,11 @@ def _plan(model: Program, solver: cp_model.CpSolver) -> Plan:
         producer = graph.producer[v]
         kept.add((v, 0 if producer is None else times[producer] - 1))
     handed_on = {(v, 0) for v in saved | model.outputs}
-    tangents = [v.id for v in graph.values if v.origin is Origin.TANGENT]
     return Plan(
         "exact",
         tuple(sorted(saved)),
         _let_go(forward, _ends(model, forward, (), frozenset()), handed_on),
-        _let_go(backward, _ends(model, backward, [*saved, *tangents], frozenset(returned)), kept),
+        _let_go(backward, _ends(model, backward, [*saved, *graph.tangents], frozenset(returned)), kept),
     )
 
 

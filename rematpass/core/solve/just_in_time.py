@@ -39,14 +39,20 @@ def just_in_time(
     backward: list[Run] = []
 
     def make_again(values: Iterable[int]) -> None:
-        for op in graph.ancestors([v for v in values if v not in there], there):
-            name = f"{solver}: backward needs op {op} ({graph.ops[op].name}) again"
-            if op in times and op in graph.runs_once:
-                why = graph.ops[op].never_recompute or "the user wants its value saved"
-                raise PlanError(f"{name}, which must not run twice: {why}")
-            if lost := [v for v in graph.ops[op].reads if v not in there]:
-                raise PlanError(f"{name}, and value {lost[0]}, which it reads, can neither be saved nor made again")
-            make(graph.ops[op])
+        for id in graph.ancestors(values, there):
+            op = graph.ops[id]
+            if id in graph.runs_once and id in times:
+                why = op.never_recompute or "the user wants its value saved"
+                raise PlanError(f"{asked_for(op)}, which must not run twice: {why}")
+            if not there.issuperset(op.reads):
+                lost = next(v for v in op.reads if v not in there)
+                raise PlanError(
+                    f"{asked_for(op)}, and value {lost}, which it reads, can be neither saved nor made again"
+                )
+            make(op)
+
+    def asked_for(op: Op) -> str:
+        return f"{solver}: backward needs op {op.id} ({op.name}) again"
 
     def make(op: Op) -> None:
         copy = times.get(op.id, 0)

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from ortools.graph.python import max_flow
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import JointGraph, Op, Origin, Side
+from rematpass.core.graph import JointGraph, Op, Origin, Side, Value
 from rematpass.errors import ContradictoryMarks, PlanError
 
 _INFINITE = -1  # a mark in arrays of costs, not a capacity
@@ -94,8 +94,18 @@ class Network:
         self._op_node = {op.id: 2 + i for i, op in enumerate(self._movable)}
         first = 2 + len(self._movable)
         self._value_node = {v.id: first + i for i, v in enumerate(self._values)}
+        self._op_ids = np.array([op.id for op in self._movable], np.int64)
+        self._value_ids = np.array([v.id for v in self._values], np.int64)
+        self._run_once = np.array([op.id in graph.runs_once for op in self._movable], np.bool_)
+        self._of_neither_side = np.array([graph.sides[op.id] is Side.EITHER for op in self._movable], np.bool_)
+        self._static = np.array([v.origin is Origin.STATIC for v in self._values], np.bool_)
+        self._not_saved = np.array([self._cannot_be_saved(v) for v in self._values], np.bool_)
 
-    def solve(self, run: Sequence[float], keep: Sequence[float], held: Held | None = None) -> Cut:
+    def _cannot_be_saved(self, value: Value) -> bool:
+        op = self._producer(value.id)
+        return bool(value.cannot_save or (value.mutated and op < 0) or (op >= 0 and self.graph.ops[op].must_recompute))
+
+    def solve(self, run: Sequence[float], keep: Sequence[float] | NDArray[np.float64], held: Held | None = None) -> Cut:
         """The cheapest cut. ``run[op]``: cost of running again; ``keep[value]``: cost of saving; ``held``: what it
         costs besides when one op runs again and another, whose value it reads, does not.
 
@@ -120,14 +130,12 @@ class Network:
             raise PlanError(f"max-flow over {len(arcs[0]) + len(reads[0])} arcs ended with {status}, not optimal")
         if flow.optimal_flow() >= infinite:
             raise self._contradiction(costs < 0)
-        late = set(flow.get_sink_side_min_cut())
-        saved = frozenset(
-            v.id
-            for v in self._values
-            if self._value_node[v.id] in late and self._op_node.get(self._producer(v.id), self._source) not in late
-        )
-        again = frozenset(op for op, node in self._op_node.items() if node in late)
-        return Cut(saved, again, flow.optimal_flow() / scale)
+        late = np.zeros(2 + len(self._movable) + len(self._values), np.bool_)
+        late[flow.get_sink_side_min_cut()] = True
+        makers, values = (nodes[len(self._movable) :] for nodes in self._priced_arcs)
+        saved = self._value_ids[late[values] & ~late[makers]]
+        again = self._op_ids[late[2 : 2 + len(self._movable)]]
+        return Cut(frozenset(saved.tolist()), frozenset(again.tolist()), flow.optimal_flow() / scale)
 
     def _producer(self, value: int) -> int:
         op = self.graph.producer[value]
@@ -174,23 +182,16 @@ class Network:
         return wanted
 
     def _run_costs(self, run: Sequence[float]) -> NDArray[np.float64]:
-        return np.array([self._run_cost(op, run[op.id]) for op in self._movable], np.float64)
+        costs = np.asarray(run, np.float64)[self._op_ids]
+        costs[self._run_once] = _INFINITE
+        costs[self._of_neither_side] = 0.0
+        return costs
 
-    def _run_cost(self, op: Op, cost: float) -> float:
-        if self.graph.sides[op.id] is Side.EITHER:
-            return 0.0
-        if op.id in self.graph.runs_once:
-            return _INFINITE
-        return cost
-
-    def _keep_costs(self, keep: Sequence[float]) -> NDArray[np.float64]:
-        return np.array([self._keep_cost(v.id, keep[v.id]) for v in self._values], np.float64)
-
-    def _keep_cost(self, value: int, cost: float) -> float:
-        v, op = self.graph.values[value], self._producer(value)
-        if v.cannot_save or (v.mutated and op < 0) or (op >= 0 and self.graph.ops[op].must_recompute):
-            return _INFINITE
-        return 0.0 if v.origin is Origin.STATIC else cost
+    def _keep_costs(self, keep: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        costs = np.asarray(keep, np.float64)[self._value_ids]
+        costs[self._static] = 0.0
+        costs[self._not_saved] = _INFINITE
+        return costs
 
     def _contradiction(self, forbidden: NDArray[np.bool_]) -> ContradictoryMarks:
         """The error for a cut of infinite capacity: a shortest path of arcs that must not be cut."""
@@ -246,16 +247,16 @@ def breakpoints(
     tried once. The first is the optimum at price 0, which breaks ties towards fewer bytes. Values in ``free`` are
     saved in any case, so they cost nothing.
     """
-    nbytes = [0 if v.origin is Origin.STATIC or v.id in free else v.nbytes for v in network.graph.values]
-    keep = [0.0 if v in free else seconds for v, seconds in enumerate(costs.keep)]
+    nbytes = np.array([0 if v.origin is Origin.STATIC or v.id in free else v.nbytes for v in network.graph.values])
+    keep = np.array([0.0 if v in free else seconds for v, seconds in enumerate(costs.keep)])
 
     def at(price: float) -> Vertex:
-        cut = network.solve(costs.run, [k + price * b for k, b in zip(keep, nbytes, strict=True)])
-        saved = sum(nbytes[v] for v in cut.saved)
+        cut = network.solve(costs.run, keep + price * nbytes)
+        saved = int(nbytes[list(cut.saved)].sum())
         return Vertex(cut, cut.cost - price * saved, saved, price)
 
-    total = costs.step + sum(keep)
-    nothing = total * 1e-9 / max(1, sum(nbytes))
+    total = costs.step + sum(keep.tolist())
+    nothing = total * 1e-9 / max(1, int(nbytes.sum()))
     found = [at(nothing), at(total)]
     chords = [(found[0], found[1])]
     while chords and len(found) < most:

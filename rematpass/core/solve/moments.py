@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematpass.core.cost import FREE, FUSIBLE, materialized
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
+from rematpass.core.graph import JointGraph, Op, Side
 from rematpass.core.rows import Ints
 from rematpass.core.simulate import Timeline
 
@@ -28,13 +28,8 @@ class Moments:
     @cached_property
     def of_op(self) -> dict[int, int]:
         """The moment of each op of forward and of backward."""
-        forward = [op.id for op in self.graph.ops if self.graph.sides[op.id] is Side.FORWARD]
-        backward = sorted(self._own, key=lambda op: (op.kind is Kind.MUTATION, op.id))
-        return {id: moment for moment, id in enumerate(forward + [op.id for op in backward])}
-
-    @cached_property
-    def _own(self) -> list[Op]:
-        return [op for op in self.graph.ops if self.graph.sides[op.id] is Side.BACKWARD]
+        ops = *self.graph.forward_ops, *(op.id for op in self.graph.own_ops)
+        return {id: moment for moment, id in enumerate(ops)}
 
     @cached_property
     def count(self) -> int:
@@ -42,7 +37,7 @@ class Moments:
 
     @cached_property
     def first_backward(self) -> int:
-        return self.count - len(self._own)
+        return len(self.graph.forward_ops)
 
     @cached_property
     def in_memory(self) -> frozenset[int]:
@@ -145,5 +140,4 @@ class Moments:
     @cached_property
     def nbytes(self) -> NDArray[np.float64]:
         """Bytes of each value; 0 for what stands outside the step."""
-        outside = (Origin.STATIC, Origin.INPUT)
-        return np.array([0 if v.origin in outside else v.nbytes for v in self.graph.values], np.float64)
+        return np.where(self.graph.marked(self.graph.handed_in), 0.0, self.graph.nbytes)

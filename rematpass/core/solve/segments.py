@@ -47,7 +47,7 @@ def segments(problem: Problem) -> tuple[Plan, ...]:
     if not moments.first_backward or not everything.peak:
         return ()  # nothing to cut
     lowest = boundaries.lowest(everything.peak)
-    limits = np.geomspace(lowest, everything.peak, problem.trials(_LIMITS, least=1) + 1)[:-1]
+    limits = np.geomspace(lowest, everything.peak, problem.trials(_LIMITS) + 1)[:-1]
     finest = tuple(boundaries.under(lowest) or ())
     plans: dict[Plan, None] = {}
     layouts: dict[tuple[int, ...], _Layout] = {}
