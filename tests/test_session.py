@@ -107,7 +107,7 @@ def test_each_is_measured_once_and_timed_in_turns(workers):
     used = workers()
     names, rows, pending = run(Store())
     assert names == ["eager", "inductor", "inductor@0.2", "remat@1", "remat@0"]
-    assert used.measured == ["inductor", "eager", "inductor@0.2", "remat@1", "remat@0"]
+    assert used.measured == ["inductor", "eager", "remat@1", "remat@0", "inductor@0.2"]
     first, second, third = used.timed[:5], used.timed[5:10], used.timed[10:]
     assert second == first[1:] + first[:1]
     assert third == second[1:] + second[:1]
@@ -280,3 +280,30 @@ def test_sizes_are_a_part_of_the_name(workers):
     workers()
     with Session("llama", Store(), Settings(sizes={"layers": 2, "batch": 3})) as found:
         assert found.model == "llama,batch=3,layers=2"
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_who_waits_for_whom(workers, monkeypatch, draws):
+    """Eager runs beside the warming up; remat beside Inductor, unless its gradients are to be compared with its."""
+    used = workers()
+    asked = {name: threading.Event() for name in ("eager", "remat@1")}
+    beside_inductor = []
+    ask = Worker.ask
+
+    def following(worker, request, **options):
+        if request["do"] == "warm up":
+            assert asked["eager"].wait(30)
+            return {"draws_random": draws}
+        if request["do"] == "measure":
+            if request["strategy"] in asked:
+                asked[request["strategy"]].set()
+            if request["strategy"] == "inductor":
+                beside_inductor.append(asked["remat@1"].wait(0.5 if draws else 30))
+        return ask(worker, request, **options)
+
+    monkeypatch.setattr(Worker, "ask", following)
+    _, rows, pending = run(Store(), settings=Settings(rounds=1, jobs=2), like_peers=True)
+    assert beside_inductor == [not draws]
+    assert pending == []
+    assert {row.same_plan_as for name, row in rows.items() if name.endswith("B")} == {"remat@1"}
+    assert used.alive == 0

@@ -82,7 +82,7 @@ def run(request: Request, console: Console) -> int:
     heading = f"{name}, {parameters / 1e6:.1f} million parameters, {device_label(device)}"
     show(console, strategies, rows, heading)
     if jobs > 1:
-        note = f"Compile and planning seconds: {jobs} strategies at a time, Inductor's alone; steps one at a time."
+        note = f"Compile and planning seconds: {jobs} strategies at a time; steps one at a time."
         console.print(note, highlight=False)
     if request.json:
         _write(request.json, as_json(name, strategies, rows))

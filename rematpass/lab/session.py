@@ -1,8 +1,15 @@
-"""Strategies side by side on one model: bytes one after the other, each in a process of its own; seconds in turns.
+"""Strategies side by side on one model: bytes by as many jobs as there are, each in a process; seconds in turns.
 
 What is in the store already is not measured again, and of strategies that come to the same plan only the first is.
 The peak that a peer needed can be given to remat as its budget: at the same peak, who is faster? While step times are
 taken nothing else runs, and each is divided by plain Inductor's in the same round. So Inductor always takes part.
+
+What waits for what: compiled strategies for the cache that is warmed up once; where the model draws random numbers,
+for plain Inductor's gradients; remat at a peer's bytes for that peer, and for the other remat strategies, whose plans
+it may come to. Eager ones wait for nothing, so they run beside the warming up::
+
+        job 1   Inductor: warming up, measuring ──────▶ remat 0 ─────▶ ...   remat at eager's bytes ──▶ ...
+        job 2   eager ─▶ eager + checkpoint ─▶ remat 1 ────────▶ ...         remat at Inductor's ─────▶ ...
 """
 
 from __future__ import annotations
@@ -10,9 +17,10 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,6 +109,9 @@ class Session:
         self._measuring: set[Worker] = set()
         self._ended = False
         self._to_retime: set[Strategy] = set()
+        self._warming_up = threading.Lock()
+        self._draws_random = True  # as long as that is not known
+        self._has_inductors = threading.Event()  # gradients
         self._scratch = TemporaryDirectory(prefix="rematpass_")
 
     def __enter__(self) -> Session:
@@ -147,10 +158,37 @@ class Session:
         """
         if self.settings.retime:
             self._to_retime = {INDUCTOR, *wanted.given, *wanted.derived(self.rows(wanted.given))}
-        self._run([s for s in wanted.given if self.is_pending(s)], last=False)
-        derived = wanted.derived(self.rows(wanted.given))
-        self._run([s for s in derived if self.is_pending(s)], last=True)
+        begun: set[Strategy] = set()
+        running: dict[Future[None], Strategy] = {}
+        most = max(1, self.settings.alive - 1) + 1  # workers at once, Inductor's included
+        with ThreadPoolExecutor(self.settings.jobs) as pool:
+            try:
+                while (waiting := self._waiting(wanted, begun, set(running.values()))) or running:
+                    free = min(self.settings.jobs, most - len(self._workers)) - len(running)
+                    for strategy in waiting[: max(0, free)]:
+                        begun.add(strategy)
+                        running[pool.submit(self._measure, strategy)] = strategy
+                    if not running:
+                        self._time_and_release()
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        del running[done]
+                        done.result()
+            except BaseException:
+                self._end()  # else the pool would wait for what is being measured
+                raise
+        self._time_and_release()
         return self.listed(wanted)
+
+    def _waiting(self, wanted: Wanted, begun: set[Strategy], running: set[Strategy]) -> list[Strategy]:
+        """What is pending and could begin: Inductor first, those at a peer's bytes when no other remat is under way."""
+        eager = [s for s in wanted.peers if s.runner == "eager"]
+        waiting = unique([INDUCTOR, *eager, *wanted.budgets, *wanted.peers])
+        if begun.issuperset(s for s in wanted.budgets if self.is_pending(s)) and running.isdisjoint(wanted.budgets):
+            waiting = unique([*waiting, *wanted.derived(self.rows(wanted.given))])
+        found = [s for s in waiting if s not in begun and s != INDUCTOR and self.is_pending(s)]
+        wanted_itself = INDUCTOR in wanted.given and self.is_pending(INDUCTOR)
+        is_due = INDUCTOR not in begun and INDUCTOR not in self._workers and (found or wanted_itself)
+        return [INDUCTOR, *found] if is_due else found
 
     def listed(self, wanted: Wanted) -> list[Strategy]:
         """All strategies that are wanted, as far as they follow from what is in the store."""
@@ -159,53 +197,40 @@ class Session:
         beside = [s for peer in wanted.given for s in (peer, liked.get(peer.name)) if s is not None]
         return unique([*beside, *derived])
 
-    def _run(self, pending: Sequence[Strategy], *, last: bool) -> None:
-        """Bytes of all that is pending; seconds when enough workers wait for it, or at the end."""
-        if pending and INDUCTOR not in self._workers:
-            self._warm_up()
-            self._measure(INDUCTOR)  # first: the others' gradients may be compared with its, and their seconds
-        rest = [s for s in pending if s != INDUCTOR]
-        room = max(1, self.settings.alive - 1)
-        with ThreadPoolExecutor(max_workers=self.settings.jobs) as pool:
-            while rest:
-                free = max(1, room - len(self._workers) + 1)
-                chunk, rest = rest[:free], rest[free:]
-                try:
-                    list(pool.map(self._measure, chunk))
-                except BaseException:
-                    self._end()  # else the pool would wait for what is being measured
-                    raise
-                if len(self._workers) > room:
-                    self._time_and_release()
-        if last:
-            self._time_and_release()
-
     def _left(self) -> float:
         """Seconds that a strategy may take from now on."""
         return min(self.settings.timeout or math.inf, self.settings.until - time.monotonic())
+
+    def _is_over(self) -> bool:
+        """Whether nothing is to be begun any more, nor to be recorded as a failure."""
+        return self._ended or self._left() <= 0
 
     @property
     def _warm_cache(self) -> Path:
         return Path(self._scratch.name) / "warm"
 
     def _warm_up(self) -> None:
-        """See that the model trains, and fill the cache that every worker gets a copy of.
+        """Once: see that the model trains, and fill the cache that every worker gets a copy of.
 
         Raises:
             MeasureError: the model cannot be built or does not train.
         """
-        if self._warm_cache.exists():
-            return
-        self._warm_cache.mkdir()
-        self.on_stage(INDUCTOR, "trying model and compiler")
-        worker = Worker(Path(self._scratch.name) / "log", self._warm_cache)
-        blank, request = self.blank(INDUCTOR), self._request(INDUCTOR)
-        try:
-            _found(worker.ask({**request, "do": "warm up"}, timeout=self._left()), blank)
-        except WorkerDied:
-            pass  # each row will say so
-        finally:
-            worker.close()
+        with self._warming_up:
+            if self._warm_cache.exists():
+                return
+            self._warm_cache.mkdir()
+            self.on_stage(INDUCTOR, "trying model and compiler")
+            worker = Worker(Path(self._scratch.name) / "log", self._warm_cache)
+            self._measuring.add(worker)
+            try:
+                answer = worker.ask({**self._request(INDUCTOR), "do": "warm up"}, timeout=self._left())
+                _found(answer, self.blank(INDUCTOR))
+                self._draws_random = answer.get("draws_random", True)
+            except WorkerDied:
+                pass  # each row will say so
+            finally:
+                self._measuring.discard(worker)
+                worker.close()
 
     def _request(self, strategy: Strategy) -> dict[str, Any]:
         return {
@@ -221,11 +246,25 @@ class Session:
 
     def _measure(self, strategy: Strategy) -> None:
         """Bytes, FLOPs, gradients and compile seconds, in a new worker, which is kept for its seconds."""
-        if self._left() <= 0 or self._ended:
+        try:
+            self._measure_in_turn(strategy)
+        finally:
+            if strategy == INDUCTOR:
+                self._has_inductors.set()
+
+    def _measure_in_turn(self, strategy: Strategy) -> None:
+        if self._is_over():
             return
         place = Path(self._scratch.name) / strategy.name.replace("@", "_")
+        (place / "cache").mkdir(parents=True)
+        if strategy.runner != "eager":
+            self._warm_up()
+            if self._draws_random and strategy != INDUCTOR:
+                self._has_inductors.wait()
+            shutil.copytree(self._warm_cache, place / "cache", dirs_exist_ok=True)
+        if self._is_over():
+            return
         self.on_stage(strategy, "starting")
-        shutil.copytree(self._warm_cache, place / "cache")
         worker = Worker(place / "log", place / "cache")
         self._measuring.add(worker)
         blank = self.blank(strategy)
@@ -237,7 +276,7 @@ class Session:
             answer = worker.ask(request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self._left())
             found = _found(answer, blank)
         except WorkerDied as error:
-            if self._left() <= 0 or self._ended:
+            if self._is_over():
                 worker.close()
                 return
             found = replace(blank, status=FAILED, error=str(error))

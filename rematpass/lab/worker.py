@@ -4,7 +4,7 @@ The parent asks in JSON, one line each, and is answered likewise::
 
     {"do": "measure", "target": "llama", "strategy": "remat@0.5", ...}   -> {"stage": "compiling"}, ..., {"found": ...}
     {"do": "time"}                                                       -> {"seconds": 0.31}
-    {"do": "warm up", ...}     (the model's eager step, then something small is compiled)        -> {}
+    {"do": "warm up", ...}     (the model's eager step, then something small is compiled)  -> {"draws_random": false}
 
 The worker stays alive between the two, with its compiled step: all strategies can then be timed in turns, without
 compiling anything twice. It ends when its input does, so it never outlives its parent.
@@ -128,9 +128,9 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         request = json.loads(line)
         try:
             if (what := request.pop("do")) == "warm up":
-                look(_job(request))
+                subject = look(_job(request))
                 warm_up(request["device"])
-                answer()
+                answer(draws_random=subject.draws_random)
             elif what == "measure":
                 device = request.get("device", "cpu")
                 found, step = _measure(request, lambda stage: answer(stage=stage))
