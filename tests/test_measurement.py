@@ -1,5 +1,7 @@
 """Strategies by name, and measurements as lines of JSON."""
 
+import dataclasses
+
 import pytest
 
 from rematpass.errors import MeasureError
@@ -94,3 +96,12 @@ class TestMeasurement:
         assert (shown.strategy, shown.budget_nbytes, shown.planning_seconds) == ("remat@13B", 13, 7.0)
         assert (shown.peak, shown.step_ratio, shown.compile_seconds) == (11, (0.5, 1.0, 2.0), None)
         assert resolve([same]) == [same]
+
+    def test_an_equal_plan_is_known_by_its_hash_and_not_by_its_planner(self):
+        first = dataclasses.replace(self.FULL, source="a newer one", plan_hash="p")
+        same, other = (
+            dataclasses.replace(first, strategy=name, source="abc", plan_hash=plan, peak=None, same_plan_as="remat@0")
+            for name, plan in (("remat@13B", "p"), ("remat@14B", "q"))
+        )
+        assert [row.peak for row in resolve([first, same, other])] == [11, 11, None]
+        assert [row.peak for row in resolve([same, other], [first])] == [11, None]

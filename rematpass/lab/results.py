@@ -28,7 +28,7 @@ def write_results(
         MeasureError: a file cannot be written, or pictures cannot be drawn.
     """
     blank = trial.blank(trial.Job("any", Strategy("eager"), device))
-    found = {name: resolve(store.rows(name, blank.device, blank.torch)) for name in strategies}
+    found = {name: resolve(store.rows(name, blank.device, blank.torch), store.all_rows()) for name in strategies}
     date = max((row.date for rows in found.values() for row in rows), default=blank.date)
     place = slug(blank.device)
     stem = f"{what}_{place}_{date}"

@@ -70,6 +70,10 @@ class Store:
         """All rows of the model, device, torch and planner of ``blank``."""
         return [r for r in self._rows.values() if _but_strategy(r.key) == _but_strategy(blank.key)]
 
+    def all_rows(self) -> list[Measurement]:
+        """What is there, of older planners too, the oldest first."""
+        return list(self._rows.values())
+
     def rows(self, model: str = "", device: str = "", torch: str = "") -> list[Measurement]:
         """What is there of a model on a device (all of them by default); of each strategy the last that was added."""
         latest: dict[tuple[str, str, str, str], Measurement] = {}

@@ -205,13 +205,16 @@ def unique(strategies: Iterable[Strategy]) -> list[Strategy]:
     return list(dict.fromkeys(strategies))
 
 
-def resolve(rows: Iterable[Measurement]) -> list[Measurement]:
-    """The rows, where those that have the plan of another one show its figures, under their own name and budget."""
+def resolve(rows: Iterable[Measurement], known: Iterable[Measurement] = ()) -> list[Measurement]:
+    """The rows, where those that have the plan of another one show its figures, under their own name and budget.
+
+    The other one is looked for in ``known`` as well. A plan is the same one whichever planner made it.
+    """
     rows = list(rows)
-    firsts = {(r.model, r.strategy, r.device, r.torch, r.source): r for r in rows}
+    firsts = {(r.model, r.strategy, r.device, r.torch, r.plan_hash): r for r in (*known, *rows)}
     resolved = []
     for row in rows:
-        first = firsts.get((row.model, row.same_plan_as, row.device, row.torch, row.source))
+        first = firsts.get((row.model, row.same_plan_as, row.device, row.torch, row.plan_hash))
         resolved.append(row if first is None or not row.same_plan_as else _with_figures_of(first, row))
     return resolved
 
