@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ def record(device: torch.device) -> Iterator[Recording]:
     """Record the span inside the ``with``; ``Recording.events`` is there once it has ended.
 
     Raises:
-        MeasureError: the device is neither the CPU nor CUDA, or a profiler is running already.
+        MeasureError: the device is neither the CPU nor CUDA, or a profiler is running already or does not start.
     """
     if device.type == "cpu":
         with _record_cpu() as recording:
@@ -75,7 +75,12 @@ def _record_cpu() -> Iterator[Recording]:
         raise MeasureError("a torch profiler is running, and there can be only one; stop it to measure memory")
     default_environment(KINETO_LOG_LEVEL="99")  # else each recording prints two lines that are no one's concern
     recording = Recording()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with ExitStack() as stack:
+        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        try:
+            stack.enter_context(profile)
+        except RuntimeError as error:
+            raise MeasureError(f"torch's profiler does not start: {error}") from error
         yield recording
     found: list[Event] = []
     todo: list[Any] = list(profile.profiler.kineto_results.experimental_event_tree())
