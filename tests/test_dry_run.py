@@ -189,9 +189,10 @@ def test_inductors_exceptions_come_through_and_leave_no_trace():
 
 
 @pytest.mark.parametrize("lets_go", [True, False])
-def test_an_output_that_is_saved_as_well_goes_only_where_torch_lets_it_go(lets_go, monkeypatch):
-    """Its last use is the first thing that backward does; what comes later may or may not have its bytes."""
-    monkeypatch.setattr(_torch, "LETS_SAVED_OUTPUTS_GO", lets_go)
+def test_a_saved_output_goes_and_a_tangent_only_where_torch_lets_it_go(lets_go, monkeypatch):
+    """The last use of both is the first thing that backward does; what comes later may or may not have their bytes."""
+    monkeypatch.setattr(_torch, "LETS_TANGENTS_GO", lets_go)
+    held = 0 if lets_go else 64 * 64 * 4
     n = 64 * 64 * 4
     fwd = traced(lambda x, w: (torch.tanh(x @ w), x), (64, 64), (64, 64))
     fwd_output = fwd.graph.find_nodes(op="output")[0]
@@ -204,5 +205,5 @@ def test_an_output_that_is_saved_as_well_goes_only_where_torch_lets_it_go(lets_g
     found = dry_run_step(fwd, bwd, num_fwd_outputs=1)
     at = {moment.name: moment.nbytes for moment in found.bwd.without_outputs}
     assert at["input"] == 2 * n  # the saved output and the tangent
-    assert at["mm_1"] == 2 * n + (0 if lets_go else n)  # its operand and its result
-    assert {moment.name: moment.nbytes for moment in found.bwd.timeline}["mm_1"] == 3 * n  # the caller has it
+    assert at["mm_1"] == 2 * n + held  # its operand and its result
+    assert {moment.name: moment.nbytes for moment in found.bwd.timeline}["mm_1"] == 3 * n + held  # and the caller's

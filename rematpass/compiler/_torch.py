@@ -90,7 +90,7 @@ from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
 
 __all__ = [
-    "LETS_SAVED_OUTPUTS_GO",
+    "LETS_TANGENTS_GO",
     "BackwardState",
     "CustomGraphPass",
     "CustomPartitionerFn",
@@ -152,9 +152,9 @@ __all__ = [
 ]
 
 default_partition = min_cut_rematerialization_partition
-# Whether an output that is saved as well is freed after its last use in backward, once the caller has let go of it
-# (seen on 2.13); on 2.11 it stands until backward has ended. 2.12 was not tried. Only the dry run knows this.
-LETS_SAVED_OUTPUTS_GO = _release(torch.__version__) >= (2, 13)
+# Whether a tangent is freed after its last use in backward, which empties the list that it is called with (seen on
+# 2.13); on 2.11 autograd holds them all until backward has ended. 2.12 was not tried. Only the dry run knows this.
+LETS_TANGENTS_GO = _release(torch.__version__) >= (2, 13)
 # A scheduler pass is cached when it is one of these; torch 2.11 has one class for all passes.
 SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 

@@ -94,21 +94,18 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
     handed_out = dict(s for s in first.storages[:num_fwd_outputs] if s)
     inputs, storages, donated = [], [], []
     if_dropped: list[tuple[str, int] | None] = []
-    kept_anyway: dict[str, int] = {}
+    held = 0  # bytes of tangents that stay to the end of backward
     for i, node in enumerate(_inputs(bwd)):
         value = node.meta["val"]
         storage = storage_of.get(node.name)
         if isinstance(value, torch.Tensor) and node.name in stride_of:
             value = _restrided(value, stride_of[node.name])
         elif isinstance(value, torch.Tensor) and "tangents" in node.name:
-            storage = node.name, allocated(_torch.hint(value.untyped_storage().nbytes()), value.device)
-        handed = storage is not None and storage[0] in handed_out
-        if storage and handed and not _torch.LETS_SAVED_OUTPUTS_GO:
-            kept_anyway[storage[0]] = handed_out[storage[0]]
-            if_dropped.append((storage[0], 0))
-        else:
-            if_dropped.append(storage)
-        if storage and handed:
+            nbytes = allocated(_torch.hint(value.untyped_storage().nbytes()), value.device)
+            storage = node.name, nbytes if _torch.LETS_TANGENTS_GO else 0
+            held += nbytes - storage[1]
+        if_dropped.append(storage)
+        if storage and storage[0] in handed_out:
             storage = storage[0], 0  # counted below, once, for all of backward
         elif storage and storage[1] and "tangents" not in node.name:
             donated.append(i)
@@ -121,9 +118,9 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
         is_backward=True,
         given=storages,
         donated=donated,
-        base=kept,
+        base=kept + held,
         given_if_dropped=if_dropped,
-        base_if_dropped=sum(kept_anyway.values()),
+        base_if_dropped=held,
     )
     return StepDryRun(first, second)
 
