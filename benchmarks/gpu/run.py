@@ -16,6 +16,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SITE, WHEELS = HERE / "site", HERE / "wheels"
 MINUTES = 9.0
+CORES = len(os.sched_getaffinity(0))
+JOBS = max(1, min(8, CORES // 2))  # a model is traced and planned on one core, while its kernels compile on another
+TESTERS = max(1, min(4, CORES // 4))
 NEEDED = {  # module -> the wheels that bring it, with what they need of their own
     "ortools": "ortools protobuf immutabledict absl-py typing-extensions",  # in the versions that OR-tools asks for
     "numpy": "numpy",
@@ -45,11 +48,11 @@ def store(models: str, *options: str) -> Slice:
 
 
 # A row of the 1B Llama takes a minute or more on 16 cores, most of it compiling; a slice that is cut goes on next time.
-FEW = tuple(
-    "--jobs 4 --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers".split()
-)
+FEW = (
+    f"--jobs {JOBS} --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers"
+).split()
 SLICES = {
-    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-n", "4", "-m", "gpu", "tests")),
+    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-n", str(TESTERS), "-m", "gpu", "tests")),
     "promise": Slice(
         "planned against measured bytes",
         ("benchmarks/promise.py", "--device", "{device}", "--results", "{results}", "--minutes", "{minutes}"),
@@ -152,8 +155,10 @@ def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int
     command = [sys.executable, *(part.format(**values) for part in SLICES[name].command)]
     print(f"=== {name}: {SLICES[name].what}", flush=True)
     path = os.pathsep.join(filter(None, [str(ROOT), str(SITE), os.environ.get("PYTHONPATH", "")]))
+    # Else each of those side by side would start a compiler for every core.
+    compilers = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, CORES // (TESTERS if name == "tests" else JOBS)))}
     begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"})
+    process = subprocess.Popen(command, cwd=ROOT, env={**compilers, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"})
     try:
         code = process.wait(timeout=60 * arguments.minutes)
     except subprocess.TimeoutExpired:
