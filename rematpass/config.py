@@ -15,6 +15,7 @@ variable                   default    means
 ``REMAT_COST``             ``model``  ``measure``: time the ops that matter on this device, instead of a roofline model
 ``REMAT_PLANNING_SECONDS``            the most seconds that planning one graph may take; unset: no limit
 ``REMAT_SAVE_DECISIONS``   ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
+``REMAT_HOLD_OUTPUTS``     ``1``      ``0``: the caller lets go of forward's outputs before backward
 ``REMAT_AUTO_RESERVE``                bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
 ``REMAT_CHECK``            ``0``      ``1``: measure the peak of the first steps, and warn if it is above the plan's
 ``REMAT_REPORT_DIR``                  where every planned graph leaves its report: a page, text, JSON, a trace
@@ -106,6 +107,7 @@ class Config:
     cost: str = "model"
     planning_seconds: float | None = None
     save_decisions: bool = True
+    hold_outputs: bool = True
     auto_reserve: int | None = None
     check: bool = False
     report_dir: str = ""
@@ -265,6 +267,7 @@ _SETTINGS = {
     "cost": _Setting(_cost, " or ".join(COSTS)),
     "planning_seconds": _Setting(_positive, "a finite number above 0"),
     "save_decisions": _Setting(_switch, _SWITCH),
+    "hold_outputs": _Setting(_switch, _SWITCH),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
     "check": _Setting(_switch, _SWITCH),
     "report_dir": _Setting(_text, "a directory, which is made if need be"),

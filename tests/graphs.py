@@ -31,7 +31,8 @@ def show(graph: JointGraph) -> str:
         mutates = f" mutates {[*op.mutates]}" if op.mutates else ""
         written = ", ".join(map(value, op.writes))
         lines.append(f"op{op.id} {op.kind.value} ({side.value}) {[*op.reads]} -> [{written}]{mutates}{marked(op)}")
-    lines.append(f"outputs {[*graph.fwd_outputs]}, gradients {[*graph.bwd_outputs]}")
+    held = "" if graph.holds_outputs else " (let go)"
+    lines.append(f"outputs {[*graph.fwd_outputs]}{held}, gradients {[*graph.bwd_outputs]}")
     return "\n".join(["", *lines])
 
 
@@ -59,8 +60,8 @@ class Builder:
         self.ops.append(Op(producer, kind, tuple(reads), written, **fields))
         return written[0] if len(written) == 1 else written
 
-    def build(self, fwd_outputs: Sequence[int], bwd_outputs: Sequence[int]) -> JointGraph:
-        return JointGraph(tuple(self.ops), tuple(self.values), tuple(fwd_outputs), tuple(bwd_outputs))
+    def build(self, fwd_outputs: Sequence[int], bwd_outputs: Sequence[int], **fields: Any) -> JointGraph:
+        return JointGraph(tuple(self.ops), tuple(self.values), tuple(fwd_outputs), tuple(bwd_outputs), **fields)
 
 
 def chain(n: int, nbytes: int | Sequence[int] = 7, kind: Kind = Kind.MATMUL) -> JointGraph:
@@ -150,8 +151,9 @@ def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: Sequence[dict[str, An
     """Any joint graph that capture could make, with at most ``max_ops`` + 3 ops that a cut can move.
 
     Ops with one or two outputs, ops that neither side needs on its side, parameters and inputs, an input that forward
-    overwrites, effects and mutations on both sides, several outputs, tangents and gradients, gradients that depend on
-    no tangent, tangents that nothing reads. ``marks``: of which each op gets one; none of them, and nothing is bound.
+    overwrites, effects and mutations on both sides, several outputs, held by the caller or not, tangents and gradients,
+    gradients that depend on no tangent, tangents that nothing reads. ``marks``: of which each op gets one; none of
+    them, and nothing is bound.
     """
     b = Builder()
     size = st.sampled_from((*PRIMES[:8], 0))
@@ -196,7 +198,7 @@ def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: Sequence[dict[str, An
         for target in targets:
             pinned_backward(b, some([v for v in early + late if v not in targets], 1, 2), [target])
     tangent_free = some(early, 1, 2) if draw(rarely) else []
-    return b.build(outputs, [*some(late, 1, 3), *tangent_free])
+    return b.build(outputs, [*some(late, 1, 3), *tangent_free], holds_outputs=draw(st.booleans()))
 
 
 @st.composite

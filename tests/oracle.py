@@ -125,7 +125,8 @@ class Search:
         self.once = {
             op.id for op in graph.ops if op.never_recompute or any(graph.values[v].must_save for v in op.writes)
         }
-        self.returned = {v for v in graph.fwd_outputs if v in self.maker}
+        self.outputs = {v for v in graph.fwd_outputs if v in self.maker}
+        self.returned = self.outputs if graph.holds_outputs else set()
         self.rooms = [self._own_bytes(done) for done in range(len(self.own) + 1)]
 
     def _own_bytes(self, done: int) -> tuple[int, int]:
@@ -191,7 +192,7 @@ class Search:
             for maker in runs[: position + 1]:
                 for v in maker.writes:
                     read = any(v in graph_op.reads + graph_op.mutates for graph_op in runs[position:])
-                    alive += self.graph.values[v].nbytes * (maker is op or read or v in saved or v in self.returned)
+                    alive += self.graph.values[v].nbytes * (maker is op or read or v in saved or v in self.outputs)
             highest = max(highest, alive)
         return highest
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -33,6 +34,13 @@ def test_what_every_plan_of_a_chain_has_in_memory():
     # and the one that is made, and what the own op reads (the input, value 0, takes no bytes).
     assert certain.turn == 3
     assert certain.unavoidable.tolist() == [7, 14, 14, 7, 28, 35, 28]
+
+
+def test_an_output_that_is_let_go_of_is_there_until_the_turn_and_where_it_is_read():
+    certain = Certain(dataclasses.replace(chain(3), holds_outputs=False), fuse=False)
+    assert certain.unavoidable.tolist() == [7, 14, 14, 7, 28, 28, 21]
+    saved = certain.saved.usage(np.arange(len(certain.graph.values)) == 3, certain.count)
+    assert not saved.any()  # backward's first op reads it, and none after that
 
 
 def test_a_saved_value_lives_to_its_last_own_reader():

@@ -77,6 +77,13 @@ class TestCheckSteps:
         assert entry.getMessage().startswith("graph 0/0, measured step 1: a peak of ")
         assert "more than the 1.00 KiB planned; lower the budget by " in entry.getMessage()
 
+    def test_hint_ends_the_sentence(self, caplog):
+        training = Training(1 << 10, steps=1, report=None, hint=", or ask somebody")
+        training.step()
+        training.step()
+        messages = [entry.getMessage() for entry in caplog.records if entry.name == "rematpass"]
+        assert [message.endswith(" to stay under it, or ask somebody") for message in messages] == [True]
+
     def test_wording_of_within_the_plan(self, caplog):
         training = Training(1 << 20, steps=1, report=None, name="graph 0/0")
         with caplog.at_level(logging.INFO, logger="rematpass"):

@@ -150,6 +150,7 @@ def test_a_budget_that_is_refused(value, reason):
         *(("strict", text, True) for text in ("1", "true", "YES", " on ")),
         *(("strict", text, False) for text in ("0", "False", "no", "off")),
         ("check", "1", True),
+        ("hold_outputs", "0", False),
         *(("solver", name, name) for name in config.SOLVERS),
         ("hardware", "h100", "h100"),
         ("hardware", "", ""),
@@ -241,7 +242,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         (
             "xyz",
             "valid are memory_budget, max_recompute, strict, solver, hardware, cost, planning_seconds, save_decisions, "
-            "auto_reserve, check, report_dir",
+            "hold_outputs, auto_reserve, check, report_dir",
         ),
     ],
 )
@@ -260,8 +261,8 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_COST, REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_AUTO_RESERVE, REMAT_CHECK, "
-            "REMAT_REPORT_DIR",
+            "REMAT_COST, REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_HOLD_OUTPUTS, REMAT_AUTO_RESERVE, "
+            "REMAT_CHECK, REMAT_REPORT_DIR",
         ),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -99,6 +100,13 @@ def test_a_saved_output_stays_the_callers():
     found = exact(problem_of(graph), 1000)
     assert found.plan.saved == (0, 1, 2, 3)
     assert not any(isinstance(step, Drop) and step.value == 3 for step in found.plan.bwd)
+
+
+def test_one_that_the_caller_lets_go_of_is_dropped():
+    graph = dataclasses.replace(chain(3), holds_outputs=False)
+    found = exact(problem_of(graph), 28)  # the peak while backward's first op runs: 3 and 2, tangent, gradient
+    assert Drop(3) in found.plan.bwd
+    assert [run.op for run in found.plan.recomputed()] == [0]  # value 1 would be a fifth
 
 
 def test_without_effort_nothing_is_claimed():

@@ -212,7 +212,13 @@ def test_the_cache_key_is_the_same_in_another_process():
 
 def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
     settings = [{}, {"memory_budget": 0.5}, {"memory_budget": "64MiB"}, {"max_recompute": 2}, {"solver": "mincut"}]
-    settings += [{"hardware": "h200"}, {"strict": 1}, {"save_decisions": 0}, {"planning_seconds": 60}]
+    settings += [
+        {"hardware": "h200"},
+        {"strict": 1},
+        {"save_decisions": 0},
+        {"planning_seconds": 60},
+        {"hold_outputs": 0},
+    ]
     keys = [RematPartitioner(Config.read(s, {})).uuid() for s in settings]
     keys.append(RematPartitioner(Config(), fuse=False).uuid())
     monkeypatch.setattr(partitioner, "_sources_hash", lambda: "other sources")

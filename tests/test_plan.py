@@ -102,6 +102,14 @@ def test_the_environment_counts_and_the_command_line_wins(capsys, graph, monkeyp
     assert json.loads(out)["summary"]["planned_peak"] < json.loads(other)["summary"]["planned_peak"]
 
 
+def test_outputs_that_the_caller_lets_go_of_do_not_count(capsys, graph, monkeypatch):
+    _, held, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
+    monkeypatch.setenv("REMAT_HOLD_OUTPUTS", "0")
+    _, let_go, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
+    held, let_go = json.loads(held)["summary"], json.loads(let_go)["summary"]
+    assert let_go["planned_peak"] == let_go["peak_without_outputs"] < held["planned_peak"]
+
+
 class TestLock:
     @pytest.fixture
     def lock(self, capsys, graph, tmp_path):

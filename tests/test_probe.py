@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,7 +44,13 @@ def probes(monkeypatch, ladder, said):
         return Found(said[simulated])
 
     monkeypatch.setattr(Probes, "_ask", ask)
-    return Probes(None, ladder, fuse=True), asked
+    return Probes(captured(), ladder, fuse=True), asked
+
+
+def captured(holds_outputs=True):
+    """As much of a graph as probes look at."""
+    graph = SimpleNamespace(holds_outputs=holds_outputs)
+    return SimpleNamespace(graph=graph, fwd_outputs=())
 
 
 def test_the_fastest_that_fits_is_asked_about_once(monkeypatch):
@@ -79,6 +86,14 @@ def test_a_little_above_may_be_accepted(monkeypatch):
     assert asked == [80]
 
 
+@pytest.mark.parametrize(("holds", "peak"), [(True, 80), (False, 70)])
+def test_outputs_count_where_the_caller_holds_them(holds, peak, monkeypatch):
+    monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: plan.solver)
+    monkeypatch.setattr(Probes, "_ask", lambda self, modules: Found(80, 70))
+    found = Probes(captured(holds), ladder(75), fuse=True).floor
+    assert (found.peak, found.peak_without_outputs) == (peak, 70)
+
+
 def test_the_floor_is_the_last_word(monkeypatch):
     found, _ = probes(monkeypatch, ladder(100, 80), {100: 100, 80: 95})
     assert found.under(90) is None
@@ -97,9 +112,8 @@ def test_when_asking_fails_the_simulators_word_stands(monkeypatch, caplog):
 
     monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: ())
     monkeypatch.setattr(probe, "dry_run_step", broken)
-    captured = dataclasses.make_dataclass("Captured", [("fwd_outputs", tuple, ())])()
     with caplog.at_level(logging.INFO, "rematpass"):
-        found = Probes(captured, ladder(100, 80), fuse=True).under(85)
+        found = Probes(captured(), ladder(100, 80), fuse=True).under(85)
     assert (found.peak, found.exact) == (80, False)
     assert "the dry run failed (ValueError: no such lowering); the simulator's peak stands" in caplog.text
 
@@ -119,12 +133,15 @@ class Net(nn.Module):
         return logits.square().mean(), logits
 
 
-@pytest.mark.parametrize("keep", [False, True], ids=["outputs dropped", "outputs kept"])
+@pytest.mark.parametrize(
+    ("keep", "hold"), [(False, 1), (True, 1), (False, 0)], ids=["outputs dropped", "outputs kept", "said to be dropped"]
+)
 @pytest.mark.parametrize("budget", [0, 0.5])
-def test_planned_is_measured_but_for_the_loss_and_its_gradient(budget, keep):
+def test_planned_is_measured_but_for_the_loss_and_its_gradient(budget, keep, hold):
     torch.manual_seed(0)
     model, x = Net(), torch.randn(512, 61)
-    compiled = torch.compile(model, backend="remat", options={"memory_budget": budget})
+    options = {"memory_budget": budget, "hold_outputs": hold}
+    compiled = torch.compile(model, backend="remat", options=options)
     kept = []
 
     def step():
@@ -139,5 +156,5 @@ def test_planned_is_measured_but_for_the_loss_and_its_gradient(budget, keep):
     measured = measure_memory(without_the_last_one, list(model.parameters())).peak
     (summary,) = rematpass.plans(clear=True)
     assert summary.exact
-    planned = summary.planned_peak if keep else summary.peak_without_outputs
+    planned = summary.planned_peak if keep or not hold else summary.peak_without_outputs
     assert planned <= measured <= planned + 2 * 4  # autograd holds two numbers for as long as backward runs

@@ -112,6 +112,39 @@ def test_a_plan_without_steps_takes_nothing():
     assert (timeline.peak, timeline.at_peak()) == (0, [])
 
 
+def outputs_let_go(kind=Kind.MATMUL):
+    """Forward hands out 2 (7 bytes) and 3 (11); backward's second op reads 3, and nothing there reads 2.
+
+    ::
+
+        input 0 (3) ─▶ op0 ─▶ 1 (5) ─▶ op1 ─▶ 2 (7) ─▶ op2 ─▶ 3 (11)
+        tangent 4 (11), op3: 4 ─▶ 5 (13), op4: 5, 3 ─▶ 6 (17), op5: 6 ─▶ 7 (19), the gradient
+    """
+    b = Builder()
+    x = b.input(3)
+    y = b.op([b.op([x], 5)], 7, kind=kind)
+    z = b.op([y], 11, kind=kind)
+    first = b.op([b.input(11, Origin.TANGENT)], 13, kind=kind)
+    return b.build([y, z], [b.op([b.op([first, z], 17, kind=kind)], 19, kind=kind)], holds_outputs=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "live"),
+    [
+        (Kind.MATMUL, (5, 5 + 7, 7 + 11, 11 + 11 + 13, 11 + 13 + 17, 17 + 19)),
+        (Kind.POINTWISE, (5, 5 + 7, 7 + 11, 11 + 11, 11 + 11 + 17, 17 + 19)),  # 5 is virtual; 6 frees two values
+    ],
+)
+def test_outputs_that_the_caller_lets_go_of_live_until_forward_has_ended_or_as_long_as_they_are_saved(kind, live):
+    graph = outputs_let_go(kind)
+    plan = just_in_time(graph, [3], "s")
+    assert Drop(3) in plan.bwd
+    assert verify(graph, plan) == 11 + 13 + 17
+    timeline = simulate(graph, plan, Costs((1.0,) * 6, (0.0,) * 8))
+    assert timeline.live == live
+    assert timeline.peak == timeline.peak_without_outputs
+
+
 @pytest.mark.parametrize("fuse", [False, True])
 def test_a_plan_without_inputs_is_refused(fuse):
     with pytest.raises(PlanError) as caught:

@@ -76,6 +76,7 @@ def test_the_numbers_of_a_plan():
         "sizes": (),
         "peak_formula": "",
         "bound_seconds": 0.0,
+        "holds_outputs": True,
     }
 
 
@@ -104,14 +105,19 @@ def test_the_numbers_of_a_plan():
         (
             1,
             {"peaks": (61, 47)},
-            "graph 0/0: budget no limit, planned peak 61 B or 47 B if forward's outputs are dropped (floor 61 B, "
-            "ceiling 84 B), saves 1 values of 3 B, recomputes 2 ops (+8.6% of step seconds), plan c0ffee by ladder in "
-            "250.00 ms",
+            "graph 0/0: budget no limit, planned peak 61 B or 47 B if forward's outputs are dropped "
+            "(REMAT_HOLD_OUTPUTS=0 plans for that) (floor 61 B, ceiling 84 B), saves 1 values of 3 B, recomputes 2 ops "
+            "(+8.6% of step seconds), plan c0ffee by ladder in 250.00 ms",
         ),
     ],
 )
 def test_the_log_line(rung, fields, line):
     assert summary(rung, **fields).line() == line
+
+
+def test_the_log_line_says_where_outputs_do_not_count():
+    dropped = dataclasses.replace(summary(1, peaks=(47, 47)), holds_outputs=False)
+    assert "planned peak 47 B with forward's outputs dropped (floor 61 B, " in dropped.line()
 
 
 def test_the_log_line_of_a_step_that_takes_no_time():
@@ -147,6 +153,16 @@ def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
         "  5.00 MiB  v2 bfloat16[s0, 5242880], module layers.0.mlp, at /home/me/model.py:1\n"
         "Every plan takes 56.00 MiB, in op5, module layers.0.mlp, at /home/me/model.py:5.\n"
         "Try memory_budget=56.57MiB or more, a smaller batch, or REMAT_MAX_RECOMPUTE=2."
+    )
+
+
+def test_it_says_too_where_outputs_are_much_of_it():
+    problem, ladder = large_values(recompute=1.0)
+    (rung,) = ladder.rungs
+    rung = dataclasses.replace(rung, timeline=dataclasses.replace(rung.timeline, returned=(7 * MIB,)))
+    assert infeasible(problem, rung, 56 * MIB, 40 * MIB).endswith(
+        "or REMAT_MAX_RECOMPUTE=2. Forward's outputs count; where they are dropped before backward, "
+        "REMAT_HOLD_OUTPUTS=0 says so."
     )
 
 

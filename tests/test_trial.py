@@ -58,6 +58,12 @@ class TestEager:
 
 
 class TestRemat:
+    @pytest.mark.parametrize(("strategy", "holds"), [("remat@0.5", True), ("remat@64MiB", False)])
+    def test_bytes_are_given_with_the_word_that_outputs_are_dropped(self, strategy, holds):
+        tried(strategy)
+        (record,) = partitioner.records()
+        assert record.graph.holds_outputs is holds
+
     def test_plan_is_recorded(self):
         found, _ = tried("remat@0")
         assert found.status == MEASURED
@@ -79,7 +85,7 @@ class TestRemat:
     def test_budget_below_the_floor(self):
         found, step = tried("remat@1KiB")
         floor = tried("remat@0")[0].floor
-        assert (found.status, found.floor, found.budget_nbytes, step) == (INFEASIBLE, floor, 1024, None)
+        assert (found.status, found.floor, found.budget_nbytes, step) == (INFEASIBLE, floor - LOSS, 1024, None)
         assert found.error.startswith("the floor is ")
 
     def test_error_of_the_compiler_is_one_line(self, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import time
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def read_graph(path: Path) -> JointGraph:
 def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     """Plan ``graph`` as the backend would, for the preset ``device``; empty: ``config.hardware``, or the graph's own.
 
+    Forward's outputs are held if both the graph and ``config`` say so.
+
     Raises:
         ConfigError: no such preset, or the budget "auto", for which no device is there to ask.
         BudgetInfeasible: no plan stays under a budget in bytes.
@@ -79,6 +82,7 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     name = device or config.hardware
     preset = hardware.preset(name) if name else hardware.for_device(graph.device)
     start = time.perf_counter()
+    graph = dataclasses.replace(graph, holds_outputs=graph.holds_outputs and config.hold_outputs)
     problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
     ladder = frontier.build(problem, config.solver)
     rung, limit = choose(problem, ladder, config)

@@ -121,7 +121,8 @@ def _checked_steps(compiled: Compiled, partitioner: RematPartitioner) -> Compile
     from rematpass.lab.check import check_steps  # the one thing of the lab that a training run may ask for
 
     name = f"graph {_torch.compile_id()}".strip()
-    return check_steps(compiled, lambda: partitioner.planned_peak, device=partitioner.device, name=name)
+    hint = "" if partitioner.config.hold_outputs else ", or take REMAT_HOLD_OUTPUTS=0 away if outputs are not dropped"
+    return check_steps(compiled, lambda: partitioner.planned_peak, device=partitioner.device, name=name, hint=hint)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

@@ -182,7 +182,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             static = kwargs["static_lifetime_input_indices"] or ()
             fwd_outputs = kwargs["num_fwd_outputs"]
             captured = capture(gm, num_fwd_outputs=fwd_outputs, static_input_indices=static, fuse=self.fuse)
-            captured = dataclasses.replace(captured, graph=dataclasses.replace(captured.graph, name=_graph_name()))
+            graph = dataclasses.replace(captured.graph, name=_graph_name(), holds_outputs=self.config.hold_outputs)
+            captured = dataclasses.replace(captured, graph=graph)
             if self.config.save_decisions:
                 captured = keep_decisions(captured, fuse=self.fuse)
         except Exception as error:

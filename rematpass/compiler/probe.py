@@ -32,7 +32,8 @@ _WORTH_A_PROBE = 0.99  # of the seconds of the plan at hand
 class Probe:
     """One rung, carried out. ``exact``: whether the bytes are Inductor's word or the simulator's.
 
-    ``peak_without_outputs``: the peak if the caller lets go of forward's outputs before backward starts.
+    ``peak_without_outputs``: the peak if the caller lets go of forward's outputs before backward starts; where the
+    graph says so, the two are one.
     """
 
     rung: Rung
@@ -93,8 +94,10 @@ class Probes:
         found = self._ask(modules) if self.fuse else None
         if found is None:
             return Probe(rung, modules, rung.peak, rung.timeline.peak_without_outputs, exact=False)
-        log.debug("simulated %d bytes at the peak, Inductor says %d", rung.peak, found.peak_nbytes)
-        return Probe(rung, modules, found.peak_nbytes, found.peak_nbytes_without_outputs, exact=True)
+        without = found.peak_nbytes_without_outputs
+        peak = found.peak_nbytes if self.captured.graph.holds_outputs else without
+        log.debug("simulated %d bytes at the peak, Inductor says %d", rung.peak, peak)
+        return Probe(rung, modules, peak, without, exact=True)
 
     def _ask(self, modules: tuple[fx.GraphModule, fx.GraphModule]) -> StepDryRun | None:
         start = time.perf_counter()

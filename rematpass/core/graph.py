@@ -113,6 +113,9 @@ class Op:
 class JointGraph:
     """Forward and backward in one graph. Outputs are value ids, without duplicates.
 
+    ``holds_outputs``: whether whoever called forward still has its outputs while backward runs. Else they are gone when
+    backward starts, but for what is saved of them.
+
     Raises:
         GraphError: an id is not its position, an op reads what nothing before it writes, a value has two producers.
     """
@@ -124,6 +127,7 @@ class JointGraph:
     name: str = ""
     device: str = "cpu"
     hints: tuple[tuple[str, int], ...] = ()  # symbol -> the size assumed for it
+    holds_outputs: bool = True
 
     def __post_init__(self) -> None:
         ids: tuple[tuple[str, list[int]], ...] = (
@@ -227,6 +231,11 @@ class JointGraph:
     def tangents(self) -> tuple[int, ...]:
         """Values that backward is handed when it starts."""
         return tuple(v.id for v in self.values if v.origin is Origin.TANGENT)
+
+    @cached_property
+    def held_outputs(self) -> tuple[int, ...]:
+        """Outputs of forward that are there for all of backward."""
+        return self.fwd_outputs if self.holds_outputs else ()
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:

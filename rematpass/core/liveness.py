@@ -37,7 +37,8 @@ class Trace:
     number: Ints  # of each copy: which of its value's it is
     born: Ints  # of each copy: the position that makes it
     made: Bools  # of each copy: whether a run makes it
-    outlives: Bools  # of each copy: whether it is handed out, and lives to the end of backward
+    handed_out: Bools  # of each copy: whether it is an output of forward or a gradient
+    outlives: Bools  # of each copy: whether it is handed out and lives to the end of backward
     reader: Ints  # run ``reader[i]`` reads copy ``read[i]``; positions ascend
     read: Ints
 
@@ -65,7 +66,7 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
     runs, split = (*fwd, *bwd), len(fwd)
     lives = _Lives(graph, fwd, bwd)
     lives.let_go(ends_in_fwd)
-    handed_out = lives.newest(np.array(graph.fwd_outputs, np.int64), lives.in_forward, split)
+    outputs = lives.newest(np.array(graph.fwd_outputs, np.int64), lives.in_forward, split)
     lives.hand_over(plan.saved)
     lives.let_go(ends_in_bwd)
     reader, asked = graph.touched_rows.take(lives.op)
@@ -75,10 +76,11 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
         op = graph.ops[runs[position].op]
         raise PlanError(f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs")
     gradients = lives.newest(np.array(graph.bwd_outputs, np.int64), lives.count, len(runs))
-    outlives = np.zeros(lives.count, np.bool_)
-    for copies in (handed_out, gradients):
-        outlives[copies[copies >= 0]] = True
-    return Trace(runs, split, lives.op, lives.value, lives.number, lives.born, lives.made, outlives, reader, read)
+    out, outlives = np.zeros(lives.count, np.bool_), np.zeros(lives.count, np.bool_)
+    outlives[gradients[gradients >= 0]] = True
+    (outlives if graph.holds_outputs else out)[outputs[outputs >= 0]] = True
+    out |= outlives
+    return Trace(runs, split, lives.op, lives.value, lives.number, lives.born, lives.made, out, outlives, reader, read)
 
 
 def _parted(steps: Sequence[Step], position: int) -> tuple[list[Run], Ints]:
@@ -158,14 +160,14 @@ def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[
     """The plan that runs ``fwd`` and ``bwd`` as given and drops every copy after its last use.
 
     ``saved`` is cut down to what backward reads or returns. What is held from outside is not dropped: inputs in
-    forward, parameters, forward's outputs, gradients.
+    forward, parameters, forward's outputs (in backward where the caller holds them), gradients.
     """
     early, late = _Uses(graph, fwd), _Uses(graph, bwd)
     outputs, gradients = graph.marked(graph.fwd_outputs), graph.marked(graph.bwd_outputs)
     tangents, parameters = graph.marked(graph.tangents), graph.marked(graph.parameters)
     taken_over = late.newest >= 0  # values of which backward makes a copy
     used = graph.marked(saved) & ((late.before >= 0) | (gradients & ~taken_over)) & ~tangents
-    held = outputs | (gradients & ~taken_over)
+    held = graph.marked(graph.held_outputs) | (gradients & ~taken_over)
 
     unread = np.where(tangents & (late.before < 0) & bool(bwd), 0, late.before)
     from_before = np.flatnonzero((unread >= 0) & ~held & ~parameters)

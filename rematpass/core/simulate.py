@@ -81,6 +81,8 @@ class Timeline:
     @property
     def peak_without_outputs(self) -> int:
         """The same if the caller lets go of forward's outputs before backward starts."""
+        if not self.returned:
+            return self.peak
         return max((all_ - theirs for all_, theirs in zip(self.live, self.returned, strict=False)), default=0)
 
     def at_peak(self) -> list[Tenant]:
@@ -161,7 +163,8 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
     lives, count = there.lives, len(there.lives.runs)
     last = last_of(there.reader, there.read, len(lives.value))
     born = np.maximum(lives.born, 0)
-    end = np.where(lives.outlives, count - 1, np.maximum(last, born))
+    handed_over = np.where(lives.handed_out, lives.first_backward - 1, 0)  # forward's outputs live until it has ended
+    end = np.where(lives.outlives, count - 1, np.maximum(np.maximum(last, born), handed_over))
     if fuse:
         end[_overwritten(graph, there, end)] -= 1
     counted = there.in_memory & ~graph.marked(graph.handed_in)[lives.value]
@@ -241,7 +244,7 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     """
     fuses = graph.is_of(FUSIBLE | FREE)
     crosses = graph.marked(plan.saved)[lives.value] & (lives.born < lives.first_backward)
-    could = graph.made_by((FUSIBLE | FREE) - WRITTEN)[lives.value] & ~lives.outlives & ~crosses
+    could = graph.made_by((FUSIBLE | FREE) - WRITTEN)[lives.value] & ~lives.handed_out & ~crosses
     could[lives.read[~fuses[lives.op[lives.reader]]]] = False
     readers = np.bincount(lives.read, minlength=len(lives.value))
 
@@ -249,7 +252,9 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     # Bytes that are free for others when the last of who reads a copy has run, be it through what is made of it; a copy
     # that is handed out, or that nobody reads, never frees them.
     nbytes = np.where(graph.marked(graph.handed_in), 0, graph.nbytes)[lives.value].tolist()
-    over = np.where(lives.outlives | (lives.last_read < 0), len(lives.runs), lives.last_read).tolist()
+    handed_over = np.where(lives.handed_out, lives.first_backward - 1, 0)
+    never = lives.outlives | (lives.last_read < 0)
+    over = np.where(never, len(lives.runs), np.maximum(lives.last_read, handed_over)).tolist()
     reads, start = lives.read.tolist(), np.searchsorted(lives.reader, np.arange(len(lives.runs) + 1)).tolist()
     virtual: dict[int, tuple[int, ...]] = {}
     written: set[int] = set()
@@ -273,7 +278,7 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
 
 def _made_and_read_in_one_kernel(graph: JointGraph, lives: Trace, in_memory: Bools, reader: Ints, read: Ints) -> Bools:
     """Copies of random numbers that all their readers take in the kernel that draws them: they are never written."""
-    drawn: Bools = in_memory & ~lives.outlives & graph.made_by({Kind.SEEDED})[lives.value]
+    drawn: Bools = in_memory & ~lives.handed_out & graph.made_by({Kind.SEEDED})[lives.value]
     if not drawn.any():
         return drawn
     fuses = graph.is_of(FUSIBLE | FREE)[lives.op]
@@ -290,7 +295,7 @@ def _overwritten(graph: JointGraph, there: Residence, end: Ints) -> Ints:
     lives = there.lives
     fuses = graph.is_of(FUSIBLE)[lives.op]
     new = np.flatnonzero(there.in_memory & graph.made_by(FUSIBLE)[lives.value])
-    dying = fuses[there.reader] & (end[there.read] == there.reader) & ~lives.outlives[there.read]
+    dying = fuses[there.reader] & (end[there.read] == there.reader) & ~lives.handed_out[there.read]
     dying &= (graph.producers >= 0)[lives.value[there.read]]
     old, at = there.read[dying], there.reader[dying]
     size, count = graph.size_rank[lives.value], len(graph.values)  # of which there are fewer than values

@@ -121,7 +121,7 @@ class _Judge:
         self.outputs(self.graph.fwd_outputs)
 
     def hand_over(self) -> None:
-        """Only what is saved crosses, and forward's outputs, which the caller holds to the end."""
+        """Only what is saved crosses, and forward's outputs where the caller holds them to the end."""
         self.overwritten.update(v.id for v in self.graph.values if v.mutated)
         if list(self.plan.saved) != sorted(set(self.plan.saved)):
             self.refuse("the saved values are not in ascending order, each once")
@@ -133,7 +133,7 @@ class _Judge:
                 self.refuse(f"value {v} is saved, but it cannot be: {value.cannot_save}")
             if producer is not None and self.graph.ops[producer].must_recompute:
                 self.refuse(f"value {v} is saved, but the user wants it recomputed")
-        held = sum(self.weight[v] for v in set(self.graph.fwd_outputs) - set(self.plan.saved))
+        held = sum(self.weight[v] for v in set(self.graph.held_outputs) - set(self.plan.saved))
         self.alive = {(v, 0) for v in self.plan.saved}
         self.copies = [0] * len(self.graph.values)
         for v in self.plan.saved:
@@ -144,7 +144,7 @@ class _Judge:
                 self.add(tangent.id, 0)
 
     def backward(self) -> None:
-        outputs = {v for v in self.graph.fwd_outputs if v in self.plan.saved}
+        outputs = {v for v in self.graph.held_outputs if v in self.plan.saved}
         steps = self.plan.bwd
         if any(isinstance(s, Drop) and s.value in outputs and s.copy == 0 for s in steps):
             self.where = "backward"

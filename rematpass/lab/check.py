@@ -42,6 +42,7 @@ def check_steps(
     *,
     device: torch.device | str,
     name: str = "the graph",
+    hint: str = "",
     steps: int = 3,
     skip: int = 1,
     report: Callable[[int, int, str], None] | None = None,
@@ -49,11 +50,12 @@ def check_steps(
     """Wrap a compiled forward so that ``steps`` of its steps are measured, after ``skip`` that compile the backward.
 
     ``planned``: bytes of peak, or a function for them where they are known only later; None ends the check.
-    ``report(measured, planned, message)`` is called after each measured step; by default the message is logged, as a
-    warning if more was measured than planned. Calls without a gradient are not counted, and a step whose backward
-    does not come before the next forward is passed over.
+    ``hint``: what else to do if more was measured than planned, the end of a sentence. ``report(measured, planned,
+    message)`` is called after each measured step; by default the message is logged, as a warning if more was measured
+    than planned. Calls without a gradient are not counted, and a step whose backward does not come before the next
+    forward is passed over.
     """
-    check = _Check(planned, torch.device(device), name, steps, skip, report or _log)
+    check = _Check(planned, torch.device(device), name, hint, steps, skip, report or _log)
 
     @functools.wraps(compiled)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -74,11 +76,12 @@ class _Check:
         planned: int | Callable[[], int | None],
         device: torch.device,
         name: str,
+        hint: str,
         steps: int,
         skip: int,
         report: Callable[[int, int, str], None],
     ) -> None:
-        self.planned, self.device, self.name, self.report = planned, device, name, report
+        self.planned, self.device, self.name, self.hint, self.report = planned, device, name, hint, report
         self.left, self.skip, self.done = steps, skip, 0
         self._in_backward: ExitStack | None = None  # still there at the next call if that backward raised
 
@@ -160,7 +163,7 @@ class _Check:
         excess = measured - planned
         return (
             f"{what}, {format_bytes(excess)} ({excess / max(1, planned):.1%}) more than the {format_bytes(planned)} "
-            f"planned; lower the budget by {format_bytes(excess, round_up=True)} to stay under it"
+            f"planned; lower the budget by {format_bytes(excess, round_up=True)} to stay under it{self.hint}"
         )
 
 

@@ -26,7 +26,7 @@ class Summary:
     when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is the
     simulator's peak as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
     ``bound_seconds``: no plan under this budget takes less for a step, by a proof (``core/solve/bound.py`` has it, and
-    what it assumes); 0 where nothing is proven.
+    what it assumes); 0 where nothing is proven. ``holds_outputs``: whether the budget counts them in backward.
     """
 
     graph: str
@@ -52,6 +52,7 @@ class Summary:
     sizes: tuple[tuple[str, int], ...] = ()
     peak_formula: str = ""
     bound_seconds: float = 0.0
+    holds_outputs: bool = True
 
     @property
     def gap(self) -> float | None:
@@ -74,9 +75,12 @@ class Summary:
         return "" if self.gap is None else f"at most {format_percent(self.gap)} above the proven bound, "
 
     def _without_outputs(self) -> str:
+        if not self.holds_outputs:
+            return "with forward's outputs dropped "
         if self.peak_without_outputs > 0.99 * self.planned_peak:
             return ""
-        return f"or {format_bytes(self.peak_without_outputs)} if forward's outputs are dropped "
+        dropped = format_bytes(self.peak_without_outputs)
+        return f"or {dropped} if forward's outputs are dropped (REMAT_HOLD_OUTPUTS=0 plans for that) "
 
 
 def summarize(
@@ -121,6 +125,7 @@ def summarize(
         sizes=graph.hints,
         peak_formula=peak_formula(graph, rung.timeline) if graph.hints else "",
         bound_seconds=bound_seconds,
+        holds_outputs=graph.holds_outputs,
     )
 
 
@@ -156,8 +161,15 @@ def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int) -> str:
         + "".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}\n" for t in largest)
         + _whatever_is_recomputed(problem, floor)
         + f"Try memory_budget={format_bytes(least_budget(floor), round_up=True).replace(' ', '')} or more, "
-        "a smaller batch, or REMAT_MAX_RECOMPUTE=2."
+        "a smaller batch, or REMAT_MAX_RECOMPUTE=2." + _if_dropped(lowest.timeline)
     )
+
+
+def _if_dropped(timeline: Timeline) -> str:
+    """What to try where forward's outputs are much of the peak."""
+    if timeline.peak_without_outputs > 0.99 * timeline.peak:
+        return ""
+    return " Forward's outputs count; where they are dropped before backward, REMAT_HOLD_OUTPUTS=0 says so."
 
 
 def _whatever_is_recomputed(problem: Problem, floor: int) -> str:

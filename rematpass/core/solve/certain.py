@@ -4,9 +4,9 @@ Moments stand still: forward's own ops in their order, the *turn* (the end of fo
 At each of them some bytes are alive in every plan (``unavoidable``), and more in the plans that make a certain choice
 (``Claims``). Choices are those of the cut (``mincut``): an op runs again in backward, usefully, or it does not.
 
-- *Unavoidable*: forward's outputs from their birth on; tangents to their last read; what backward makes, from its birth
-  to its last read, gradients to the end; in forward what its own ops still read; what an own op of backward reads, at
-  its moment; the workspace of each own op.
+- *Unavoidable*: forward's outputs from their birth on, or to the turn where the caller lets them go; tangents to their
+  last read; what backward makes, from its birth to its last read, gradients to the end; in forward what its own ops
+  still read; what an own op of backward reads, at its moment; the workspace of each own op.
 - *Saved*: if the op of a value does not run again, then what backward reads of it is the one copy that forward made,
   which lives from its birth to the last of backward's own ops that read it.
 - *Held*: if that value's reader runs again, then the value or something made of it lives until the last own op that
@@ -194,14 +194,17 @@ class Certain:
     def _of_forward(self, value: int, op: Op) -> None:
         """A value that does not depend on tangents."""
         graph, nbytes, written = self.graph, self.graph.values[value].nbytes, self._is_written(op)
-        if value in self._outputs:
+        if value in self._outputs and graph.holds_outputs:
             self._always(value, self.moment[op.id], self.count - 1)
             return
-        if self._is_drawn(op):
+        if self._is_drawn(op) and value not in self._outputs:
             return
         first = self.moment[op.id] if graph.sides[op.id] is Side.FORWARD else self.turn
         early = self._readers(value, Side.FORWARD)
-        if first < self.turn and (written or not all(self._fuses[r] for r in early)):
+        if value in self._outputs:
+            self._always(value, first, self.turn)
+            first = self.turn + 1
+        elif first < self.turn and (written or not all(self._fuses[r] for r in early)):
             until = max([first, *(self._last_moment(value, r) for r in early)])
             self._always(value, first, until)
             first = until + 1

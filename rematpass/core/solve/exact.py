@@ -126,7 +126,7 @@ def _plan(model: Program, solver: cp_model.CpSolver) -> Plan:
     for v in set(graph.bwd_outputs) - returned:
         producer = graph.producer[v]
         kept.add((v, 0 if producer is None else times[producer] - 1))
-    handed_on = {(v, 0) for v in saved | model.outputs}
+    handed_on = {(v, 0) for v in saved.union(graph.fwd_outputs)}
     return Plan(
         "exact",
         tuple(sorted(saved)),

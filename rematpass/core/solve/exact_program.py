@@ -27,7 +27,7 @@ class Program:
         self.stages: list[Op | None] = [op for own in self.own for op in (*[None] * (passes - 1), own)]
         self.stages += [None] * passes
         self.done = [sum(op is not None for op in self.stages[:s]) for s in range(len(self.stages))]
-        self.outputs = set(self.graph.fwd_outputs)
+        self.outputs = set(self.graph.held_outputs)
         self.save: dict[int, Truth] = {v: self._new() for v in sorted(self._savable)}
         self.early: dict[int, Truth] = {op.id: self._new(self._side(op) is Side.EITHER) for op in self._movable}
         self.again = {(s, o.id): self._new(self._may_run(o)) for s in range(len(self.stages)) for o in self._movable}
@@ -214,7 +214,7 @@ class Program:
         for maker in self._movable[: self._movable.index(op) + 1]:
             for v in maker.writes:
                 readers = [r for r in graph.readers[v] if r >= op.id and graph.sides[r] is not Side.BACKWARD]
-                if maker is op or v in self.outputs:
+                if maker is op or v in graph.fwd_outputs:
                     terms.append((graph.values[v].nbytes, 1))
                 else:
                     terms.append(
