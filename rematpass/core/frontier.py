@@ -28,6 +28,7 @@ from rematpass.core.verify import verify
 
 _STARTS = ("segments", "mincut", "chen_sqrt")  # the ways down begin at the lowest plan of each of these
 _HIGH = 1.25  # times the lowest start: one that lies higher leads down on two ways
+_HAIR = 0.002  # of the lowest peak: what a plan may lie above it to be the start of the way up
 _LIMITS = 16  # that the lowest plan is filled up to, one after the other
 _VERTICES = 24  # of the parametric cut
 
@@ -103,10 +104,31 @@ def everything(problem: Problem) -> tuple[Plan, ...]:
     if high > _HIGH * low:  # from the highest start, large steps end at another floor than small ones
         ways_down.append(descend(problem, highest, stride=high / low))
     found = [*starts, *within, *itertools.chain.from_iterable(ways_down)]
-    bottom, lowest = min(found, key=lambda found: problem.timeline(found[1]).peak)
+    bottom, lowest = _fastest_of_the_lowest(problem, found)
     first, last = (max(1, peak) for peak in (problem.timeline(lowest).peak, ceiling.peak))
     limits = np.geomspace(first, last, 1 + problem.trials(_LIMITS, least=8))[:-1]
-    return (*plans, *(plan for _, plan in found), *climb(problem, bottom, map(int, limits)))
+    ways_up = [climb(problem, start, map(int, limits)) for start in (bottom, *_with_outputs(problem, bottom))]
+    return (*plans, *(plan for _, plan in found), *itertools.chain.from_iterable(ways_up))
+
+
+def _fastest_of_the_lowest(problem: Problem, found: Iterable[tuple[State, Plan]]) -> tuple[State, Plan]:
+    """Of those that lie a hair above the lowest: many do, where the peak is what backward hands out."""
+    found = [(problem.timeline(plan), state, plan) for state, plan in found]
+    highest = (1 + _HAIR) * min(timeline.peak for timeline, _, _ in found)
+    near = [entry for entry in found if entry[0].peak <= highest]
+    return min(near, key=lambda entry: entry[0].step_seconds)[1:]
+
+
+def _with_outputs(problem: Problem, state: State) -> list[State]:
+    """``state`` with forward's outputs saved, where the caller lets go of them and it does not save them itself.
+
+    They are large (logits), and a way up fills small values in first, so that there is no room for them later.
+    """
+    graph = problem.graph
+    ops = [] if graph.holds_outputs else [op for op in graph.ops if not op.must_recompute]
+    made = (v for op in ops for v in op.writes if not graph.values[v].cannot_save)
+    outputs = frozenset(made).intersection(graph.fwd_outputs)
+    return [] if outputs <= state.saved else [state.saving(outputs)]
 
 
 def _lowest(problem: Problem, plans: Iterable[Plan]) -> list[Plan]:

@@ -97,10 +97,19 @@ def descend(problem: Problem, start: State, stride: float = 1.0) -> Iterator[tup
 
 
 def climb(problem: Problem, start: State, limits: Iterable[int]) -> Iterator[Plan]:
-    """Plans of falling seconds, from ``start`` on: each is the one before it, filled up to the next of ``limits``."""
+    """Plans of falling seconds, from ``start`` on: each is the one before it, filled up to the next of ``limits``.
+
+    Forward's outputs are left as they are where the caller lets go of them: a saved one is not overwritten, as a copy
+    of backward's is, so it takes more than there seems to be free, and what is tried together with it fails.
+    """
+    outputs = frozenset(() if problem.graph.holds_outputs else problem.graph.fwd_outputs)
     search = _Search(problem, start)
+    yield search.plan
+    seconds = search.timeline.step_seconds
     for limit in limits:
-        if search.fill(limit, rounds=1):  # what it leaves free, the next limit's has too
+        search.fill(limit, rounds=1, but=outputs)  # what it leaves free, the next limit's has too
+        if search.timeline.step_seconds < seconds * (1 - _LEAST):
+            seconds = search.timeline.step_seconds
             yield search.plan
 
 
@@ -160,12 +169,12 @@ class _Search:
         self.banned.clear()
         return self.step > 2 * _LEAST and self.left > 0
 
-    def fill(self, limit: int, rounds: int = _MOST_FILLS) -> bool:
-        """Save what is recomputed, as far as it fits under ``limit``; whether anything was gained."""
+    def fill(self, limit: int, rounds: int = _MOST_FILLS, but: frozenset[int] = frozenset()) -> bool:
+        """Save what is recomputed ``but`` these, as far as it fits under ``limit``; whether anything was gained."""
         start = self.timeline.step_seconds
         for _ in range(rounds):
             room = Room(self.problem, self.state.saved, self.timeline, limit)
-            values = room.worth_saving()
+            values = room.worth_saving(but)
             while values and not self._takes(self.state.saving(frozenset(values)), limit):
                 values = values[: len(values) // 2]
             if not values:

@@ -33,11 +33,11 @@ class Room:
     timeline: Timeline
     limit: int
 
-    def worth_saving(self) -> list[int]:
-        """Values that fit all together, those that spare most seconds per byte first."""
+    def worth_saving(self, but: frozenset[int] = frozenset()) -> list[int]:
+        """Values ``but`` these that fit all together, those that spare most seconds per byte first."""
         graph, costs = self.problem.graph, self.problem.costs
         found = []
-        for value in self._remade:
+        for value in self._remade.keys() - but:
             exclusive = self._only_for(value)
             gain = sum(costs.run[op] for op in exclusive) - costs.keep[value]
             nbytes = graph.values[value].nbytes
