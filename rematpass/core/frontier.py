@@ -19,7 +19,7 @@ from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve import nested
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
-from rematpass.core.solve.descent import State, climb, descend
+from rematpass.core.solve.descent import State, climb, descend, fill_up
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
@@ -29,6 +29,7 @@ from rematpass.core.verify import verify
 _STARTS = ("segments", "mincut", "chen_sqrt")  # the ways down begin at the lowest plan of each of these
 _HIGH = 1.25  # times the lowest start: one that lies higher leads down on two ways
 _HAIR = 0.002  # of the lowest peak: what a plan may lie above it to be the start of the way up
+_FILLS = 16  # limits that the fastest plan under each is filled up to
 _LIMITS = 16  # that the lowest plan is filled up to, one after the other
 _VERTICES = 24  # of the parametric cut
 
@@ -92,31 +93,37 @@ def mincut(problem: Problem) -> tuple[Plan, ...]:
 
 
 def everything(problem: Problem) -> tuple[Plan, ...]:
-    """The plans of all solvers, what is found on the way down from the lowest of each, and on the way up from there."""
+    """The plans of all solvers, what is found on the way down from the lowest of each and on the way up from there, and
+    the fastest of all of these under some limits, filled up to them."""
     plans = [plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem)]
     ceiling = min((Rung(plan, problem.timeline(plan)) for plan in plans), key=lambda rung: (rung.seconds, rung.peak))
     starts = [(State(frozenset(plan.saved)), plan) for plan in _lowest(problem, plans)]
-    highest, (low, high) = starts[-1][0], (problem.timeline(starts[i][1]).peak for i in (0, -1))
+    highest, (low, high) = starts[-1], (problem.timeline(starts[i][1]).peak for i in (0, -1))
     within = list(nested.states(problem))
     if within:
         starts.append(min(within, key=lambda found: problem.timeline(found[1]).peak))
-    ways_down = [descend(problem, state) for state, _ in starts]
+    ways_down = [descend(problem, *start) for start in starts]
     if high > _HIGH * low:  # from the highest start, large steps end at another floor than small ones
-        ways_down.append(descend(problem, highest, stride=high / low))
+        ways_down.append(descend(problem, *highest, stride=high / low))
     found = [*starts, *within, *itertools.chain.from_iterable(ways_down)]
     bottom, lowest = _fastest_of_the_lowest(problem, found)
-    first, last = (max(1, peak) for peak in (problem.timeline(lowest).peak, ceiling.peak))
-    limits = np.geomspace(first, last, 1 + problem.trials(_LIMITS, least=8))[:-1]
-    ways_up = [climb(problem, start, map(int, limits)) for start in (bottom, *_with_outputs(problem, bottom))]
-    return (*plans, *(plan for _, plan in found), *itertools.chain.from_iterable(ways_up))
+
+    def limits(most: int, least: int) -> list[int]:
+        first, last = (max(1, peak) for peak in (problem.timeline(lowest).peak, ceiling.peak))
+        return [int(limit) for limit in np.geomspace(first, last, 1 + problem.trials(most, least))[:-1]]
+
+    for start in (bottom, *_with_outputs(problem, bottom)):
+        found += climb(problem, start, limits(_LIMITS, least=8))
+    found += [(State(frozenset(plan.saved)), plan) for plan in plans]
+    return (*(plan for _, plan in found), *fill_up(problem, found, limits(_FILLS, least=1)))
 
 
 def _fastest_of_the_lowest(problem: Problem, found: Iterable[tuple[State, Plan]]) -> tuple[State, Plan]:
     """Of those that lie a hair above the lowest: many do, where the peak is what backward hands out."""
-    found = [(problem.timeline(plan), state, plan) for state, plan in found]
-    highest = (1 + _HAIR) * min(timeline.peak for timeline, _, _ in found)
-    near = [entry for entry in found if entry[0].peak <= highest]
-    return min(near, key=lambda entry: entry[0].step_seconds)[1:]
+    found = list(found)
+    highest = (1 + _HAIR) * min(problem.timeline(plan).peak for _, plan in found)
+    near = [(state, plan) for state, plan in found if problem.timeline(plan).peak <= highest]
+    return min(near, key=lambda entry: problem.timeline(entry[1]).step_seconds)
 
 
 def _with_outputs(problem: Problem, state: State) -> list[State]:

@@ -15,7 +15,8 @@ This is where values come to be computed more than once in backward, and where a
 values can reach: a block is recomputed to reach the next one, let go, and recomputed in parts.
 
 The way up starts at a low plan and fills it up to one limit after the other (``room.py``). Each step is one simulation,
-so on graphs too large for many trials this is where most rungs of the ladder come from.
+so on graphs too large for many trials this is where most rungs of the ladder come from. In the end ``fill_up`` does the
+same to whatever is the fastest under a limit: on nine graphs never slower, 0.1% faster on average and 2% at best.
 
 Source: greedy eviction by seconds per byte is what XLA's HloRematerialization and Dynamic Tensor Rematerialization
 (Kirisame et al. 2021, arXiv 2006.09616) do; here it starts from an optimal cut, ahead of time, on all hills at once.
@@ -79,12 +80,15 @@ class _Choice:
     seconds: float
 
 
-def descend(problem: Problem, start: State, stride: float = 1.0) -> Iterator[tuple[State, Plan]]:
+def descend(
+    problem: Problem, start: State, plan: Plan | None = None, stride: float = 1.0
+) -> Iterator[tuple[State, Plan]]:
     """Plans of falling peak, from ``start`` on; each as fast as what it leaves free allows.
 
-    ``stride``: how much larger than usual the first steps are, for a start that lies high.
+    ``plan``: of ``start``, where it is known already; ``stride``: how much larger than usual the first steps are, for a
+    start that lies high.
     """
-    search = _Search(problem, start, step=_STEP * stride)
+    search = _Search(problem, start, plan or start.plan(problem, "descent"), step=_STEP * stride)
     while True:
         lowered = search.lower()
         if lowered:
@@ -96,34 +100,52 @@ def descend(problem: Problem, start: State, stride: float = 1.0) -> Iterator[tup
             return
 
 
-def climb(problem: Problem, start: State, limits: Iterable[int]) -> Iterator[Plan]:
-    """Plans of falling seconds, from ``start`` on: each is the one before it, filled up to the next of ``limits``.
-
-    Forward's outputs are left as they are where the caller lets go of them: a saved one is not overwritten, as a copy
-    of backward's is, so it takes more than there seems to be free, and what is tried together with it fails.
-    """
-    outputs = frozenset(() if problem.graph.holds_outputs else problem.graph.fwd_outputs)
-    search = _Search(problem, start)
-    yield search.plan
+def climb(problem: Problem, start: State, limits: Iterable[int]) -> Iterator[tuple[State, Plan]]:
+    """Plans of falling seconds, from ``start`` on: each is the one before it, filled up to the next of ``limits``."""
+    search = _Search(problem, start, start.plan(problem, "descent"))
+    yield search.state, search.plan
     seconds = search.timeline.step_seconds
     for limit in limits:
-        search.fill(limit, rounds=1, but=outputs)  # what it leaves free, the next limit's has too
+        search.fill(limit, rounds=1, but=_lumps(problem))  # what it leaves free, the next limit's has too
         if search.timeline.step_seconds < seconds * (1 - _LEAST):
             seconds = search.timeline.step_seconds
+            yield search.state, search.plan
+
+
+def fill_up(problem: Problem, found: Iterable[tuple[State, Plan]], limits: Iterable[int]) -> Iterator[Plan]:
+    """Under each of ``limits`` the fastest plan so far, of ``found`` and these, with what fits beside it saved."""
+    pool = [_Search(problem, state, plan) for state, plan in found]
+    for limit in limits:
+        under = [search for search in pool if search.timeline.peak <= limit]
+        if not under:
+            continue
+        fastest = min(under, key=lambda search: (search.timeline.step_seconds, search.timeline.peak))
+        search = _Search(problem, fastest.state, fastest.plan)
+        if search.fill(limit, rounds=1, but=_lumps(problem)):
+            pool.append(search)
             yield search.plan
+
+
+def _lumps(problem: Problem) -> frozenset[int]:
+    """What is not filled in: forward's outputs where the caller lets go of them.
+
+    A saved one is not overwritten, as a copy of backward's is. So it takes more than there seems to be free, and all
+    that is tried together with it fails.
+    """
+    return frozenset(() if problem.graph.holds_outputs else problem.graph.fwd_outputs)
 
 
 @dataclass
 class _Search:
     problem: Problem
     state: State
+    plan: Plan
     banned: set[frozenset[Letting]] = field(default_factory=set)
     left: int = field(init=False)  # trials, each a simulation
     step: float = _STEP
 
     def __post_init__(self) -> None:
         self.left = self.problem.trials(_MOST_TRIALS, least=4)
-        self.plan = self.state.plan(self.problem, "descent")
         self.timeline = self.problem.timeline(self.plan)
 
     def lower(self) -> bool:
