@@ -176,14 +176,14 @@ def test_a_budget_is_held_as_planned(name, part):
     Whether forward's outputs are gone when backward starts is up to the model.
     """
     sizes = {"dropout": 0.0} if name in ("gpt2", "t5") else {}
-    plain, model = (models.build(name, device="cuda", **sizes) for _ in range(2))
-    plain.module.compile()  # eager mode's are others: by 0.2 of 1 in ResNet-50, and more where it rounds to TF32
+    # In float32 ResNet-50's gradients are chaos: without rematpass, Inductor's are off eager mode's by 0.2 of 1.
+    dtype, tolerance = (torch.float64, 1e-6) if name == "resnet50" else (None, 1e-2)
+    plain, model = (models.build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
     run_step(plain.step, plain.parameters)
     expected = {n: p.grad for n, p in plain.module.named_parameters()}
-    torch._dynamo.reset()
     model.module.compile(backend="remat", options={"memory_budget": part, "strict": 1})
     run_step(model.step, model.parameters)
-    assert gradient_error({n: p.grad for n, p in model.module.named_parameters()}, expected) < 1e-2
+    assert gradient_error({n: p.grad for n, p in model.module.named_parameters()}, expected) < tolerance
     del plain, expected
     measured = measure_memory(model.step, model.parameters, device="cuda").peak
     (summary,) = plans()

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ FEW = (
     f"--jobs {JOBS} --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers"
 ).split()
 SLICES = {
-    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-q", "-n", str(TESTERS), "-m", "gpu", "tests")),
+    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-v", "-n", str(TESTERS), "-m", "gpu", "tests")),
     "promise": Slice(
         "planned against measured bytes",
         ("benchmarks/promise.py", "--device", "{device}", "--results", "{results}", "--minutes", "{minutes}"),
@@ -162,8 +163,12 @@ def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int
     try:
         code = process.wait(timeout=60 * arguments.minutes)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        code = process.wait()
+        process.send_signal(signal.SIGINT)  # so that pytest still says what has failed
+        try:
+            code = process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            code = process.wait()
         print(f"=== {name}: ended after {arguments.minutes:g} minutes; run it again to go on")
     except BaseException:
         process.terminate()
