@@ -1,5 +1,7 @@
 """Tables: what each cell says when all was measured, and when it was not."""
 
+from dataclasses import replace
+
 from rematpass.report.comparison import COLUMNS, cells, markdown, same_peak, table, title
 from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy
 
@@ -38,6 +40,13 @@ def test_measured_row():
         "plan": "500.00 ms",
     }
     assert notes == ["* off plain Inductor's under the same seed: dropout draws other numbers when a model is compiled"]
+
+
+def test_it_is_said_whose_peak_a_plan_is_for():
+    _, (note, _) = one(LIKE, replace(OURS, drops_outputs=True))
+    assert note == (
+        "bytes were given with REMAT_HOLD_OUTPUTS=0: this step returns its loss and drops forward's other outputs"
+    )
 
 
 def test_what_a_peer_does_not_have_is_empty():

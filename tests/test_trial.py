@@ -60,9 +60,10 @@ class TestEager:
 class TestRemat:
     @pytest.mark.parametrize(("strategy", "holds"), [("remat@0.5", True), ("remat@64MiB", False)])
     def test_bytes_are_given_with_the_word_that_outputs_are_dropped(self, strategy, holds):
-        tried(strategy)
+        found, _ = tried(strategy)
         (record,) = partitioner.records()
         assert record.graph.holds_outputs is holds
+        assert found.drops_outputs is not holds
 
     def test_plan_is_recorded(self):
         found, _ = tried("remat@0")

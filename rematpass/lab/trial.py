@@ -209,6 +209,7 @@ def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
         planned_peak=max(plan.peak_without_outputs for plan in plans),
         floor=max(max(plan.floor, plan.planned_peak if at_floor else 0) for plan in plans),
         ceiling=max(plan.ceiling for plan in plans),
+        drops_outputs=any(not plan.holds_outputs for plan in plans),
         plan_hash="+".join(plan.plan_hash for plan in plans),
         planning_seconds=sum(plan.planning_seconds for plan in plans),
         fallback="; ".join(plan.fallback for plan in plans if plan.fallback),

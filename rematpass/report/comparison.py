@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -117,7 +117,13 @@ def cells(
             texts.append([title(strategy), *(column.cell(strategy, row) for column in columns)])
             if row.fallback:
                 notes.append(f"{title(strategy)} {_budget(strategy, row)}: the planner fell back: {row.fallback}")
-    return texts, notes + _on_gradients(list(rows.values()))
+    return texts, notes + _on_outputs(rows.values()) + _on_gradients(list(rows.values()))
+
+
+def _on_outputs(rows: Iterable[Measurement]) -> list[str]:
+    if not any(row.drops_outputs for row in rows):
+        return []
+    return ["bytes were given with REMAT_HOLD_OUTPUTS=0: this step returns its loss and drops forward's other outputs"]
 
 
 def _on_gradients(rows: Sequence[Measurement]) -> list[str]:

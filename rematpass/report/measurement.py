@@ -111,8 +111,9 @@ class Measurement:
 
     ``device``: the device with its name; ``torch``: its version; ``source``: which code planned, of remat alone.
     ``status``: measured, infeasible (a byte budget below ``floor``) or failed, with ``error`` in one line.
-    ``planned_peak``, ``floor``, ``ceiling``: the plan's, the largest of all graphs. ``saved``: alive when backward
-    starts. ``peak_other``: the highest point of what is no parameter gradient. ``eager_flops``: of eager's step.
+    ``planned_peak``, ``floor``, ``ceiling``: the plan's, the largest of all graphs; ``drops_outputs``: it is made for
+    callers who drop forward's outputs before backward (REMAT_HOLD_OUTPUTS=0). ``saved``: alive when backward starts.
+    ``peak_other``: the highest point of what is no parameter gradient. ``eager_flops``: of eager's step.
     ``gradient_error``: the largest difference from ``gradient_reference``'s gradients. ``step_ratio``: lower quartile,
     median and upper quartile of step seconds over Inductor's in the same round. ``same_plan_as``: the strategy that
     had this plan first and was measured, so that this one was not.
@@ -129,6 +130,7 @@ class Measurement:
     planned_peak: int | None = None
     floor: int | None = None
     ceiling: int | None = None
+    drops_outputs: bool = False
     plan_hash: str = ""
     fallback: str = ""
     same_plan_as: str = ""
@@ -220,5 +222,5 @@ def resolve(rows: Iterable[Measurement], known: Iterable[Measurement] = ()) -> l
 
 
 def _with_figures_of(first: Measurement, row: Measurement) -> Measurement:
-    own = ("strategy", "budget_nbytes", "planning_seconds", "same_plan_as", "date")
+    own = ("strategy", "budget_nbytes", "drops_outputs", "planning_seconds", "same_plan_as", "date")
     return dataclasses.replace(first, compile_seconds=None, **{name: getattr(row, name) for name in own})
