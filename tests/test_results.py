@@ -199,6 +199,14 @@ class TestOnAGPUMachine:
         ours = {entry.name: entry.value for entry in there.entry_points.select(group=gpu.BACKENDS)}
         assert ours == {e.name: e.value for e in found if e.value.startswith("rematpass")} != {}
 
+    def test_slice_has_the_environment_and_says_how_many_compilers_there_may_be(self, gpu, monkeypatch):
+        names = ("FROM_OUTSIDE", "TORCHINDUCTOR_COMPILE_THREADS", "PYTHONPATH")
+        look = f"import os; raise SystemExit(not all(name in os.environ for name in {names}))"
+        monkeypatch.setenv("FROM_OUTSIDE", "1")
+        monkeypatch.setitem(gpu.SLICES, "compare", gpu.Slice("look", ("-c", look)))
+        arguments = type("Arguments", (), {"minutes": 1})
+        assert gpu.run("compare", arguments, {"device": "cpu", "slug": "", "date": "", "results": ""}) == 0
+
     def test_slice_that_takes_too_long_is_ended(self, gpu, monkeypatch, capsys):
         monkeypatch.setitem(gpu.SLICES, "tests", gpu.Slice("sleep", ("-c", "import time; time.sleep(60)")))
         arguments = type("Arguments", (), {"minutes": 0.5 / 60})

@@ -157,9 +157,11 @@ def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int
     print(f"=== {name}: {SLICES[name].what}", flush=True)
     path = os.pathsep.join(filter(None, [str(ROOT), str(SITE), os.environ.get("PYTHONPATH", "")]))
     # Else each of those side by side would start a compiler for every core.
-    compilers = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, CORES // (TESTERS if name == "tests" else JOBS)))}
+    threads = max(1, CORES // (TESTERS if name == "tests" else JOBS))
+    environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads), **os.environ}
+    environment |= {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=ROOT, env={**compilers, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"})
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
         code = process.wait(timeout=60 * arguments.minutes)
     except subprocess.TimeoutExpired:
