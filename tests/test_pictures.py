@@ -61,8 +61,10 @@ def test_peak_against_budget(tmp_path):
 def test_byte_budgets_of_another_ladder_are_not_in_the_line():
     floor = row("remat@0", 5, planned_peak=5 * MIB, floor=5 * MIB, ceiling=11 * MIB)
     older = row("remat@7340032B", 3, planned_peak=3 * MIB, floor=3 * MIB, ceiling=12 * MIB)
-    _, ours, planned = _budget_lines([*ROWS, floor, older])
-    assert ours == planned == [(0.0, 5.0), (0.5, 7.0), (1.0, 11.0)]
+    others = row("remat@7340032B", 6, planned_peak=6 * MIB, floor=5 * MIB, ceiling=11 * MIB, source="another planner")
+    for foreign in (older, others):
+        _, ours, planned = _budget_lines([*ROWS, floor, foreign])
+        assert ours == planned == [(0.0, 5.0), (0.5, 7.0), (1.0, 11.0)]
     assert (4 / 9, 3.0) in _budget_lines([*ROWS, older])[1]
 
 

@@ -128,7 +128,7 @@ Points = list[tuple[float, float]]
 
 def _budget_lines(rows: Sequence[Measurement]) -> tuple[Points, Points, Points]:
     torchs, ours, planned = [], [], []
-    ladder = next(((row.floor, row.ceiling) for row in rows if row.strategy == "remat@0"), None)
+    ladder = next((_ladder(row) for row in rows if row.strategy == "remat@0"), None)
     for row in rows:
         strategy = Strategy.parse(row.strategy)
         if row.peak is None or strategy.checkpoint or strategy.runner == "eager":
@@ -138,7 +138,7 @@ def _budget_lines(rows: Sequence[Measurement]) -> tuple[Points, Points, Points]:
             torchs.append((fraction or 0.0, row.peak / MIB))
             continue
         if fraction is None and row.floor is not None and row.ceiling is not None and strategy.nbytes is not None:
-            if ladder not in (None, (row.floor, row.ceiling)):
+            if ladder not in (None, _ladder(row)):
                 continue
             fraction = (strategy.nbytes - row.floor) / max(1, row.ceiling - row.floor)
         if fraction is not None and fraction <= 1.0:
@@ -146,6 +146,11 @@ def _budget_lines(rows: Sequence[Measurement]) -> tuple[Points, Points, Points]:
             if row.planned_peak is not None:
                 planned.append((fraction, row.planned_peak / MIB))
     return sorted(torchs), sorted(ours), sorted(planned)
+
+
+def _ladder(row: Measurement) -> tuple[int | None, int | None, str]:
+    """What a place between floor and ceiling is of: another planner may have other plans there."""
+    return row.floor, row.ceiling, row.source
 
 
 def _save(figure: Any, path: Path) -> None:
