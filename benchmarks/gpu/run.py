@@ -37,10 +37,14 @@ TAKEN_AS_GIVEN = ("torch", "transformers")
 
 @dataclass(frozen=True)
 class Slice:
-    """A command from the checkout; ``{device}`` stands for the device, ``{minutes}`` for when to begin nothing more."""
+    """A command from the checkout; ``{device}`` stands for the device, ``{minutes}`` for when to begin nothing more.
+
+    ``jobs``: how many processes it compiles in side by side.
+    """
 
     what: str
     command: tuple[str, ...]
+    jobs: int = JOBS
 
 
 def store(models: str, *options: str) -> Slice:
@@ -53,7 +57,11 @@ FEW = (
     f"--jobs {JOBS} --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers"
 ).split()
 SLICES = {
-    "tests": Slice("the tests that need a GPU", ("-m", "pytest", "-v", "-n", str(TESTERS), "-m", "gpu", "tests")),
+    "tests": Slice(
+        "the tests that need a GPU",
+        ("-m", "pytest", "-v", "-n", str(TESTERS), "-m", "gpu", "tests"),
+        jobs=TESTERS,
+    ),
     "promise": Slice(
         "planned against measured bytes",
         ("benchmarks/promise.py", "--device", "{device}", "--results", "{results}", "--minutes", "{minutes}"),
@@ -156,8 +164,8 @@ def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int
     command = [sys.executable, *(part.format(**values) for part in SLICES[name].command)]
     print(f"=== {name}: {SLICES[name].what}", flush=True)
     path = os.pathsep.join(filter(None, [str(ROOT), str(SITE), os.environ.get("PYTHONPATH", "")]))
-    # Else each of those side by side would start a compiler for every core.
-    threads = max(1, CORES // (TESTERS if name == "tests" else JOBS))
+    # Else each of its jobs would start a compiler for every core.
+    threads = max(1, CORES // SLICES[name].jobs)
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads), **os.environ}
     environment |= {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     begun = time.monotonic()
