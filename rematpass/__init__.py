@@ -43,7 +43,8 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions
       calls.py           an op's call, made with arguments like its own
-      scratch.py         the memory that calls on a GPU take inside themselves, measured
+      allocations.py     every allocation and release of a span of code, in order
+      scratch.py         the memory that calls of libraries take inside themselves, measured
       ops.py             what kind an op is, what it reads and overwrites
       bodies.py          results of a region's body that are its arguments
       capture.py         joint GraphModule -> JointGraph
@@ -82,7 +83,6 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       zoo.py             models of transformers, from their configurations
       catalog.py         which there are, and in which sizes
       models.py          a model, its step, and its blocks
-      allocations.py     every allocation and release, in order
       measure.py         peak bytes, exactly, and seconds of a step
       flops.py           FLOPs of a step, counted exactly
       check.py           a training run measures its own first steps

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import rematpass.lab.check
+from rematpass.compiler.allocations import Event
 from rematpass.compiler.backend import remat_aot_eager
-from rematpass.lab.allocations import Event
 from rematpass.lab.check import check_steps
 from rematpass.lab.measure import measure_memory
 from rematpass.lab.networks import chain

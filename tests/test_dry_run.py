@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rematpass.compiler import _torch, order
 from rematpass.compiler.dry_run import DryRun, Moment, StepDryRun, dry_run, dry_run_step
+from rematpass.compiler.ops import workspace_of_call
 from rematpass.lab.measure import measure_memory
 
 
@@ -69,11 +70,10 @@ def compiled(model, partitioner, patches):
     return torch.compile(model, backend=backend)
 
 
-# mkldnn's workspace is known roughly; what Inductor allocates, to the byte.
 @pytest.mark.parametrize(
-    ("make", "shape", "within"), [(Layers, (97, 53), 0.0), (Convolutions, (2, 3, 47, 47), 0.02)], ids=["layers", "conv"]
+    ("make", "shape"), [(Layers, (97, 53)), (Convolutions, (2, 3, 47, 47))], ids=["layers", "conv"]
 )
-def test_the_predicted_peak_is_the_measured_one(make, shape, within):
+def test_the_predicted_peak_is_the_measured_one(make, shape):
     torch.manual_seed(0)
     model, x, asking = make(), torch.randn(shape), Asking()
     eager = copy.deepcopy(model)
@@ -81,7 +81,7 @@ def test_the_predicted_peak_is_the_measured_one(make, shape, within):
     measured = measure_memory(lambda: step(x), list(model.parameters())).peak
     (found,) = asking.found
     assert not found.fwd.unknown + found.bwd.unknown
-    assert measured == pytest.approx(found.peak_nbytes, rel=within, abs=0)
+    assert measured - found.peak_nbytes in (0, 4)  # the loss's tangent, which is the caller's
     step(x).backward(), eager(x).backward()
     for p, q in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
@@ -156,7 +156,8 @@ def test_results_that_nobody_takes_go_with_their_tuple():
     module = traced(attention, shape, shape, shape)
     found = dry_run(module, inputs_of(module))
     out, logsumexp = 3 * 17 * 8 * 4, 3 * 17 * 4
-    assert found.peak.nbytes == out + logsumexp
+    (inside,) = (workspace_of_call(n) for n in module.graph.nodes if "flash" in n.name)
+    assert found.peak.nbytes == out + logsumexp + inside
     assert found.timeline[-2].nbytes == out + 4  # the loop that adds up, and its sum
 
 

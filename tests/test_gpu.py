@@ -170,14 +170,15 @@ def test_a_call_is_described_as_it_is_laid_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 0.5])
 @pytest.mark.parametrize("name", ["llama-small", "gpt2", "mlp", "resnet50", "unet", "t5"])
-def test_a_budget_is_held_as_planned(name, part):
-    """To 2%: the allocator does not split a block to hand out all but 1 MiB of it, and counts the whole.
+def test_a_budget_is_held_as_planned(name, part, monkeypatch):
+    """To one part in a thousand of what the step asks the allocator for, whose blocks may be larger by 1 MiB each.
 
     Whether forward's outputs are gone when backward starts is up to the model.
     """
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # gradients are compared with eager mode's
     sizes = {"dropout": 0.0} if name in ("gpt2", "t5") else {}
     # In float32 ResNet-50's gradients are chaos: without rematpass, Inductor's are off eager mode's by 0.2 of 1.
-    dtype, tolerance = (torch.float64, 1e-6) if name == "resnet50" else (None, 1e-2)
+    dtype, tolerance = (torch.float64, 1e-6) if name == "resnet50" else (None, 1e-3)
     plain, model = (models.build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
     run_step(plain.step, plain.parameters)
     expected = {n: p.grad for n, p in plain.module.named_parameters()}
@@ -185,8 +186,8 @@ def test_a_budget_is_held_as_planned(name, part):
     run_step(model.step, model.parameters)
     assert gradient_error({n: p.grad for n, p in model.module.named_parameters()}, expected) < tolerance
     del plain, expected
-    measured = measure_memory(model.step, model.parameters, device="cuda").peak
+    measured = measure_memory(model.step, model.parameters, device="cuda").requested
     (summary,) = plans()
     assert summary.exact
     assert summary.recomputed_ops
-    assert 0.98 * summary.peak_without_outputs <= measured <= 1.02 * summary.planned_peak
+    assert 0.999 * summary.peak_without_outputs <= measured <= 1.001 * summary.planned_peak

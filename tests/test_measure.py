@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from rematpass.compiler.allocations import record
 from rematpass.errors import MeasureError
 from rematpass.lab import measure
-from rematpass.lab.allocations import record
 from rematpass.lab.measure import Timing, compile_seconds, interleaved_medians, measure_memory, run_step
 from rematpass.lab.networks import chain
 

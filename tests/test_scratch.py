@@ -1,4 +1,4 @@
-"""Calls like a graph's, and the scratch memory of those that run on a GPU, whose allocator is a made-up one here."""
+"""Calls like a graph's, and their scratch memory: on a GPU, whose allocator is a made-up one here, and on the CPU."""
 
 import contextlib
 
@@ -8,6 +8,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rematpass.compiler import _torch, scratch
+from rematpass.compiler.allocations import course, record
 from rematpass.compiler.calls import Like, call_of
 from rematpass.compiler.capture import _computed_in
 from rematpass.compiler.course import allocated
@@ -146,8 +147,7 @@ class TestScratch:
         assert traits_of(node).kind is Kind.RANDOM
         assert traits_of(node).workspace == 1000
 
-    def test_calls_on_the_cpu_and_without_a_gpu_are_not_made(self, gpu, monkeypatch):
-        assert scratch.scratch_of(convolution("cpu")) == 0
+    def test_calls_without_a_gpu_are_not_made(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
         assert scratch.scratch_of(convolution()) == 0
         assert scratch.known() == {}
@@ -156,6 +156,74 @@ class TestScratch:
         assert traits_of(convolution()).workspace == 1000
         assert traits_of(call(aten.mm.default, (2, 3), (3, 5))).workspace == 1000
         assert traits_of(call(aten.tanh.default, (2, 3))).workspace == 0
+
+
+def fresh(node):
+    """What the call allocates at its highest point, results and all, in a recording of its own."""
+    call = call_of(node)
+    args, kwargs = call.arguments()
+    with record(CPU) as recording:
+        results = call.target(*args, **kwargs)
+    assert results is not None
+    return max((m.nbytes for m in course(recording.events, set())), default=0)
+
+
+@pytest.fixture
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(scratch, "_known", {})
+
+
+@pytest.mark.usefixtures("nothing_known")
+class TestOnTheCpu:
+    """Where the allocator is no made-up one."""
+
+    def test_a_depthwise_convolution_copies_what_it_reads_and_writes(self):
+        options = [None, [1, 1], [1, 1], [1, 1], False, [0, 0], 32]
+        node = call(aten.convolution.default, (2, 32, 16, 16), (32, 1, 3, 3), *options, device="cpu")
+        found, result = scratch.scratch_of(node), 4 * 2 * 32 * 16 * 16
+        assert found >= result
+        assert found == fresh(node) - result
+
+    def test_attention_has_sums_for_every_thread(self):
+        heads = (2, 3, 64, 8)
+        node = call(aten._scaled_dot_product_flash_attention_for_cpu.default, heads, heads, heads, device="cpu")
+        results = 4 * 2 * 3 * 64 * (8 + 1)  # the sums' logarithms
+        assert scratch.scratch_of(node) == fresh(node) - results > 0
+        (key,) = scratch._known
+        assert key[-1] == str(torch.get_num_threads())
+
+    def test_products_in_float32_are_known_to_take_nothing(self, monkeypatch):
+        node = call(aten.mm.default, (64, 32), (32, 64), device="cpu")
+        assert fresh(node) == 4 * 64 * 64
+        monkeypatch.setattr(scratch.Call, "arguments", None)  # they are not even made
+        assert scratch.scratch_of(node) == 0
+
+    def test_products_in_bfloat16_are_not(self):
+        node = call(aten.mm.default, (64, 32), (32, 64), device="cpu")
+        for argument in node.args:
+            argument.meta["val"] = argument.meta["val"].bfloat16()
+        assert scratch.scratch_of(node) == fresh(node) - 2 * 64 * 64
+        assert len(scratch.known()) == 1
+
+    def test_large_calls_are_not_made(self):
+        node = convolution("cpu")
+        assert scratch.scratch_of(node, flops=10**15) == 0
+        assert scratch.known() == {}
+
+    def test_beside_a_running_profiler_it_is_left_out_and_asked_for_again(self, caplog):
+        node = convolution("cpu")
+        with torch.profiler.profile():
+            assert scratch.scratch_of(node) == 0
+        assert "is left out: a torch profiler is running" in caplog.text
+        assert scratch.scratch_of(node) > 0
+
+    def test_random_numbers_are_drawn_as_if_nothing_had_been_asked(self):
+        state = torch.get_rng_state()
+        heads = (1, 2, 17, 8)
+        scratch.scratch_of(
+            call(aten._scaled_dot_product_flash_attention_for_cpu.default, heads, heads, heads, device="cpu")
+        )
+        assert torch.equal(state, torch.get_rng_state())
 
 
 def test_a_gpu_hands_out_pieces_of_512_bytes():
@@ -184,13 +252,12 @@ def test_what_torch_says_of_rounding(monkeypatch):
     assert not _torch.rounds_to_tf32(convolution=False)
 
 
-def test_only_a_gpus_convolutions_are_laid_out_with_channels_last():
-    def module(device):
-        node = convolution(device, channels=96)  # with few channels it does not pay
-        with FakeTensorMode():
-            node.meta["val"] = torch.empty(2, 480, 6, 6, device=device)
-        node.graph.output(node)
-        return fx.GraphModule({}, node.graph)
-
-    assert _torch.lays_channels_last(module("cuda:0"))
-    assert not _torch.lays_channels_last(module("cpu"))
+@pytest.mark.parametrize(
+    ("device", "channels", "expected"), [("cuda:0", 96, True), ("cuda:0", 3, False), ("cpu", 3, True)]
+)
+def test_convolutions_are_laid_out_with_channels_last_where_it_pays(device, channels, expected):
+    node = convolution(device, channels)
+    with FakeTensorMode():
+        node.meta["val"] = torch.empty(2, 5 * channels, 6, 6, device=device)
+    node.graph.output(node)
+    assert _torch.lays_channels_last(fx.GraphModule({}, node.graph)) is expected

@@ -296,9 +296,6 @@ def rounds_to_tf32(*, convolution: bool) -> bool:
 
 def lays_channels_last(module: fx.GraphModule) -> bool:
     """Whether Inductor is going to lay this module's convolutions out with channels last, as far as can be told."""
-    values = (n.meta.get("val") for n in module.graph.nodes)
-    if not any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values):
-        return False  # on the CPU it asks for mkldnn, whose layouts are its own
     return bool(inductor_graph.GraphLowering.decide_layout_opt(module, is_inference=False))
 
 

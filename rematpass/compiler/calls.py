@@ -62,8 +62,15 @@ class Call:
     @property
     def device(self) -> torch.device | None:
         """Of its first tensor."""
+        return next((like.device for like in self._likes()), None)
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        return {like.dtype for like in self._likes()}
+
+    def _likes(self) -> list[Like]:
         leaves, _ = pytree.tree_flatten((self.args, self.kwargs))
-        return next((leaf.device for leaf in leaves if isinstance(leaf, Like)), None)
+        return [leaf for leaf in leaves if isinstance(leaf, Like)]
 
     def arguments(self, draw: torch.Generator | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Real arguments for one call. Where rows are written by index, they are different ones, as a rule."""

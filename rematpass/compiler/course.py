@@ -5,8 +5,7 @@
         + buf12     ExternKernelAllocLine: a call that allocates by itself
 
 A call's line is a moment: what it needs is there, what it reads for the last time is not gone yet. Calls of libraries
-take scratch memory besides: measured on a GPU (``scratch.py``); of convolutions on the CPU their weight in mkldnn's
-layout, twice at most (measured: 1.4 and 2.0 times). A GPU's allocator hands out bytes in pieces of 512.
+take scratch memory besides, which is measured (``scratch.py``). A GPU's allocator hands out bytes in pieces of 512.
 """
 
 from __future__ import annotations

@@ -103,31 +103,27 @@ def traits_of(node: fx.Node, *, channels_last: bool = False) -> Traits:
 def workspace_of_call(
     node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
 ) -> int:
-    """Bytes that a call takes inside itself and gives back: on a GPU as measured (``scratch.py``); on the CPU only a
-    convolution's, its weight in mkldnn's layout, twice at most.
+    """Bytes that a call of a library takes inside itself and gives back (``scratch.py``).
 
     ``laid_out``, ``channels_last``: how the tensors that it gets are laid out, where that is not as the node says.
     """
-    weight = _weight_on_cpu(node)
-    if weight is not None:
-        return 2 * _torch.hint(weight.numel()) * weight.element_size()
     # By name: attention with dropout draws random numbers, but is no less attention.
-    of_library = isinstance(node.target, OpOverload) and _kind_by_name(node.target) in OF_LIBRARIES
-    return scratch_of(node, laid_out, channels_last=channels_last) if of_library else 0
-
-
-def _weight_on_cpu(node: fx.Node) -> torch.Tensor | None:
-    """The weight of a convolution that runs on the CPU."""
-    argument = node.args[_WEIGHT[node.target]] if node.target in _WEIGHT else None
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-    return value if isinstance(value, torch.Tensor) and value.device.type == "cpu" else None
+    if not isinstance(node.target, OpOverload) or _kind_by_name(node.target) not in OF_LIBRARIES:
+        return 0
+    return scratch_of(node, laid_out, channels_last=channels_last, flops=_flops(node))
 
 
 def _workspace(node: fx.Node, channels_last: bool) -> int:
     """The same, and the copy of the weight with its channels last that Inductor makes on the CPU for the call."""
-    inside, weight = workspace_of_call(node, channels_last=channels_last), _weight_on_cpu(node)
-    copied = weight is not None and any(n != 1 for n in weight.shape[2:])
-    return inside + (inside // 2 if copied else 0)
+    return workspace_of_call(node, channels_last=channels_last) + _copied_weight(node)
+
+
+def _copied_weight(node: fx.Node) -> int:
+    argument = node.args[_WEIGHT[node.target]] if node.target in _WEIGHT else None
+    weight = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    if not isinstance(weight, torch.Tensor) or weight.device.type != "cpu" or all(n == 1 for n in weight.shape[2:]):
+        return 0
+    return _torch.hint(weight.numel()) * weight.element_size()
 
 
 def kind_of(node: fx.Node) -> Kind:

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from rematpass.compiler.allocations import Event, record
 from rematpass.errors import MeasureError
-from rematpass.lab.allocations import Event, record
 from rematpass.units import format_bytes
 
 logger = logging.getLogger("rematpass")

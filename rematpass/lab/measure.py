@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rematpass.compiler.allocations import Moment, course, record
 from rematpass.errors import MeasureError
-from rematpass.lab.allocations import Moment, course, record
 
 Step = Callable[[], torch.Tensor]
 

@@ -87,6 +87,10 @@ def gpt2(
     return module, _tokens(vocabulary, batch, length)
 
 
+# What they would find out in the first step, and write down, so that the second one compiles the graph again.
+_CLASSES = "single_label_classification"
+
+
 def vit(
     *,
     width: int = 256,
@@ -107,6 +111,7 @@ def vit(
         image_size=side,
         num_labels=classes,
         attn_implementation=attention,
+        problem_type=_CLASSES,
     )
     return hf.ViTForImageClassification(config), _images(batch, side, classes)
 
@@ -116,7 +121,7 @@ def resnet50(
 ) -> tuple[nn.Module, Inputs]:
     """ResNet-50: bottlenecks of three convolutions with batch norms, ``depths`` of them a stage."""
     hf = _transformers()
-    config = hf.ResNetConfig(depths=list(depths), num_labels=classes)
+    config = hf.ResNetConfig(depths=list(depths), num_labels=classes, problem_type=_CLASSES)
     return hf.ResNetForImageClassification(config), _images(batch, side, classes)
 
 

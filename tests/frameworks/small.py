@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from rematpass.compiler.allocations import course, record
 from rematpass.lab import models
-from rematpass.lab.allocations import course, record
 
 LENGTH, VOCABULARY = 64, 128
 SIZES = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 160, "vocabulary": VOCABULARY, "length": LENGTH}
