@@ -60,10 +60,12 @@ def ladder_of(graph: Any) -> dict[str, Any]:
     from rematpass.core import frontier, hardware
     from rematpass.core.cost import estimate
     from rematpass.core.solve.problem import Problem
+    from rematpass.core.verify import verify
 
     problem = Problem(graph, estimate(graph, hardware.preset("cpu")))
     cut = seconds(lambda: problem.network.solve(problem.costs.run, problem.costs.keep))[0]
     taken, ladder = seconds(lambda: frontier.build(problem))
+    taken += seconds(lambda: verify(graph, ladder.rungs[-1].plan))[0]  # as for any rung that is carried out
     return {
         "ops": len(graph.ops),
         "one cut": cut,

@@ -71,7 +71,8 @@ def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
     try:
         seen = run(program, backend, options | more)
         for record in partitioner.records():
-            verify(record.graph, record.plan)
+            for rung in record.ladder.rungs:
+                verify(record.graph, rung.plan)
     except Exception as error:
         why = "".join(traceback.format_exception_only(error)) + _frames(error)
         return Verdict(REFUSED, why) if _torchs_own(source, backend) is None else Verdict(WRONG, why)

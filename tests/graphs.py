@@ -12,6 +12,7 @@ from rematpass.core import frontier
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 from rematpass.core.solve.problem import Problem
+from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
 
 
@@ -219,6 +220,9 @@ def drawn_ladder(data: st.DataObject, **sizes: int) -> tuple[Problem, frontier.L
     graph = data.draw(joint_graphs(**sizes))
     problem = Problem(graph, data.draw(integer_costs(graph)), fuse=False, max_recompute=math.inf)
     try:
-        return problem, frontier.build(problem)
+        ladder = frontier.build(problem)
     except ContradictoryMarks:
         return None
+    for rung in ladder.rungs:
+        verify(graph, rung.plan)
+    return problem, ladder

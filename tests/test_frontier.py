@@ -7,7 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import choices
 
-from rematpass import config
+from rematpass import Config, config
+from rematpass.commands.offline import plan_graph
 from rematpass.core import frontier
 from rematpass.core.cost import Costs, estimate
 from rematpass.core.frontier import SOLVERS, Ladder, Rung, build, pareto
@@ -99,6 +100,7 @@ def test_the_ladder_falls_in_peak_as_it_rises_in_seconds(solver, data):
         assert faster.seconds < slower.seconds
         assert faster.peak > slower.peak
     for found in ladder.rungs:
+        verify(problem.graph, found.plan)
         timeline = simulate(problem.graph, found.plan, problem.costs, fuse=problem.fuse)
         assert (found.peak, found.seconds) == (timeline.peak, timeline.step_seconds)
 
@@ -174,9 +176,9 @@ def test_a_contradiction_leaves_no_ladder():
     ],
 )
 def test_a_plan_that_the_judge_rejects_is_never_handed_on(monkeypatch, plan, why):
-    monkeypatch.setitem(frontier.SOLVERS, "broken", lambda problem: (plan,))
+    monkeypatch.setitem(frontier.SOLVERS, "ladder", lambda problem: (plan,))
     with pytest.raises(PlanError) as caught:
-        build(Problem(three_layers(), Costs((1.0,) * 7, (1.0,) * 10)), "broken")
+        plan_graph(three_layers(), Config())
     assert str(caught.value) == f"the plan of broken is not valid, at {why}"
 
 

@@ -19,6 +19,7 @@ from rematpass.compiler import partitioner
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.core import frontier
+from rematpass.core.schedule import Plan
 from rematpass.errors import CaptureError, ContradictoryMarks, PlanError
 
 afresh = pytest.fixture(autouse=True)(afresh)
@@ -119,6 +120,16 @@ def broken(problem, solver="ladder"):
 
 
 build = frontier.build
+
+
+def test_a_plan_that_the_judge_rejects_is_never_carried_out(monkeypatch, caplog):
+    monkeypatch.setitem(frontier.SOLVERS, "ladder", lambda problem: (Plan("broken", (), (), ()),))
+    seen = run(PROGRAMS["mlp"], "remat_aot_eager", {"memory_budget": 0.5})
+    assert not differences(seen, reference("mlp"))
+    (warning,) = warned(caplog)
+    assert warning.startswith(
+        "planning failed (PlanError: the plan of broken is not valid, at the end of forward: op 0"
+    )
 
 
 def test_under_a_fraction_torchs_own_partitioner_steps_in(monkeypatch, caplog):

@@ -20,6 +20,14 @@ from rematpass.lab.measure import measure_memory
 afresh = pytest.fixture(autouse=True)(afresh)
 
 
+@pytest.fixture(autouse=True)
+def judged(monkeypatch):
+    """The plans that the judge has seen, all of which it lets pass."""
+    seen = []
+    monkeypatch.setattr(probe, "verify", lambda graph, plan: seen.append(plan.solver))
+    return seen
+
+
 def ladder(*peaks):
     rungs = [
         Rung(Plan(f"s{p}", (), (), ()), Timeline((), 0, (p,), (), 0.0, float(i), (0,))) for i, p in enumerate(peaks)
@@ -53,11 +61,12 @@ def captured(holds_outputs=True):
     return SimpleNamespace(graph=graph, fwd_outputs=())
 
 
-def test_the_fastest_that_fits_is_asked_about_once(monkeypatch):
+def test_the_fastest_that_fits_is_judged_and_asked_about_once(monkeypatch, judged):
     found, asked = probes(monkeypatch, ladder(100, 80, 60), {80: 81, 60: 60})
     assert found.under(85).rung.peak == 80
     assert found.under(85).rung.peak == 80
     assert asked == [80]
+    assert judged == ["s80"]
 
 
 def test_where_the_simulator_is_too_low_the_next_that_would_fit_is_taken(monkeypatch):
@@ -102,7 +111,7 @@ def test_the_floor_is_the_last_word(monkeypatch):
 
 def test_without_a_fusing_compiler_nobody_is_asked(monkeypatch):
     monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: plan.solver)
-    found = Probes(None, ladder(100, 80), fuse=False)
+    found = Probes(captured(), ladder(100, 80), fuse=False)
     assert (found.under(85).peak, found.under(85).exact, found.seconds) == (80, False, 0.0)
 
 

@@ -18,6 +18,7 @@ from rematpass.core.cost import estimate
 from rematpass.core.graph import JointGraph
 from rematpass.core.sizes import resized
 from rematpass.core.solve.problem import Problem
+from rematpass.core.verify import verify
 from rematpass.errors import BudgetInfeasible, ConfigError, MeasureError
 from rematpass.units import format_bytes
 
@@ -132,6 +133,8 @@ class Peaks:
         if size not in self._known:
             graph = resized(self.graph, {self.symbol: size})
             ladder = frontier.build(Problem(graph, estimate(graph, hardware.for_device(graph.device))))
+            for end in (ladder.rungs[0], ladder.rungs[-1]):
+                verify(graph, end.plan)
             self._known[size] = ladder.floor, ladder.ceiling
         return self._known[size]
 

@@ -17,6 +17,7 @@ from rematpass.core.graph import JointGraph
 from rematpass.core.hardware import Hardware
 from rematpass.core.solve.bound import least_seconds
 from rematpass.core.solve.problem import Problem
+from rematpass.core.verify import verify
 from rematpass.errors import BudgetInfeasible, ConfigError, GraphError
 from rematpass.report.report import Report, explain
 from rematpass.report.summary import Summary, infeasible, summarize
@@ -86,6 +87,7 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
     ladder = frontier.build(problem, config.solver)
     rung, limit = choose(problem, ladder, config)
+    verify(graph, rung.plan)
     summary = summarize(
         graph,
         ladder,

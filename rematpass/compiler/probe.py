@@ -21,6 +21,7 @@ from rematpass.compiler.dry_run import StepDryRun, dry_run_step
 from rematpass.compiler.emit import emit
 from rematpass.compiler.order import keep_apart
 from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.verify import verify
 
 log = logging.getLogger("rematpass")
 
@@ -52,7 +53,11 @@ class Probes:
         self._made: dict[int, Probe] = {}
 
     def of(self, rung: Rung) -> Probe:
-        """The modules of ``rung`` and their peak."""
+        """The modules of ``rung`` and their peak.
+
+        Raises:
+            PlanError: the judge rejects its plan.
+        """
         key = id(rung)
         if key not in self._made:
             self._made[key] = self._carry_out(rung)
@@ -90,6 +95,7 @@ class Probes:
         return probe if probe.peak <= nbytes else fits
 
     def _carry_out(self, rung: Rung) -> Probe:
+        verify(self.captured.graph, rung.plan)
         modules = emit(self.captured, rung.plan, fuse=self.fuse)
         found = self._ask(modules) if self.fuse else None
         if found is None:

@@ -47,6 +47,11 @@ class Trace:
         """The position of the last run that reads each copy; -1 where none does."""
         return last_of(self.reader, self.read, len(self.value))
 
+    @cached_property
+    def handed_over(self) -> Ints:
+        """The position at which forward's outputs are handed over; 0 for other copies."""
+        return np.where(self.handed_out, self.first_backward - 1, 0)
+
 
 def last_of(positions: Ints, of: Ints, count: int) -> Ints:
     """For each of ``count`` things, the highest of the ``positions`` that are ``of`` it; -1 where none is."""
@@ -76,11 +81,13 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
         op = graph.ops[runs[position].op]
         raise PlanError(f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs")
     gradients = lives.newest(np.array(graph.bwd_outputs, np.int64), lives.count, len(runs))
-    out, outlives = np.zeros(lives.count, np.bool_), np.zeros(lives.count, np.bool_)
-    outlives[gradients[gradients >= 0]] = True
-    (outlives if graph.holds_outputs else out)[outputs[outputs >= 0]] = True
-    out |= outlives
-    return Trace(runs, split, lives.op, lives.value, lives.number, lives.born, lives.made, out, outlives, reader, read)
+    handed_out, outlives = np.zeros(lives.count, np.bool_), np.zeros(lives.count, np.bool_)
+    for copies, stay in ((outputs, graph.holds_outputs), (gradients, True)):
+        there = copies[copies >= 0]
+        handed_out[there] = True
+        outlives[there] |= stay
+    of_copies = lives.op, lives.value, lives.number, lives.born, lives.made, handed_out, outlives
+    return Trace(runs, split, *of_copies, reader, read)
 
 
 def _parted(steps: Sequence[Step], position: int) -> tuple[list[Run], Ints]:

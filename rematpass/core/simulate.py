@@ -163,8 +163,7 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
     lives, count = there.lives, len(there.lives.runs)
     last = last_of(there.reader, there.read, len(lives.value))
     born = np.maximum(lives.born, 0)
-    handed_over = np.where(lives.handed_out, lives.first_backward - 1, 0)  # forward's outputs live until it has ended
-    end = np.where(lives.outlives, count - 1, np.maximum(np.maximum(last, born), handed_over))
+    end = np.where(lives.outlives, count - 1, np.maximum(np.maximum(last, born), lives.handed_over))
     if fuse:
         end[_overwritten(graph, there, end)] -= 1
     counted = there.in_memory & ~graph.marked(graph.handed_in)[lives.value]
@@ -252,9 +251,8 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     # Bytes that are free for others when the last of who reads a copy has run, be it through what is made of it; a copy
     # that is handed out, or that nobody reads, never frees them.
     nbytes = np.where(graph.marked(graph.handed_in), 0, graph.nbytes)[lives.value].tolist()
-    handed_over = np.where(lives.handed_out, lives.first_backward - 1, 0)
     never = lives.outlives | (lives.last_read < 0)
-    over = np.where(never, len(lives.runs), np.maximum(lives.last_read, handed_over)).tolist()
+    over = np.where(never, len(lives.runs), np.maximum(lives.last_read, lives.handed_over)).tolist()
     reads, start = lives.read.tolist(), np.searchsorted(lives.reader, np.arange(len(lives.runs) + 1)).tolist()
     virtual: dict[int, tuple[int, ...]] = {}
     written: set[int] = set()
