@@ -170,15 +170,15 @@ def test_a_call_is_described_as_it_is_laid_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 0.5])
 @pytest.mark.parametrize("name", ["llama-small", "gpt2", "mlp", "resnet50", "unet", "t5"])
-def test_a_budget_is_held_as_planned(name, part, monkeypatch):
+def test_a_budget_is_held_as_planned(name, part):
     """To one part in a thousand of what the step asks the allocator for, whose blocks may be larger by 1 MiB each.
 
     Whether forward's outputs are gone when backward starts is up to the model.
     """
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # gradients are compared with eager mode's
     sizes = {"dropout": 0.0} if name in ("gpt2", "t5") else {}
-    # In float32 ResNet-50's gradients are chaos: without rematpass, Inductor's are off eager mode's by 0.2 of 1.
-    dtype, tolerance = (torch.float64, 1e-6) if name == "resnet50" else (None, 1e-3)
+    # In float32 cuDNN's algorithms differ by more than a wrong gradient might: by 0.0015 of 1 for the U-Net, and for
+    # ResNet-50 Inductor's without rematpass are off eager mode's by 0.2.
+    dtype, tolerance = (torch.float64, 1e-6) if name in ("resnet50", "unet") else (None, 1e-3)
     plain, model = (models.build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
     run_step(plain.step, plain.parameters)
     expected = {n: p.grad for n, p in plain.module.named_parameters()}

@@ -1,8 +1,11 @@
 """Strategies side by side, with workers that answer from a table: what is measured, what is not, and in which order."""
 
+import errno
 import math
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -274,6 +277,17 @@ def test_what_an_interruption_ended_is_no_failure(workers, monkeypatch):
         run(store, settings=Settings(rounds=1, jobs=2))
     assert not {"eager", "inductor@0.2"} & {row.strategy for row in store.rows()}
     assert used.alive == 0
+
+
+def test_what_a_killed_workers_compilers_still_write_is_left(workers, monkeypatch):
+    def not_empty(*_, **__):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as busy, Session("llama", Store(), Settings()) as one:
+        busy.setattr(os, "rmdir", not_empty)
+        place = Path(one._scratch.name)
+    assert place.is_dir()
+    place.rmdir()
 
 
 def test_sizes_are_a_part_of_the_name(workers):

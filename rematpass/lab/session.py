@@ -112,7 +112,8 @@ class Session:
         self._warming_up = threading.Lock()
         self._draws_random = True  # as long as that is not known
         self._has_inductors = threading.Event()  # gradients
-        self._scratch = TemporaryDirectory(prefix="rematpass_")
+        # Compilers that a killed worker has started may still write into it.
+        self._scratch = TemporaryDirectory(prefix="rematpass_", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Session:
         return self
