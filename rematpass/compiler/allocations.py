@@ -76,7 +76,9 @@ def _record_cpu() -> Iterator[Recording]:
     default_environment(KINETO_LOG_LEVEL="99")  # else each recording prints two lines that are no one's concern
     recording = Recording()
     with ExitStack() as stack:
-        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        )  # one cycle has nothing to accumulate, but torch 2.11 would warn that others are not
         try:
             stack.enter_context(profile)
         except RuntimeError as error:

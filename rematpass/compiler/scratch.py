@@ -30,8 +30,8 @@ log = logging.getLogger("rematpass")
 
 # What libraries run, whatever compiles the rest. What a custom op does when it is called, nobody knows.
 OF_LIBRARIES = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION})
-# A second or two for each thread's share.
-_MOST_FLOPS_PER_THREAD = 5e10
+# A few tenths of a second.
+_MOST_FLOPS_PER_THREAD = 1e10
 # Which reads rows and columns alike, in place.
 _BY_BLAS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default})
 
