@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib")
 
 from rematpass.errors import MeasureError
 from rematpass.report.measurement import Measurement
-from rematpass.report.pictures import _budget_lines, check, peak_against_budget, seconds_against_peak
+from rematpass.report.pictures import _budget_lines, _frame, check, peak_against_budget, seconds_against_peak
 
 MIB = 2**20
 
@@ -41,6 +41,17 @@ def test_seconds_against_peak(tmp_path):
         "measured peak of a training step, MiB",
     ):
         assert said in text
+
+
+def test_a_quartile_far_away_does_not_flatten_the_others():
+    quiet = [(0.9, 1.0, 1.1), (1.1, 1.2, 1.3)]
+    bottom, top = _frame(quiet)
+    assert bottom < 0.9
+    assert 1.3 < top < 1.4
+    low, high = _frame([*quiet, (0.1, 1.1, 7.0)])
+    assert 0.8 < low < 1.0
+    assert 1.2 < high < 1.4
+    assert _frame([(1.0, 1.0, 1.0)]) == (0.95, 1.05)
 
 
 def test_without_times_nothing_is_drawn(tmp_path):

@@ -70,9 +70,22 @@ def seconds_against_peak(rows: Sequence[Measurement], heading: str, path: Path) 
     axes.set_ylabel("step time / Inductor's")
     axes.set_title(heading, loc="left", fontsize=10)
     axes.set_xlim(left=0)
+    axes.set_ylim(*_frame([row.step_ratio for _, row in timed if row.step_ratio]))
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
     return True
+
+
+def _frame(ratios: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """From where to where seconds are drawn: all medians, and what is not far from them; longer bars are cut.
+
+    On a machine that was not quiet one quartile can be several times a median, and would flatten all others.
+    """
+    lower, medians, upper = zip(*ratios, strict=True)
+    reach = 0.5 * (max(medians) - min(medians)) + 0.05
+    bottom, top = max(min(lower), min(medians) - reach), min(max(upper), max(medians) + reach)
+    margin = 0.05 * (top - bottom) or 0.05
+    return bottom - margin, top + margin
 
 
 def _line(
