@@ -73,7 +73,7 @@ class Timeline:
     step_seconds: float
     returned: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def peak(self) -> int:
         """The most bytes at one moment."""
         return max(self.live, default=0)

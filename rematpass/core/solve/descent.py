@@ -24,6 +24,7 @@ Source: greedy eviction by seconds per byte is what XLA's HloRematerialization a
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
@@ -35,8 +36,7 @@ import numpy as np
 from rematpass.core.graph import Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Tenant, Timeline
-from rematpass.core.solve.just_in_time import just_in_time
-from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.problem import Letting, Problem
 from rematpass.core.solve.room import Room
 from rematpass.errors import PlanError
 
@@ -44,9 +44,6 @@ _STEP = 0.04  # a target lies this far below the peak
 _LEAST = 0.002  # progress in the peak that is worth going on for
 _MOST_TRIALS = 80  # simulations of one descent
 _MOST_FILLS = 3  # rounds of filling up what one level leaves free
-
-# A way to let go of one idle copy: (value, moment). -1: not saved at all; i: forgotten after backward's i-th own op.
-Letting = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,12 @@ class State:
         return State(self.saved - dropped, self.forgotten | {x for x in lettings if x[1] >= 0})
 
     def plan(self, problem: Problem, solver: str) -> Plan:
-        forgotten: dict[int, list[int]] = {}
-        for value, moment in sorted(self.forgotten):
-            forgotten.setdefault(moment, []).append(value)
-        return just_in_time(problem.graph, self.saved, solver, forgotten)
+        return problem.plan(solver, self.saved, self.forgotten)
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """Letting go of one copy over one hill."""
+    """Letting go of one copy over one hill. A moment of -1: it is not saved at all."""
 
     lettings: frozenset[Letting]
     nbytes: int
@@ -229,14 +223,13 @@ class _Search:
         above = [p for p, nbytes in enumerate(live) if nbytes > target]
         for _, stretch in itertools.groupby(enumerate(above), key=lambda pair: pair[1] - pair[0]):
             top = max((p for _, p in stretch), key=lambda p: live[p])
-            choices = idle.at(top)
             taken: list[_Choice] = []
             left = live[top]
-            for choice in choices:
-                if left <= target:
-                    break
+            for choice in idle.at(top):
                 taken.append(choice)
                 left -= choice.nbytes
+                if left <= target:
+                    break
             hills.append((taken, left if left > target else 0))
         return hills
 
@@ -258,6 +251,8 @@ class _Idle:
         self.moment: list[int] = (np.cumsum(own) - own).tolist()  # for each run of backward, whose op it is for
         tenants = sorted(timeline.tenants, key=lambda t: t.born)
         self.tenants = [t for t in tenants if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
+        made_by = (graph.producer[t.value] for t in self.tenants)
+        self.least = [0.0 if op is None else problem.costs.run[op] for op in made_by]
         self.born = np.array([t.born for t in self.tenants], np.int64)
         self.end = np.array([t.end for t in self.tenants], np.int64)
         self.values, self.born_at = self.lives.value.tolist(), self.lives.born.tolist()
@@ -272,12 +267,24 @@ class _Idle:
         producer = self.problem.graph.producer[value]
         return producer is not None and producer not in self.problem.graph.runs_once
 
-    def at(self, position: int) -> list[_Choice]:
-        """What could be let go at ``position``, the cheapest per byte first."""
-        there = np.flatnonzero((self.born < position) & (position <= self.end))
-        found = (self._choice(self.tenants[i], position) for i in there.tolist())
-        choices = [c for c in found if c is not None and c.lettings not in self.banned]
-        return sorted(choices, key=lambda c: (c.seconds / c.nbytes, -c.nbytes))
+    def at(self, position: int) -> Iterator[_Choice]:
+        """What could be let go at ``position``, the cheapest per byte first.
+
+        No copy is made again for less than its own op, so it is priced in full only when that would be the cheapest.
+        """
+        there = np.flatnonzero((self.born < position) & (position <= self.end)).tolist()
+        queue: list[tuple[float, int, int, _Choice | None]] = [
+            (self.least[i] / self.tenants[i].nbytes, -self.tenants[i].nbytes, i, None) for i in there
+        ]
+        heapq.heapify(queue)
+        while queue:
+            _, fewest, i, choice = heapq.heappop(queue)
+            if choice is not None:
+                yield choice
+                continue
+            choice = self._choice(self.tenants[i], position)
+            if choice is not None and choice.lettings not in self.banned:
+                heapq.heappush(queue, (choice.seconds / choice.nbytes, fewest, i, choice))
 
     def _choice(self, t: Tenant, position: int) -> _Choice | None:
         first = self.timeline.first_backward

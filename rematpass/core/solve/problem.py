@@ -12,12 +12,16 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Timeline, residence, timeline_of
+from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Network
 from rematpass.errors import PlanTimeout
 
 # Ops up to which a graph gets every trial that the solvers know. Simulating a plan takes time in proportion to the ops,
 # so beyond that the number of trials falls as the ops rise, and planning stays near-linear.
 _FULL_EFFORT = 2500
+
+# A value that is let go, and after which of backward's own ops.
+Letting = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,24 @@ class Problem:
     @cached_property
     def network(self) -> Network:
         return Network(self.graph)
+
+    @cached_property
+    def _plans(self) -> dict[tuple[str, frozenset[int], frozenset[Letting]], Plan]:
+        return {}
+
+    def plan(self, solver: str, saved: frozenset[int], forgotten: frozenset[Letting] = frozenset()) -> Plan:
+        """The plan that saves ``saved``, made just in time, once: solvers come by the same decisions again and again.
+
+        Raises:
+            PlanError: something that must not run twice would have to.
+        """
+        key = (solver, saved, forgotten)
+        if key not in self._plans:
+            moments: dict[int, list[int]] = {}
+            for value, moment in sorted(forgotten):
+                moments.setdefault(moment, []).append(value)
+            self._plans[key] = just_in_time(self.graph, saved, solver, moments)
+        return self._plans[key]
 
     @cached_property
     def _timelines(self) -> dict[Plan, Timeline]:

@@ -27,7 +27,6 @@ from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import save_all
 from rematpass.core.solve.boundaries import Boundaries, forced
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.moments import Moments
 from rematpass.core.solve.problem import Problem
@@ -90,7 +89,7 @@ class _Layout:
 
     def _simulate(self, chosen: list[int]) -> tuple[Plan, Timeline]:
         inside = (self.levels[segment][level].saved for segment, level in enumerate(chosen))
-        plan = just_in_time(self.problem.graph, self.crossing.union(*inside), "segments")
+        plan = self.problem.plan("segments", self.crossing.union(*inside))
         return plan, self.problem.timeline(plan)
 
     def _levels(self) -> list[list[_Level]]:
