@@ -33,7 +33,8 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
         boundaries.py    where to cut forward into segments
         segments.py      the planner under a peak
         room.py          what fits under a peak and is worth saving
-        descent.py       lower peaks: what lies idle is let go and made again; and up again, filling what is free
+        descent.py       lower peaks: what lies idle is let go and made again
+        refine.py        what is free is filled up, and holes between plans are closed
         nested.py        boundaries inside of boundaries, when more than one forward may be recomputed
         certain.py       what every plan has in memory, whatever it saves
         bound.py         seconds that no plan under a peak can beat, proven

@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 
 import pytest
 from graphs import Builder, chain, joint_graphs
@@ -10,8 +9,8 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import Origin
 from rematpass.core.schedule import Run
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.baselines import recompute_all, save_all
-from rematpass.core.solve.descent import State, climb, descend, fill_up
+from rematpass.core.solve.baselines import save_all
+from rematpass.core.solve.descent import Search, State, descend
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
@@ -108,81 +107,6 @@ def test_what_the_simulator_says_decides():
     assert all(problem.timeline(plan).peak <= before for _, plan in descend(problem, State(frozenset([0, 1]))))
 
 
-@given(st.data())
-def test_the_way_up_is_faster_at_every_step_and_stays_under_its_limits(data):
-    graph = data.draw(joint_graphs())
-    problem = Problem(graph, equal_costs(graph), fuse=data.draw(st.booleans()))
-    try:
-        (lowest,) = recompute_all(problem)
-    except ContradictoryMarks:
-        return
-    before = problem.timeline(lowest)
-    for limit in range(before.peak, before.peak + 40, 4):
-        start = State(frozenset(lowest.saved))
-        filled = [plan for _, plan in climb(problem, start, [limit])][1:]
-        for plan in [*filled, *fill_up(problem, [(start, lowest)], [limit])]:
-            verify(graph, plan)
-            found = problem.timeline(plan)
-            assert found.peak <= limit
-            assert found.step_seconds < before.step_seconds
-
-
-def test_each_limit_is_filled_from_what_the_one_before_it_saves():
-    """From a chain's square root: with room for one more value at a time, more is saved at each step, and all of it."""
-    nbytes = 7
-    graph = chain(25, nbytes)
-    problem = Problem(graph, equal_costs(graph), fuse=False)
-    start = State(frozenset([0, 5, 10, 15, 20]))
-    lowest = problem.timeline(start.plan(problem, "s"))
-    _, *found = climb(problem, start, range(lowest.peak, lowest.peak + 4 * nbytes, nbytes))
-    plans = [plan for _, plan in found]
-    saved = [set(plan.saved) for plan in plans]
-    assert len(plans) > 2
-    assert all(fewer < more for fewer, more in itertools.pairwise(saved))
-    seconds = [lowest.step_seconds, *(problem.timeline(plan).step_seconds for plan in plans)]
-    assert all(slower > faster for slower, faster in itertools.pairwise(seconds))
-
-
-def test_small_gains_add_up_to_a_plan():
-    """From a chain's square root: one value more is 0.1% of its seconds, and every other limit is worth a plan."""
-    nbytes, n = 7, 600
-    graph = chain(n, nbytes)
-    problem = Problem(graph, equal_costs(graph), fuse=False)
-    start = State(frozenset(range(0, n, 24)))
-    before = problem.timeline(start.plan(problem, "s"))
-    _, *found = climb(problem, start, range(before.peak + nbytes, before.peak + 9 * nbytes, nbytes))
-    seconds = [before.step_seconds, *(problem.timeline(plan).step_seconds for _, plan in found)]
-    assert len(found) > 1
-    assert all(faster < slower * (1 - 0.002) for slower, faster in itertools.pairwise(seconds))
-
-
-def test_the_fastest_under_each_limit_is_filled_up_to_it():
-    nbytes = 7
-    graph = chain(25, nbytes)
-    problem = Problem(graph, equal_costs(graph), fuse=False)
-    slow, fast = (State(frozenset(range(0, 25, step))) for step in (5, 3))
-    starts = [(state, state.plan(problem, "s")) for state in (slow, fast)]
-    lower, higher = (problem.timeline(plan) for _, plan in starts)
-    assert lower.peak < higher.peak
-    assert list(fill_up(problem, starts, [lower.peak - 1])) == []
-    (first,) = fill_up(problem, starts, [higher.peak - 1])
-    assert slow.saved < set(first.saved)
-    (second,) = fill_up(problem, starts, [higher.peak + 2 * nbytes])
-    assert fast.saved < set(second.saved)
-    assert problem.timeline(second).step_seconds < higher.step_seconds
-
-
-def test_outputs_that_the_caller_lets_go_of_are_not_filled_in():
-    """Backward reads the output, which is free to save as long as the caller holds it."""
-    held = chain(9)
-    output = held.fwd_outputs[0]
-    for graph in (held, dataclasses.replace(held, holds_outputs=False)):
-        problem = Problem(graph, equal_costs(graph), fuse=False)
-        start = State(frozenset([0, 3, 6]))
-        (plan,) = fill_up(problem, [(start, start.plan(problem, "s"))], [1000])
-        assert (output in plan.saved) is graph.holds_outputs
-
-
 def test_larger_steps_take_the_way_down_in_fewer_plans():
     nbytes = 7
     graph = chain(64, nbytes)
@@ -193,3 +117,25 @@ def test_larger_steps_take_the_way_down_in_fewer_plans():
     first = [problem.timeline(found[0][1]).peak for found in (small, large)]
     assert 0.9 * before < first[0] < before
     assert first[1] <= 0.85 * before
+
+
+def test_a_stride_takes_every_hill_at_once():
+    """From a chain that saves all: down to less than half in three simulations, where small steps take dozens."""
+    nbytes = 7
+    graph = chain(64, nbytes)
+    problem = Problem(graph, equal_costs(graph), fuse=False)
+    start = State(frozenset(range(64)))
+    search = Search(problem, start, start.plan(problem, "s"))
+    limit = search.peak * 2 // 5
+    assert search.lower_to(limit)
+    assert search.peak <= limit
+    assert search.timeline.recompute_seconds <= 64
+    verify(graph, search.plan)
+
+
+def test_a_stride_ends_where_nothing_more_can_be_let_go():
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
+    start = State(frozenset([0, 1]))
+    search = Search(problem, start, start.plan(problem, "s"))
+    assert not search.lower_to(5 + 31 + 5 - 1)  # the op at the top of the hill has both in memory, and the output

@@ -1,4 +1,3 @@
-import dataclasses
 import gc
 
 import pytest
@@ -16,7 +15,6 @@ from rematpass.core.graph import Kind, Origin
 from rematpass.core.hardware import preset
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline, simulate
-from rematpass.core.solve.descent import State
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks, PlanError
@@ -180,21 +178,6 @@ def test_a_plan_that_the_judge_rejects_is_never_handed_on(monkeypatch, plan, why
     with pytest.raises(PlanError) as caught:
         plan_graph(three_layers(), Config())
     assert str(caught.value) == f"the plan of broken is not valid, at {why}"
-
-
-@pytest.mark.parametrize(
-    ("holds", "saved", "mark", "found"),
-    [
-        (False, [2], {}, [{2, 4}]),
-        (True, [2], {}, []),  # it is there anyway
-        (False, [2, 4], {}, []),
-        (False, [2], {"must_recompute": True}, []),
-    ],
-)
-def test_the_way_up_is_gone_with_the_outputs_saved_as_well(holds, saved, mark, found):
-    graph = dataclasses.replace(three_layers(op2=mark), holds_outputs=holds)  # value 4 is the output
-    problem = Problem(graph, Costs((1.0,) * 7, (1.0,) * 10))
-    assert [state.saved for state in frontier._with_outputs(problem, State(frozenset(saved)))] == found
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))

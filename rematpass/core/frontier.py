@@ -19,17 +19,17 @@ from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve import nested
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
-from rematpass.core.solve.descent import State, climb, descend, fill_up
+from rematpass.core.solve.descent import State, descend
 from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
+from rematpass.core.solve.refine import fill_up, pareto, refine
 from rematpass.core.solve.segments import segments
 
 _STARTS = ("segments", "mincut", "chen_sqrt")  # the ways down begin at the lowest plan of each of these
 _HIGH = 1.25  # times the lowest start: one that lies higher leads down on two ways
-_HAIR = 0.002  # of the lowest peak: what a plan may lie above it to be the start of the way up
 _FILLS = 16  # limits that the fastest plan under each is filled up to
-_LIMITS = 16  # that the lowest plan is filled up to, one after the other
+_HOLES = 24  # between the plans found so far that others are sought for
 _VERTICES = 24  # of the parametric cut
 
 # A plan fits a budget in bytes when its planned peak and a hundredth more do.
@@ -92,8 +92,8 @@ def mincut(problem: Problem) -> tuple[Plan, ...]:
 
 
 def everything(problem: Problem) -> tuple[Plan, ...]:
-    """The plans of all solvers, what is found on the way down from the lowest of each and on the way up from there, and
-    the fastest of all of these under some limits, filled up to them."""
+    """The plans of all solvers, what is found on the way down from the lowest of each, the fastest of these under some
+    limits, filled up to them, and what fills the largest holes."""
     plans = [plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem)]
     ceiling = min((Rung(plan, problem.timeline(plan)) for plan in plans), key=lambda rung: (rung.seconds, rung.peak))
     starts = [(State(frozenset(plan.saved)), plan) for plan in _lowest(problem, plans)]
@@ -105,36 +105,12 @@ def everything(problem: Problem) -> tuple[Plan, ...]:
     if high > _HIGH * low:  # from the highest start, large steps end at another floor than small ones
         ways_down.append(descend(problem, *highest, stride=high / low))
     found = [*starts, *within, *itertools.chain.from_iterable(ways_down)]
-    bottom, lowest = _fastest_of_the_lowest(problem, found)
-
-    def limits(most: int, least: int) -> list[int]:
-        first, last = (max(1, peak) for peak in (problem.timeline(lowest).peak, ceiling.peak))
-        return [int(limit) for limit in np.geomspace(first, last, 1 + problem.trials(most, least))[:-1]]
-
-    for start in (bottom, *_with_outputs(problem, bottom)):
-        found += climb(problem, start, limits(_LIMITS, least=8))
     found += [(State(frozenset(plan.saved)), plan) for plan in plans]
-    return (*(plan for _, plan in found), *fill_up(problem, found, limits(_FILLS, least=1)))
-
-
-def _fastest_of_the_lowest(problem: Problem, found: Iterable[tuple[State, Plan]]) -> tuple[State, Plan]:
-    """Of those that lie a hair above the lowest: many do, where the peak is what backward hands out."""
-    found = list(found)
-    highest = (1 + _HAIR) * min(problem.timeline(plan).peak for _, plan in found)
-    near = [(state, plan) for state, plan in found if problem.timeline(plan).peak <= highest]
-    return min(near, key=lambda entry: problem.timeline(entry[1]).step_seconds)
-
-
-def _with_outputs(problem: Problem, state: State) -> list[State]:
-    """``state`` with forward's outputs saved, where the caller lets go of them and it does not save them itself.
-
-    They are large (logits), and a way up fills small values in first, so that there is no room for them later.
-    """
-    graph = problem.graph
-    ops = [] if graph.holds_outputs else [op for op in graph.ops if not op.must_recompute]
-    made = (v for op in ops for v in op.writes if not graph.values[v].cannot_save)
-    outputs = frozenset(made).intersection(graph.fwd_outputs)
-    return [] if outputs <= state.saved else [state.saving(outputs)]
+    lowest = max(1, min(problem.timeline(plan).peak for _, plan in found))
+    limits = np.geomspace(lowest, max(lowest, ceiling.peak), 1 + problem.trials(_FILLS, least=8))[:-1]
+    found += fill_up(problem, found, [int(limit) for limit in limits])
+    found += refine(problem, found, problem.trials(_HOLES))
+    return tuple(plan for _, plan in found)
 
 
 def _lowest(problem: Problem, plans: Iterable[Plan]) -> list[Plan]:
@@ -186,12 +162,3 @@ def _without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def pareto(rungs: Iterable[Rung]) -> tuple[Rung, ...]:
-    """Those that no other beats in both seconds and peak, from the fastest on."""
-    best: list[Rung] = []
-    for rung in sorted(rungs, key=lambda r: (r.seconds, r.peak)):
-        if not best or rung.peak < best[-1].peak:
-            best.append(rung)
-    return tuple(best)

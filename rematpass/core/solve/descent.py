@@ -1,4 +1,4 @@
-"""Down from a plan to plans of lower peak: what lies idle is let go and made again later. And up again (``climb``).
+"""Down from a plan to plans of lower peak: what lies idle is let go and made again later.
 
 A copy lies idle at a moment when it has been read before and is read again only after it. Letting it go there frees its
 bytes and costs one more run of what it is made of, from what is alive by then::
@@ -14,10 +14,6 @@ not help even so is not tried again. All is judged by the simulator, so a wrong 
 This is where values come to be computed more than once in backward, and where a plan gets below what one set of saved
 values can reach: a block is recomputed to reach the next one, let go, and recomputed in parts.
 
-The way up starts at a low plan and fills it up to one limit after the other (``room.py``). Each step is one simulation,
-so on graphs too large for many trials this is where most rungs of the ladder come from. In the end ``fill_up`` does the
-same to whatever is the fastest under a limit: on nine graphs never slower, 0.1% faster on average and 2% at best.
-
 Source: greedy eviction by seconds per byte is what XLA's HloRematerialization and Dynamic Tensor Rematerialization
 (Kirisame et al. 2021, arXiv 2006.09616) do; here it starts from an optimal cut, ahead of time, on all hills at once.
 """
@@ -27,7 +23,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -43,6 +39,7 @@ from rematpass.errors import PlanError
 _STEP = 0.04  # a target lies this far below the peak
 _LEAST = 0.002  # progress in the peak that is worth going on for
 _MOST_TRIALS = 80  # simulations of one descent
+_MOST_OF_A_STRIDE = 3  # simulations of one
 _MOST_FILLS = 3  # rounds of filling up what one level leaves free
 
 
@@ -82,7 +79,7 @@ def descend(
     ``plan``: of ``start``, where it is known already; ``stride``: how much larger than usual the first steps are, for a
     start that lies high.
     """
-    search = _Search(problem, start, plan or start.plan(problem, "descent"), step=_STEP * stride)
+    search = Search(problem, start, plan or start.plan(problem, "descent"), step=_STEP * stride)
     while True:
         lowered = search.lower()
         if lowered:
@@ -94,43 +91,10 @@ def descend(
             return
 
 
-def climb(problem: Problem, start: State, limits: Iterable[int]) -> Iterator[tuple[State, Plan]]:
-    """Plans of falling seconds, from ``start`` on: each is the one before it, filled up to the next of ``limits``."""
-    search = _Search(problem, start, start.plan(problem, "descent"))
-    yield search.state, search.plan
-    seconds = search.timeline.step_seconds
-    for limit in limits:
-        search.fill(limit, rounds=1, but=_lumps(problem))  # what it leaves free, the next limit's has too
-        if search.timeline.step_seconds < seconds * (1 - _LEAST):
-            seconds = search.timeline.step_seconds
-            yield search.state, search.plan
+@dataclass(eq=False)
+class Search:
+    """A plan, and what it becomes while it is lowered and filled."""
 
-
-def fill_up(problem: Problem, found: Iterable[tuple[State, Plan]], limits: Iterable[int]) -> Iterator[Plan]:
-    """Under each of ``limits`` the fastest plan so far, of ``found`` and these, with what fits beside it saved."""
-    pool = [_Search(problem, state, plan) for state, plan in found]
-    for limit in limits:
-        under = [search for search in pool if search.timeline.peak <= limit]
-        if not under:
-            continue
-        fastest = min(under, key=lambda search: (search.timeline.step_seconds, search.timeline.peak))
-        search = _Search(problem, fastest.state, fastest.plan)
-        if search.fill(limit, rounds=1, but=_lumps(problem)):
-            pool.append(search)
-            yield search.plan
-
-
-def _lumps(problem: Problem) -> frozenset[int]:
-    """What is not filled in: forward's outputs where the caller lets go of them.
-
-    A saved one is not overwritten, as a copy of backward's is. So it takes more than there seems to be free, and all
-    that is tried together with it fails.
-    """
-    return frozenset(() if problem.graph.holds_outputs else problem.graph.fwd_outputs)
-
-
-@dataclass
-class _Search:
     problem: Problem
     state: State
     plan: Plan
@@ -141,6 +105,14 @@ class _Search:
     def __post_init__(self) -> None:
         self.left = self.problem.trials(_MOST_TRIALS, least=4)
         self.timeline = self.problem.timeline(self.plan)
+
+    @property
+    def peak(self) -> int:
+        return self.timeline.peak
+
+    @property
+    def seconds(self) -> float:
+        return self.timeline.step_seconds
 
     def lower(self) -> bool:
         """Bring the peak down by one step; whether that was possible."""
@@ -158,6 +130,15 @@ class _Search:
             if not self._try(groups, target):
                 break
         return self.timeline.peak < start * (1 - _LEAST)
+
+    def lower_to(self, limit: int) -> bool:
+        """Bring the peak down to ``limit`` in one stride; whether that was possible."""
+        self.left = _MOST_OF_A_STRIDE
+        while self.peak > limit and self.left > 0:
+            hills = self._hills(limit)
+            if any(lowest > limit for _, lowest in hills) or not self._try([choices for choices, _ in hills], limit):
+                break
+        return self.peak <= limit
 
     def _try(self, groups: list[list[_Choice]], target: int) -> bool:
         """Take all of the groups at once or, where that does not lower what stands above the target, each by itself."""

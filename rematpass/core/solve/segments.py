@@ -17,23 +17,20 @@ one capacity per moment.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import save_all
 from rematpass.core.solve.boundaries import Boundaries, forced
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.moments import Moments
 from rematpass.core.solve.problem import Problem
 
-_LIMITS = 18  # limits tried between the lowest and the ceiling
+_LIMITS = 12  # limits tried between the lowest and the ceiling
 _LEVELS = 8  # at most, of each segment
-_REFILLS = 2  # times a plan is filled up again with what the simulator says is still free
 
 Floats = NDArray[np.float64]
 
@@ -52,8 +49,9 @@ def segments(problem: Problem) -> tuple[Plan, ...]:
     layouts: dict[tuple[int, ...], _Layout] = {}
     for limit in limits:
         for positions in dict.fromkeys((finest, tuple(boundaries.under(limit) or ()))):
-            layout = layouts.setdefault(positions, _Layout(problem, boundaries, positions))
-            plans.update(dict.fromkeys(layout.plans(limit)))
+            if positions not in layouts:
+                layouts[positions] = _Layout(problem, boundaries, positions)
+            plans.update(dict.fromkeys(layouts[positions].plans(limit)))
     return tuple(plans)
 
 
@@ -76,21 +74,16 @@ class _Layout:
         self.count = len(positions) + 1
         self.entry = [*(int(self.moments.entry[p]) for p in positions), self.moments.first_backward]
         self.levels = self._levels()
-        self.lowest = self._simulate([0] * self.count)
+        self.lowest = self._plan([0] * self.count)
+        self.live = self.moments.live(problem.timeline(self.lowest))
 
-    def plans(self, limit: float) -> Iterator[Plan]:
-        """The lowest plan, and those that fill up to ``limit`` what it leaves free."""
-        yield self.lowest[0]
-        target = limit
-        for _ in range(1 + self.problem.trials(_REFILLS, least=0)):
-            plan, timeline = self._simulate(self._fill(target))
-            yield plan
-            target += limit - timeline.peak
+    def plans(self, limit: float) -> tuple[Plan, Plan]:
+        """The lowest plan, and the one that fills up to ``limit`` what it leaves free."""
+        return self.lowest, self._plan(self._fill(limit))
 
-    def _simulate(self, chosen: list[int]) -> tuple[Plan, Timeline]:
+    def _plan(self, chosen: list[int]) -> Plan:
         inside = (self.levels[segment][level].saved for segment, level in enumerate(chosen))
-        plan = self.problem.plan("segments", self.crossing.union(*inside))
-        return plan, self.problem.timeline(plan)
+        return self.problem.plan("segments", self.crossing.union(*inside))
 
     def _levels(self) -> list[list[_Level]]:
         """For each segment its levels, fewest bytes first, each of more bytes and fewer seconds than the one before."""
@@ -117,7 +110,7 @@ class _Layout:
     def _fill(self, limit: float) -> list[int]:
         """The level of each segment: raised by seconds per byte while every moment stays under ``limit``."""
         chosen = [0] * self.count
-        free = limit - self.moments.live(self.lowest[1])
+        free = limit - self.live
         steps = sorted(
             (
                 (low.seconds - high.seconds) / (high.nbytes - low.nbytes),
