@@ -132,13 +132,13 @@ class Search:
         return self.timeline.peak < start * (1 - _LEAST)
 
     def lower_to(self, limit: int) -> bool:
-        """Bring the peak down to ``limit`` in one stride; whether that was possible."""
-        self.left = _MOST_OF_A_STRIDE
+        """Bring the peak down to ``limit`` in one stride, or as far as that goes; whether it went anywhere."""
+        start, self.left = self.peak, _MOST_OF_A_STRIDE
         while self.peak > limit and self.left > 0:
             hills = self._hills(limit)
             if any(lowest > limit for _, lowest in hills) or not self._try([choices for choices, _ in hills], limit):
                 break
-        return self.peak <= limit
+        return self.peak < start
 
     def _try(self, groups: list[list[_Choice]], target: int) -> bool:
         """Take all of the groups at once or, where that does not lower what stands above the target, each by itself."""

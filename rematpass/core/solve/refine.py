@@ -14,7 +14,7 @@ Into the middle of the hole plans that lie above are brought down in one stride:
 hills at once, which a way down by small steps (``descent.py``) does not come by, since it pays at each step for what
 stands in the way of that step only. Two begin: the fastest a little above, and the fastest far above.
 
-On six models, mean seconds of a step over all limits are 0.0 to 0.9% lower for it, 6% at most.
+On thirteen graphs the seconds of a step are 0.0 to 0.9% lower for it on average over all limits, 6% at most.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def refine(problem: Problem, found: Iterable[tuple[State, Plan]], trials: int) -
                 continue
             search = Search(problem, start.state, start.plan)
             if search.lower_to(limit):
-                search.fill(limit, rounds=1, but=_lumps(problem))
+                search.fill(max(limit, search.peak), rounds=1, but=_lumps(problem))
                 pool.append(search)
                 yield search.state, search.plan
 
