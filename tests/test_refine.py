@@ -88,7 +88,7 @@ class Point:
 
 
 def test_the_largest_hole_is_where_a_step_lies_furthest_above_the_hull_by_hand():
-    """Under the line from (100, 10) to (1600, 1): the step up to 400 bytes is wider than those beside it, by ratio."""
+    """Over the line from (100, 10) to (1600, 1): the step up to 1600 bytes, then the one up to 400."""
     steps = [(100, 10.0), (110, 9.9), (400, 6.0), (500, 5.9), (1600, 1.0)]
     ladder = pareto([Point(*step) for step in steps])
     assert [p.peak for p in ladder] == [1600, 500, 400, 110, 100]
