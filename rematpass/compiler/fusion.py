@@ -17,8 +17,9 @@ import functools
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,16 @@ class Timeline:
         for name, buffer in self.buffers.items():
             for op in buffer.readers | ({buffer.maker} if buffer.maker else set()):
                 self.touches[op].add(name)
+        self.heirs = _heirs(scheduler, ops, self.buffers)
+        self.concerns: dict[str, set[Node]] = {name: set() for name in self.buffers}  # whose taking over it has a say in
+        for op, heirs in self.heirs.items():
+            for name in {name for heir in heirs for name in (heir.old, heir.new)}:
+                self.concerns[name].add(op)
         self.live: Steps = np.zeros(self.step[-1] + 1, dtype=np.int64)
         for buffer in self.buffers.values():
             self._add(self.live, 0, buffer, {}, 1)
+        for op in self.heirs:
+            self.live[self.step[self.slot[op]]] -= self._overwrites(op, {})
 
     def _add(self, steps: Steps, first: int, buffer: Buffer, moved: dict[Node, int], sign: int) -> None:
         """Add the buffer's bytes over its life to ``steps``, which begin at step ``first``."""
@@ -91,9 +99,33 @@ class Timeline:
             return False
         return bool(readers) and all(slot == start for slot in readers)
 
+    def heir(self, op: Node, moved: Mapping[Node, int] = MappingProxyType({})) -> Heir | None:
+        """What ``op`` overwrites, since it is the last to read it: then it allocates nothing."""
+        slot = moved.get(op, self.slot[op])
+        for heir in self.heirs.get(op, ()):
+            old, new = self.buffers[heir.old], self.buffers[heir.new]
+            others = ((other, moved.get(other, self.slot[other])) for other in old.readers if other is not op)
+            is_last = all(at < slot or (at == slot and other in heir.alongside) for other, at in others)
+            if is_last and not self._is_inside(old, moved) and not self._is_inside(new, moved):
+                return heir
+        return None
+
+    def _overwrites(self, op: Node, moved: dict[Node, int]) -> int:
+        """The bytes of that."""
+        heir = self.heir(op, moved)
+        return self.buffers[heir.new].nbytes if heir else 0
+
+    def _is_inside(self, buffer: Buffer, moved: Mapping[Node, int]) -> bool:
+        if buffer.maker is None:
+            return False
+        slots = [moved.get(op, self.slot[op]) for op in buffer.readers]
+        return self._stays_inside(buffer, moved.get(buffer.maker, self.slot[buffer.maker]), slots)
+
     def made(self) -> Counter[int]:
         """The bytes allocated at each slot."""
         made: Counter[int] = Counter()
+        for op in self.heirs:
+            made[self.slot[op]] -= self._overwrites(op, {})
         for buffer in self.buffers.values():
             if buffer.maker is not None:
                 slot = self.slot[buffer.maker]
@@ -117,9 +149,14 @@ class Timeline:
         first, last = self.step[min(slots)], self.step[max(slots)]
         moved = dict.fromkeys(ops, place)
         added: Steps = np.zeros(last - first + 1, dtype=np.int64)
-        for name in set().union(*(self.touches[op] for op in ops)):
+        touched = set().union(*(self.touches[op] for op in ops))
+        for name in touched:
             self._add(added, first, self.buffers[name], {}, -1)
             self._add(added, first, self.buffers[name], moved, 1)
+        for op in set().union(*(self.concerns[name] for name in touched)):
+            for where, sign in (({}, 1), (moved, -1)):
+                if nbytes := self._overwrites(op, where):
+                    added[self.step[where.get(op, self.slot[op])] - first] += sign * nbytes
         return first, added
 
     def move(self, ops: Sequence[Node], place: int) -> None:
@@ -205,6 +242,60 @@ def _buffers(scheduler: Any, nodes: Sequence[Node], ops: Sequence[Node]) -> dict
                 if name in buffers:
                     buffers[name].readers.add(op)
     return {name: buffer for name, buffer in buffers.items() if buffer.nbytes}
+
+
+@dataclass(frozen=True)
+class Heir:
+    """An op that reads ``old`` and makes ``new`` can write it over ``old``, if nobody reads that later.
+
+    ``alongside``: who may read ``old`` in the same kernel.
+    """
+
+    old: str
+    new: str
+    alongside: frozenset[Node]
+
+
+def _heirs(scheduler: Any, ops: Sequence[Node], buffers: dict[str, Buffer]) -> dict[Node, list[Heir]]:
+    """For each op what it can overwrite, by the rules of Inductor's ``decide_inplace_update``.
+
+    One of them: what a kernel reads in loops of different shapes (for a sum over each row, then element by element) is
+    overwritten in none of them. So the backward of a softmax, fused, takes one matrix of scores more than in two.
+    """
+    found: dict[Node, list[Heir]] = {}
+    for op in ops:
+        for new in filter(_is_allocated, op.get_outputs()):
+            for read in op.read_writes.reads:
+                old = scheduler.name_to_donated_buffer.get(read.name) or scheduler.name_to_buf.get(read.name)
+                if old is None or not {read.name, new.get_name()} <= buffers.keys():
+                    continue
+                where = _reads(op, read.name)
+                fits = buffers[read.name].nbytes == buffers[new.get_name()].nbytes
+                fits &= old.node.get_dtype() == new.node.get_dtype() and not buffers[read.name].stays
+                user = next((user for user in old.users if user.node is op), None)
+                if fits and len(where) == 1 and user is not None and user.can_inplace and _can_be_overwritten(old):
+                    readers = (r for r in buffers[read.name].readers if r.get_name() in op.ancestors)
+                    alongside = frozenset(r for r in readers if _reads(r, read.name) == where)
+                    found.setdefault(op, []).append(Heir(read.name, new.get_name(), alongside))
+    return found
+
+
+def _reads(op: Node, name: str) -> set[Any]:
+    """In which ways ``op`` reads a buffer: index and loops."""
+    return {d for d in op.read_writes.reads if d.name == name}
+
+
+def _is_allocated(buffer: Any) -> bool:
+    """Whether the op that makes it allocates it."""
+    node = buffer.node
+    return node.should_allocate() and not node.get_inputs_that_alias_output() and not node.get_mutation_names()
+
+
+def _can_be_overwritten(buffer: Any) -> bool:
+    """Whether it is a tensor of its own, and no input that the caller keeps."""
+    layout, kept = buffer.node.get_output_spec(), V.graph.graph_inputs.keys() - buffer.scheduler.name_to_donated_buffer
+    unlike = inductor_ir.NoneLayout, inductor_ir.MultiOutputLayout, inductor_ir.MutationLayoutSHOULDREMOVE
+    return not isinstance(layout, unlike) and buffer.get_name() not in kept
 
 
 def _whole(buffer: Any) -> str:

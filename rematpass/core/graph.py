@@ -298,6 +298,13 @@ class JointGraph:
         wanted = {v for op in in_backward for v in op.reads} | set(self.bwd_outputs)
         return frozenset(v for v in wanted - made if self.values[v].origin is not Origin.TANGENT)
 
+    @cached_property
+    def savable(self) -> Bools:
+        """For each value, whether it is neither backward's nor an input, and may be saved."""
+        free = [self.sides[op.id] is not Side.BACKWARD and not op.must_recompute for op in self.ops]
+        can = [v.origin is Origin.OP and not v.cannot_save for v in self.values]
+        return np.array(can, np.bool_) & np.append(free, False)[self.producers]
+
     def marked(self, values: Iterable[int]) -> Bools:
         """For each value, whether it is one of ``values``."""
         marked = np.zeros(len(self.values), np.bool_)
@@ -312,7 +319,7 @@ class JointGraph:
             op = self.producer[todo.pop()]
             if op is not None and op not in found:
                 found.add(op)
-                todo.extend(v for v in self.ops[op].reads if v not in stop)
+                todo += [v for v in self.ops[op].reads if v not in stop]
         return sorted(found)
 
     def to_json(self) -> str:

@@ -254,24 +254,28 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     never = lives.outlives | (lives.last_read < 0)
     over = np.where(never, len(lives.runs), np.maximum(lives.last_read, lives.handed_over)).tolist()
     reads, start = lives.read.tolist(), np.searchsorted(lives.reader, np.arange(len(lives.runs) + 1)).tolist()
-    virtual: dict[int, tuple[int, ...]] = {}
+    made_of: list[tuple[int, ...]] = list(zip(range(len(over)), strict=True))  # of itself, while it is in memory
+    virtual: list[int] = []
     written: set[int] = set()
     columns = (np.flatnonzero(could), lives.born[could], readers[could])
     for copy, born, readers_of in zip(*(column.tolist() for column in columns), strict=True):
         asked = reads[start[born] : start[born + 1]]
         if len(asked) == 1:
-            sources = virtual.get(asked[0], (asked[0],))
+            sources = made_of[asked[0]]
         else:
-            sources = tuple(dict.fromkeys(chain.from_iterable([virtual.get(r, (r,)) for r in asked])))
-        if len(sources) > (_MOST_READS_FOR_SEVERAL if readers_of > 1 else most_for_one):
-            continue
-        if len(sources) > 1 and readers_of and sum([nbytes[s] for s in sources if over[s] <= born]) > nbytes[copy]:
-            written.add(copy)
-            continue
-        virtual[copy] = sources
+            sources = tuple(dict.fromkeys(chain.from_iterable([made_of[r] for r in asked])))
+        if len(sources) > 1:
+            if len(sources) > (_MOST_READS_FOR_SEVERAL if readers_of > 1 else most_for_one):
+                continue
+            if readers_of and sum([nbytes[s] for s in sources if over[s] <= born]) > nbytes[copy]:
+                written.add(copy)
+                continue
+        made_of[copy] = sources
+        virtual.append(copy)
         for s in sources:
-            over[s] = max(over[s], over[copy])
-    return virtual, frozenset(written)
+            if over[s] < over[copy]:
+                over[s] = over[copy]
+    return {copy: made_of[copy] for copy in virtual}, frozenset(written)
 
 
 def _made_and_read_in_one_kernel(graph: JointGraph, lives: Trace, in_memory: Bools, reader: Ints, read: Ints) -> Bools:

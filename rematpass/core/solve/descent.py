@@ -23,7 +23,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -234,6 +234,7 @@ class _Idle:
         self.tenants = [t for t in tenants if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
         made_by = (graph.producer[t.value] for t in self.tenants)
         self.least = [0.0 if op is None else problem.costs.run[op] for op in made_by]
+        self.choices: dict[tuple[int, int], _Choice | None] = {}  # by tenant, and which of its reads comes next
         self.born = np.array([t.born for t in self.tenants], np.int64)
         self.end = np.array([t.end for t in self.tenants], np.int64)
         self.values, self.born_at = self.lives.value.tolist(), self.lives.born.tolist()
@@ -263,15 +264,22 @@ class _Idle:
             if choice is not None:
                 yield choice
                 continue
-            choice = self._choice(self.tenants[i], position)
+            choice = self._choice(i, position)
             if choice is not None and choice.lettings not in self.banned:
                 heapq.heappush(queue, (choice.seconds / choice.nbytes, fewest, i, choice))
 
-    def _choice(self, t: Tenant, position: int) -> _Choice | None:
-        first = self.timeline.first_backward
+    def _choice(self, i: int, position: int) -> _Choice | None:
+        t = self.tenants[i]
         later = bisect_left(t.reads, position)
         if later == len(t.reads) or t.reads[later] == position or t.made >= position:
             return None  # in use, or read no more
+        if (i, later) not in self.choices:  # many hills lie between one read and the next
+            self.choices[i, later] = self._between_reads(t, later)
+        return self.choices[i, later]
+
+    def _between_reads(self, t: Tenant, later: int) -> _Choice | None:
+        """Letting go of ``t`` before its read number ``later``."""
+        first = self.timeline.first_backward
         before, after = (t.reads[later - 1] if later else t.made), t.reads[later]
         if after < first or (before < first and t.value not in self.saved):
             return None
@@ -293,7 +301,7 @@ class _Idle:
     def _priced(self, lettings: set[Letting], t: Tenant, after: int) -> _Choice | None:
         graph = self.problem.graph
         gone = {v for v, _ in lettings}
-        chain = graph.ancestors([t.value], _Alive(self, after, gone))
+        chain = graph.ancestors([t.value], _Alive(self.copies_of, after, gone))
         if not graph.runs_once.isdisjoint(chain) or self._asks_for_the_lost(chain):
             return None
         again = self.moment[after - self.timeline.first_backward]
@@ -329,7 +337,8 @@ class _Idle:
     @cached_property
     def copies_of(self) -> dict[object, list[tuple[int, int]]]:
         """For each value its copies that backward can read: where each is made, and where it is read last."""
-        found: dict[object, list[tuple[int, int]]] = {}
+        always = (-1, len(self.timeline.runs))
+        found: dict[object, list[tuple[int, int]]] = {v: [always] for v in self.problem.graph.kept_inputs}
         first = self.timeline.first_backward
         for value, born, last in zip(self.values, self.born_at, self.last_read, strict=True):
             if born >= first or value in self.saved:
@@ -341,12 +350,14 @@ class _Idle:
 class _Alive:
     """The values that can be read at ``position`` of backward, those in ``gone`` left out."""
 
-    idle: _Idle
+    copies: Mapping[object, Sequence[tuple[int, int]]]
     position: int
     gone: set[int]
 
     def __contains__(self, value: object) -> bool:
         if value in self.gone:
             return False
-        copies, at = self.idle.copies_of.get(value, ()), self.position
-        return value in self.idle.problem.graph.kept_inputs or any(born < at < last for born, last in copies)
+        for born, last in self.copies.get(value, ()):
+            if born < self.position < last:
+                return True
+        return False

@@ -33,7 +33,9 @@ def just_in_time(
     """
     saved = set(saved)
     forward = forward_runs(graph, saved)
-    times = {step.op: 1 for step in forward}  # how often each op has run
+    times = [0] * len(graph.ops)  # how often each op has run
+    for step in forward:
+        times[step.op] = 1
     inputs = graph.kept_inputs
     there = {*saved, *inputs, *graph.tangents}
     backward: list[Run] = []
@@ -41,7 +43,7 @@ def just_in_time(
     def make_again(values: Iterable[int]) -> None:
         for id in graph.ancestors(values, there):
             op = graph.ops[id]
-            if id in graph.runs_once and id in times:
+            if times[id] and id in graph.runs_once:
                 why = op.never_recompute or "the user wants its value saved"
                 raise PlanError(f"{asked_for(op)}, which must not run twice: {why}")
             if not there.issuperset(op.reads):
@@ -49,29 +51,25 @@ def just_in_time(
                 raise PlanError(
                     f"{asked_for(op)}, and value {lost}, which it reads, can be neither saved nor made again"
                 )
-            make(op)
+            backward.append(run(id, times[id]))
+            times[id] += 1
+            there.update(op.writes)
 
     def asked_for(op: Op) -> str:
         return f"{solver}: backward needs op {op.id} ({op.name}) again"
-
-    def make(op: Op) -> None:
-        copy = times.get(op.id, 0)
-        times[op.id] = copy + 1
-        backward.append(run(op.id, copy))
-        there.update(op.writes)
 
     forgotten = forgotten or {}
     mutations = [op for op in graph.own_ops if op.kind is Kind.MUTATION]
     for moment, op in enumerate(graph.own_ops[: len(graph.own_ops) - len(mutations)]):
         if not there.issuperset(op.reads):
             make_again(op.reads)
-        make(op)
+        backward.append(run(op.id))
+        there.update(op.writes)
         if moment in forgotten:
             there.difference_update(forgotten[moment])
     make_again(graph.bwd_outputs)
     make_again(v for op in mutations for v in op.reads)
-    for op in mutations:
-        make(op)
+    backward += [run(op.id) for op in mutations]
     overwritten_here = {v for op in mutations for v in op.mutates}
     return plan_of(graph, solver, saved | inputs | overwritten_here, forward, backward)
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rematpass.core.graph import Origin, Side
+from rematpass.core.rows import Ints
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.problem import Problem
 
@@ -36,19 +36,20 @@ class Room:
     def worth_saving(self, but: frozenset[int] = frozenset()) -> list[int]:
         """Values ``but`` these that fit all together, those that spare most seconds per byte first."""
         graph, costs = self.problem.graph, self.problem.costs
+        free = self.limit - np.array(self.timeline.live, np.int64)
+        made, again = self._spans
         found = []
-        for value in self._remade.keys() - but:
-            exclusive = self._only_for(value)
+        for value in self._that_fit(free):
+            exclusive = set() if value in but else self._only_for(value)
             gain = sum(costs.run[op] for op in exclusive) - costs.keep[value]
             nbytes = graph.values[value].nbytes
             if gain > 0:
                 found.append((gain / max(nbytes, 1), value, exclusive))
         found.sort(key=lambda entry: (-entry[0], entry[1]))
-        free = self.limit - np.array(self.timeline.live, np.int64)
         taken: list[int] = []
         spared: set[int] = set()
         for _, value, exclusive in found:
-            span = slice(self._made[value], self._remade[value])
+            span = slice(made[value], again[value])
             nbytes = graph.values[value].nbytes
             if spared.isdisjoint(exclusive) and (free[span] >= nbytes).all():
                 free[span] -= nbytes
@@ -56,51 +57,65 @@ class Room:
                 spared |= exclusive
         return taken
 
-    @cached_property
-    def _made(self) -> dict[int, int]:
-        """For each value of forward, the position that makes it there."""
-        graph, first = self.problem.graph, self.timeline.first_backward
-        return {v: p for p, run in enumerate(self.timeline.runs[:first]) for v in graph.ops[run.op].writes}
+    def _that_fit(self, free: Ints) -> list[int]:
+        """Values that can be saved and are made again, where ``free`` has the bytes of each, one at a time."""
+        graph, (made, again) = self.problem.graph, self._spans
+        values = np.flatnonzero((made >= 0) & (again >= 0) & graph.savable & ~graph.marked(self.saved))
+        return values[graph.nbytes[values] <= _least(free, made[values], again[values])].tolist()
 
     @cached_property
-    def _remade(self) -> dict[int, int]:
-        """For each value that backward makes again and that can be saved, the first position of backward that does."""
-        graph, first = self.problem.graph, self.timeline.first_backward
-        found: dict[int, int] = {}
-        for position, run in enumerate(self.timeline.runs[first:], first):
-            op = graph.ops[run.op]
-            if graph.sides[run.op] is Side.BACKWARD or op.must_recompute:
-                continue
-            for v in op.writes:
-                value = graph.values[v]
-                if v in self._made and v not in self.saved and not value.cannot_save and value.origin is Origin.OP:
-                    found.setdefault(v, position)
-        return found
+    def _ops(self) -> Ints:
+        """The op of each run."""
+        return np.array([run.op for run in self.timeline.runs], np.int64)
 
     @cached_property
-    def _again(self) -> NDArray[np.int64]:
+    def _spans(self) -> tuple[Ints, Ints]:
+        """For each value the position of forward that makes it, and the first of backward that does; -1 for none."""
+        graph = self.problem.graph
+        positions, values = graph.written_rows.take(self._ops)
+        late = int(np.searchsorted(positions, self.timeline.first_backward))
+        made, again = np.full((2, len(graph.values)), -1)
+        made[values[:late]] = positions[:late]
+        again[values[late:][::-1]] = positions[late:][::-1]  # of several positions the first stays
+        return made, again
+
+    @cached_property
+    def _times(self) -> list[int]:
         """For each op, how often backward runs it."""
-        count = np.zeros(len(self.problem.graph.ops), np.int64)
-        for run in self.timeline.runs[self.timeline.first_backward :]:
-            count[run.op] += 1
-        return count
+        ops = self._ops[self.timeline.first_backward :]
+        return np.bincount(ops, minlength=len(self.problem.graph.ops)).tolist()
 
     def _only_for(self, value: int) -> set[int]:
         """The ops that backward runs for nothing but ``value``: its own, and those that only they read."""
         graph = self.problem.graph
         producer = graph.producer[value]
         assert producer is not None
-        if any(self._again[r] for v in graph.ops[producer].writes if v != value for r in graph.readers[v]):
+        if any(self._times[r] for v in graph.ops[producer].writes if v != value for r in graph.readers[v]):
             return set()  # it has to run for its other results
         found = {producer}
         todo = list(graph.ops[producer].reads)
         while todo:
             v = todo.pop()
             op = graph.producer[v]
-            if op is None or op in found or v in self.saved or graph.sides[op] is Side.BACKWARD or not self._again[op]:
+            if op is None or op in found or v in self.saved or graph.sides[op] is Side.BACKWARD or not self._times[op]:
                 continue
-            readers = {r for w in graph.ops[op].writes for r in graph.readers[w] if self._again[r]}
+            readers = {r for w in graph.ops[op].writes for r in graph.readers[w] if self._times[r]}
             if readers <= found and not any(w in graph.bwd_outputs for w in graph.ops[op].writes):
                 found.add(op)
                 todo.extend(graph.ops[op].reads)
         return found
+
+
+def _least(numbers: Ints, start: Ints, stop: Ints) -> Ints:
+    """The least of ``numbers`` from each of ``start`` up to the ``stop`` beside it: of two stretches whose lengths are
+    powers of two, and which may overlap.
+
+    Source: the sparse table of Bender and Farach-Colton 2000, "The LCA problem revisited".
+    """
+    level = np.frexp(stop - start)[1] - 1
+    least, found = numbers, np.empty_like(start)
+    for power in range(level.max(initial=-1) + 1):
+        here = level == power
+        found[here] = np.minimum(least[start[here]], least[stop[here] - 2**power])
+        least = np.minimum(least[: -(2**power)], least[2**power :])
+    return found
