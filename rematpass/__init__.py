@@ -63,6 +63,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       torchs_choice.py   what torch's own partitioner would save, to compare with
       partitioner.py     capture, plan, emit: what Inductor calls
       kept.py            what was planned, for processes that take the compiled graph from the cache
+      steps.py           what is watched while compiled steps run: sizes over budget, measured bytes
       backend.py         the backends, and enable()
       plan_only.py       a model's plans without compiling it
     report/              tells; no torch

@@ -339,3 +339,19 @@ def a_loop_while_a_condition_holds():
         return h.exp() * settled, count
 
     return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
+
+
+@program()
+def rows_overwritten_in_place_by_their_numbers():
+    """In backward an op reads what two scatters have written, one of them by adding."""
+
+    def forward(m, x):
+        h = m.first(x)
+        turned = h.clone()
+        turned[torch.arange(len(x) - 1, -1, -1)] += h.cos()
+        return m.second(turned)
+
+    def layers():
+        return nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.GELU())
+
+    return Model(forward, first=layers(), second=layers()), [_randn(12, 8)]

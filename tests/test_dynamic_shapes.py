@@ -8,6 +8,7 @@ from torch import nn
 
 from rematpass import plans
 from rematpass.report.summary import total
+from rematpass.units import format_bytes
 
 afresh = pytest.fixture(autouse=True)(afresh)
 BUDGETS = 1, 0.5, 0.2, 0
@@ -78,6 +79,48 @@ def test_the_peak_is_a_formula_that_holds_for_other_sizes(options):
     assert eval(symbolic.peak_formula, {symbol: 97}) == symbolic.planned_peak
     other = planned(501, False, **options)
     assert eval(symbolic.peak_formula, {symbol: 501}) == other.planned_peak
+
+
+@pytest.mark.parametrize("backend", ["remat_aot_eager", "remat"])
+def test_a_step_whose_sizes_take_it_over_budget_is_told_of_once(backend, caplog):
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    step = torch.compile(model, backend=backend, options={"memory_budget": "300KiB", "strict": 1}, dynamic=True)
+    warned = []
+    for batch in (128, 96, 1024, 2048):
+        step(torch.ones(batch, 64)).sum().backward()
+        warned.append([r.getMessage() for r in caplog.records if "over the budget" in r.getMessage()])
+    assert [len(found) for found in warned] == [0, 0, 1, 1]
+    (plan,) = plans()
+    ((symbol, hint),) = plan.sizes
+    needed = plan.planned_peak + eval(plan.peak_formula, {symbol: 1024}) - eval(plan.peak_formula, {symbol: hint})
+    assert warned[-1][0].startswith(
+        f"graph 0/0: with the sizes of this step ({symbol}=1024) it takes {format_bytes(needed)}, "
+        f"{format_bytes(needed - 300 * 1024)} over the budget of 300.00 KiB. Let the first step have the largest sizes"
+    )
+
+
+def test_a_fraction_is_of_the_sizes_that_were_planned_for(caplog):
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": 0, "strict": 1}, dynamic=True)
+    for batch in (128, 1024):
+        step(torch.ones(batch, 64)).sum().backward()
+    assert plans()[0].sizes
+    assert not [r for r in caplog.records if "over the budget" in r.getMessage()]
+
+
+def test_a_measured_step_is_held_against_the_plan_for_its_own_sizes(caplog, monkeypatch):
+    monkeypatch.setenv("REMAT_CHECK", "1")
+    caplog.set_level("INFO", logger="rematpass")
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": 1, "strict": 1}, dynamic=True)
+    for batch in (128, 1024, 512):
+        step(torch.ones(batch, 64)).sum().backward()
+    told = [r.getMessage() for r in caplog.records if "measured step" in r.getMessage()]
+    assert len(told) == 2
+    (plan,) = plans()
+    ((symbol, _),) = plan.sizes
+    for message, batch in zip(told, (1024, 512), strict=True):
+        assert message.endswith(f"within the {format_bytes(eval(plan.peak_formula, {symbol: batch}))} planned")
 
 
 @pytest.mark.parametrize(

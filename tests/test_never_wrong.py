@@ -56,6 +56,8 @@ def test_recomputing_all_that_can_be_changes_nothing_either(name):
         ("a_mixture_of_experts_with_masks", 0),
         ("ops_with_effects", 0),
         ("parameters_in_bfloat16", 0.5),
+        ("rows_overwritten_in_place_by_their_numbers", 1),
+        ("rows_overwritten_in_place_by_their_numbers", 0),
     ],
 )
 def test_compiled_by_inductor_it_equals_eager(name, budget):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rematpass.compiler import _torch, order
+from rematpass.compiler import _torch, fusion, order
 from rematpass.compiler.dry_run import dry_run
 from rematpass.compiler.fusion import predecessors
 
@@ -129,6 +129,22 @@ def test_kernels_that_wait_for_each_other_are_an_error():
         order._sorted([a, b], {a: 0, b: 1})
 
 
+def halved_in_place(x, keys):
+    """Each result can be written over what it is made of, but for the first, which is read again at the end."""
+    first = torch.sin(x @ keys)
+    second = torch.cos(first) @ keys
+    return (torch.exp(torch.tanh(second)) @ keys, first.permute(1, 0) @ second)
+
+
+def shares_and_their_gradient(gradient, keys, queries, values):
+    """As in attention: a matrix of scores for each head, and the backward of a function of their rows."""
+    shares = torch.sigmoid(torch.bmm(queries, keys)).view(2, 4, 60, 60)
+    first = torch.bmm(shares.view(8, 60, 60).permute(0, 2, 1), values)
+    given = torch.bmm(gradient, keys).view(2, 4, 60, 60) * shares
+    result = (given - shares * given.sum(-1, keepdim=True)).view(8, 60, 60)
+    return first, torch.bmm(result, values), torch.bmm(result.permute(0, 2, 1), values)
+
+
 def tied(logits, hidden, h, w, *chain):
     """The embedding's gradient: a product of large operands at the start of backward, another term at its end."""
     early = logits.permute(1, 0) @ hidden
@@ -146,6 +162,25 @@ def freed(module):
     given = [(str(i), t.untyped_storage().nbytes()) for i, t in enumerate(inputs)]
     with _torch.inductor_config.patch(OURS):
         return dry_run(module, inputs, is_backward=True, given=given)
+
+
+def test_the_timeline_of_fusion_knows_what_the_wrapper_will_allocate(monkeypatch):
+    """What is moved, merged and overwritten, to the byte; arguments are saved values, which can be freed."""
+    timelines = []
+
+    class Kept(fusion.Timeline):
+        def __init__(self, *args):
+            super().__init__(*args)
+            timelines.append(self)
+
+    monkeypatch.setattr(order, "Timeline", Kept)
+    for module in (
+        traced(halved_in_place, (64, 64), (64, 64)),
+        traced(two_loops, (64, 64), (64, 64)),
+        traced(shares_and_their_gradient, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7)),
+    ):
+        found = freed(module)
+        assert timelines[-1].live.max() == found.peak.nbytes
 
 
 def test_a_product_is_not_held_back_for_an_addition_at_the_end():

@@ -6,7 +6,7 @@ decompositions or code generation: its results equal eager mode's bit for bit, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +16,9 @@ from torch import fx
 from rematpass.compiler import _torch, order
 from rematpass.compiler.kept import keeping
 from rematpass.compiler.partitioner import RematPartitioner, log
+from rematpass.compiler.steps import Compiled, watched
 from rematpass.config import OPTIONS, Config, nearest, split_options
 from rematpass.errors import ConfigError
-
-Compiled = Callable[..., Any]
 
 
 def remat(
@@ -44,7 +43,7 @@ def remat(
     patches["custom_partitioner_fn"] = partitioner
     with keeping(partitioner, gm, example_inputs, patches):
         compiled = _torch.compile_fx(gm, list(example_inputs), config_patches=patches)
-    return _checked_steps(compiled, partitioner)
+    return watched(compiled, partitioner, example_inputs)
 
 
 def remat_aot_eager(
@@ -65,7 +64,7 @@ def remat_aot_eager(
     backend = _torch.aot_autograd(
         fw_compiler=_torch.boxed_nop, partition_fn=partitioner, keep_inference_input_mutations=True
     )
-    return _checked_steps(backend(gm, list(example_inputs)), partitioner)
+    return watched(backend(gm, list(example_inputs)), partitioner, example_inputs)
 
 
 class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
@@ -112,17 +111,6 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
 def inductor_patches(config: Config) -> dict[str, Any]:
     """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
     return order.config_patches(split=not config.memory_budget.is_unlimited)
-
-
-def _checked_steps(compiled: Compiled, partitioner: RematPartitioner) -> Compiled:
-    """Under REMAT_CHECK, a function that measures its first steps and warns if they take more than was planned."""
-    if not partitioner.config.check:
-        return compiled
-    from rematpass.lab.check import check_steps  # the one thing of the lab that a training run may ask for
-
-    name = f"graph {_torch.compile_id()}".strip()
-    hint = "" if partitioner.config.hold_outputs else ", or take REMAT_HOLD_OUTPUTS=0 away if outputs are not dropped"
-    return check_steps(compiled, lambda: partitioner.planned_peak, device=partitioner.device, name=name, hint=hint)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

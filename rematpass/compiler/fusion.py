@@ -146,17 +146,18 @@ class Timeline:
     def difference(self, ops: Sequence[Node], place: int) -> tuple[int, Steps]:
         """What moving ``ops`` to one slot adds, from the first step that they touch on."""
         slots = [self.slot[op] for op in ops]
-        first, last = self.step[min(slots)], self.step[max(slots)]
+        low, high = min(slots), max(slots)
+        first, last = self.step[low], self.step[high]
         moved = dict.fromkeys(ops, place)
         added: Steps = np.zeros(last - first + 1, dtype=np.int64)
         touched = set().union(*(self.touches[op] for op in ops))
         for name in touched:
             self._add(added, first, self.buffers[name], {}, -1)
             self._add(added, first, self.buffers[name], moved, 1)
-        for op in set().union(*(self.concerns[name] for name in touched)):
-            for where, sign in (({}, 1), (moved, -1)):
-                if nbytes := self._overwrites(op, where):
-                    added[self.step[where.get(op, self.slot[op])] - first] += sign * nbytes
+        concerned = set().union(*(self.concerns[name] for name in touched))
+        for op in (op for op in concerned if low <= self.slot[op] <= high):
+            added[self.step[self.slot[op]] - first] += self._overwrites(op, {})
+            added[self.step[moved.get(op, self.slot[op])] - first] -= self._overwrites(op, moved)
         return first, added
 
     def move(self, ops: Sequence[Node], place: int) -> None:

@@ -33,6 +33,7 @@ is no such hook: it is read once per thread, and stays.) Kernels and memory are 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Sequence
@@ -79,6 +80,7 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
         nodes = in_our_order(nodes, V.graph.module.graph.nodes)
         for slot, node in enumerate(nodes):
             node.min_order = node.max_order = slot
+        remember_what_is_overwritten(nodes)
         guard_fusion(scheduler, Gate(Timeline(scheduler, nodes, self.split)), self.split)
         return nodes
 
@@ -124,6 +126,23 @@ def _sorted(nodes: Sequence[Node], key: dict[Node, int]) -> list[Node]:
     if len(order) != len(nodes):
         raise ValueError(f"{len(nodes) - len(order)} of {len(nodes)} kernels wait for each other")
     return order
+
+
+def remember_what_is_overwritten(nodes: Iterable[Node]) -> None:
+    """Let ops that read what another op has overwritten go on reading that op's result.
+
+    When an op's loops are laid out anew, to fit those of the op that it is fused with, Inductor takes its reads from its
+    body again, under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.11 to
+    2.13). So it could be fused into the very kernel that scatters into what it reads, and read half of it.
+    """
+    for op in (op for node in nodes for op in node.get_nodes()):
+        if getattr(op, "mutation_renames", None) and hasattr(op, "recompute_size_and_body"):
+            op.recompute_size_and_body = functools.partial(_recompute_and_rename, op, op.recompute_size_and_body)
+
+
+def _recompute_and_rename(op: Node, recompute: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    recompute(*args, **kwargs)
+    op.set_read_writes(op.read_writes.rename(op.mutation_renames))
 
 
 def _reorder_for_peak_memory(scheduler: Any) -> None:

@@ -38,7 +38,7 @@ BACKWARD_NODE = "CompiledFunctionBackward"
 
 def check_steps(
     compiled: Callable[..., Any],
-    planned: int | Callable[[], int | None],
+    planned: int | Callable[[Sequence[Any]], int | None],
     *,
     device: torch.device | str,
     name: str = "the graph",
@@ -49,7 +49,8 @@ def check_steps(
 ) -> Callable[..., Any]:
     """Wrap a compiled forward so that ``steps`` of its steps are measured, after ``skip`` that compile the backward.
 
-    ``planned``: bytes of peak, or a function for them where they are known only later; None ends the check.
+    ``planned``: bytes of peak, or a function of a call's arguments for them, since they are known only later and may
+    depend on sizes; None ends the check.
     ``hint``: what else to do if more was measured than planned, the end of a sentence. ``report(measured, planned,
     message)`` is called after each measured step; by default the message is logged, as a warning if more was measured
     than planned. Calls without a gradient are not counted, and a step whose backward does not come before the next
@@ -73,7 +74,7 @@ class _Check:
 
     def __init__(
         self,
-        planned: int | Callable[[], int | None],
+        planned: int | Callable[[Sequence[Any]], int | None],
         device: torch.device,
         name: str,
         hint: str,
@@ -92,16 +93,16 @@ class _Check:
             return compiled(*args, **kwargs)
         if self.skip > 0:
             outputs = compiled(*args, **kwargs)
-            self.skip -= backward_node(outputs) is not None
+            self.skip -= backward_node(outputs, args) is not None
             return outputs
         window = _CudaWindow(self.device) if self.device.type == "cuda" else _CpuWindow(self.device)
         with _one_at_a_time, ExitStack() as stack:
             if not self._open(stack, window.forward):
                 return compiled(*args, **kwargs)
             outputs = compiled(*args, **kwargs)
-        if (node := backward_node(outputs)) is not None:
+        if (node := backward_node(outputs, args)) is not None:
             window.leave(outputs)
-            self._watch(window, node)
+            self._watch(window, node, self.planned(args) if callable(self.planned) else self.planned)
         return outputs
 
     def _open(self, stack: ExitStack, window: Callable[[], AbstractContextManager[None]]) -> bool:
@@ -114,7 +115,7 @@ class _Check:
             return False
         return True
 
-    def _watch(self, window: _CpuWindow | _CudaWindow, node: Any) -> None:
+    def _watch(self, window: _CpuWindow | _CudaWindow, node: Any, planned: int | None) -> None:
         """Measure this node when it runs, once: hooks before and after it, on the thread that runs it."""
         hooks: list[Any] = []
         stack = ExitStack()
@@ -132,7 +133,7 @@ class _Check:
             stack.close()
             self._in_backward = None
             if is_open[0]:
-                self._tell(window.peak)
+                self._tell(window.peak, planned)
 
         hooks += [node.register_prehook(before), node.register_hook(after)]
 
@@ -143,8 +144,7 @@ class _Check:
             with suppress(RuntimeError, AssertionError):
                 stack.close()
 
-    def _tell(self, measured: int) -> None:
-        planned = self.planned() if callable(self.planned) else self.planned
+    def _tell(self, measured: int, planned: int | None) -> None:
         if planned is None:
             self.left = 0
             logger.warning(
@@ -239,14 +239,16 @@ class _CudaWindow:
         self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) - self._stood - others)
 
 
-def backward_node(outputs: Any) -> Any:
+def backward_node(outputs: Any, inputs: Sequence[Any] = ()) -> Any:
     """The autograd node that runs the compiled backward of these outputs; None if they need no gradient.
 
-    An output that is a view of another has nodes of its own in front of it.
+    An output that is a view of another has nodes of its own in front of it; one that is a view of an input leads to
+    the node that the input comes from, of another graph.
     """
     found = outputs if isinstance(outputs, Sequence) else [outputs]
-    todo = [o.grad_fn for o in found if isinstance(o, torch.Tensor) and o.grad_fn is not None]
-    seen = set(todo)
+    others = {i.grad_fn for i in inputs if isinstance(i, torch.Tensor) and i.grad_fn is not None}
+    todo = list({o.grad_fn for o in found if isinstance(o, torch.Tensor) and o.grad_fn is not None} - others)
+    seen = others.union(todo)
     while todo:
         node = todo.pop()
         if node.name().endswith(BACKWARD_NODE):

@@ -1,0 +1,87 @@
+"""What is watched while compiled steps run: sizes that take one over its budget and, under REMAT_CHECK, measured bytes.
+
+Where sizes are symbols a graph is planned once, for the sizes that it is compiled with, and runs with others. Its peak
+then changes as the formula of the peak does (``peak_formula`` of the summary).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rematpass.compiler import _torch
+from rematpass.compiler.partitioner import RematPartitioner, log
+from rematpass.config import BudgetKind
+from rematpass.core.sizes import evaluate
+from rematpass.units import format_bytes
+
+Compiled = Callable[..., Any]
+Peak = Callable[[Sequence[Any]], int | None]
+
+
+def watched(compiled: Compiled, partitioner: RematPartitioner, example_inputs: Sequence[Any]) -> Compiled:
+    """``compiled``, or a function around it that watches it."""
+    symbols, config = _symbols(example_inputs), partitioner.config
+    peak = functools.partial(planned_peak, partitioner, symbols)
+    name = f"graph {_torch.compile_id()}".strip()
+    if symbols:
+        compiled = _warning_of_sizes(compiled, partitioner, symbols, peak, name)
+    if not config.check:
+        return compiled
+    from rematpass.lab.check import check_steps  # the one thing of the lab that a training run may ask for
+
+    hint = "" if config.hold_outputs else ", or take REMAT_HOLD_OUTPUTS=0 away if outputs are not dropped"
+    return check_steps(compiled, peak, device=partitioner.device, name=name, hint=hint)
+
+
+def planned_peak(partitioner: RematPartitioner, symbols: Mapping[int, str], args: Sequence[Any]) -> int | None:
+    """Bytes of the planned peak of a step with these arguments, of which ``symbols`` are sizes; None without a plan."""
+    record = partitioner.planned
+    if partitioner.planned_peak is None or record is None or not record.summary.peak_formula:
+        return partitioner.planned_peak
+    formula, assumed = record.summary.peak_formula, dict(record.summary.sizes)
+    here = {**assumed, **{symbol: int(args[i]) for i, symbol in symbols.items() if symbol in assumed}}
+    return partitioner.planned_peak + evaluate(formula, here) - evaluate(formula, assumed)
+
+
+def _symbols(example_inputs: Sequence[Any]) -> dict[int, str]:
+    """The places of the arguments that are sizes, with the symbols that they are known by."""
+    names = {i: str(size.node.expr) for i, size in enumerate(example_inputs) if isinstance(size, torch.SymInt)}
+    return {i: name for i, name in names.items() if name.isidentifier()}
+
+
+def _warning_of_sizes(
+    compiled: Compiled, partitioner: RematPartitioner, symbols: Mapping[int, str], peak: Peak, name: str
+) -> Compiled:
+    """A function that warns, once, of a step whose sizes take it over a budget in bytes."""
+    within: set[tuple[int, ...]] = set()
+    told = False
+
+    @functools.wraps(compiled)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal told
+        sizes = tuple(int(args[i]) for i in symbols)
+        if not told and sizes not in within and torch.is_grad_enabled():
+            budget, needed = _bytes_allowed(partitioner), peak(args)
+            if budget is not None and needed is not None and needed > budget:
+                told = True
+                here = ", ".join(f"{symbol}={size}" for symbol, size in zip(symbols.values(), sizes, strict=True))
+                log.warning(
+                    "%s: with the sizes of this step (%s) it takes %s, %s over the budget of %s. Let the first step have "
+                    "the largest sizes, or compile with dynamic=False, so that each size is planned by itself",
+                    name, here, format_bytes(needed), format_bytes(needed - budget), format_bytes(budget),
+                )  # fmt: skip
+            within.add(sizes)
+        return compiled(*args, **kwargs)
+
+    return run
+
+
+def _bytes_allowed(partitioner: RematPartitioner) -> int | None:
+    """A budget in bytes; None where there is none, or where it is a fraction, which goes by the sizes planned for."""
+    if partitioner.planned is None or partitioner.config.memory_budget.kind is BudgetKind.FRACTION:
+        return None
+    return partitioner.planned.summary.budget_nbytes
