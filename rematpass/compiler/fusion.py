@@ -7,8 +7,13 @@ A fused kernel runs at one place, so fusing moves work, and with it the lives of
 
 ``Timeline`` holds the bytes alive at each step of our order, ``Gate`` refuses a pair that raises the highest point
 between its two places. When no such pair is left, the peak is known, and a second round takes every pair that stays
-well under it: where there is memory to spare nothing is given up. (Well under: the timeline does not know what is
-overwritten in place, nor calls' workspaces. At the limit itself ResNet-50's floor was 129.3 MiB instead of 127.7.)
+well under it: where there is memory to spare nothing is given up. (Well under: the timeline does not know calls'
+workspaces, and Inductor does not overwrite all that it could.)
+
+What a kernel overwrites it need not allocate, and what it can overwrite depends on what is fused with it (``Heir``): the
+backward of a softmax sums over rows and then writes over what it has summed, but only in a kernel of its own. Before the
+timeline knew that, Inductor took 13% more than the simulator says at the floor of a GPT-2 or a ViT, and 5% of a Llama
+(torch 2.13, CPU; now 8% of that GPT-2, and nothing of the two others).
 """
 
 from __future__ import annotations
@@ -72,7 +77,9 @@ class Timeline:
             for op in buffer.readers | ({buffer.maker} if buffer.maker else set()):
                 self.touches[op].add(name)
         self.heirs = _heirs(scheduler, ops, self.buffers)
-        self.concerns: dict[str, set[Node]] = {name: set() for name in self.buffers}  # whose taking over it has a say in
+        self.concerns: dict[str, set[Node]] = {
+            name: set() for name in self.buffers
+        }  # whose taking over it has a say in
         for op, heirs in self.heirs.items():
             for name in {name for heir in heirs for name in (heir.old, heir.new)}:
                 self.concerns[name].add(op)
@@ -122,10 +129,8 @@ class Timeline:
         return self._stays_inside(buffer, moved.get(buffer.maker, self.slot[buffer.maker]), slots)
 
     def made(self) -> Counter[int]:
-        """The bytes allocated at each slot."""
+        """The bytes allocated at each slot, if nothing is overwritten: a C++ function seldom overwrites what it makes."""
         made: Counter[int] = Counter()
-        for op in self.heirs:
-            made[self.slot[op]] -= self._overwrites(op, {})
         for buffer in self.buffers.values():
             if buffer.maker is not None:
                 slot = self.slot[buffer.maker]
@@ -359,13 +364,13 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
         if split:
             join_loops(scheduler, gate.timeline, nodes, gate.limit)
         else:
-            tell_reuse(scheduler, nodes)
+            tell_reuse(scheduler, nodes, gate.timeline)
         return nodes
 
     scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes
 
 
-def tell_reuse(scheduler: Any, nodes: Sequence[Node]) -> None:
+def tell_reuse(scheduler: Any, nodes: Sequence[Node], timeline: Timeline) -> None:
     """Correct what Inductor knows when it decides which freed buffers to hand on: their sizes and their ends.
 
     What fusion removed and what is a part of another buffer takes nothing; what is overwritten in place is freed
@@ -374,32 +379,18 @@ def tell_reuse(scheduler: Any, nodes: Sequence[Node]) -> None:
     inductor_memory.assign_memory_planning_info_for_scheduler_buffers(nodes, scheduler.name_to_buf)
     index, step = {node: i for i, node in enumerate(nodes)}, steps(nodes, split=False)
     closing = dict(zip(step, nodes, strict=True))  # the last node of each step
-    dying: list[list[str]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):
         for b in node.get_outputs():
             end = max((index[user] for user in b.mpi_buffer.succ_nodes), default=i)
             b.mpi_buffer.succ_nodes.add(closing[step[end]])
-            dying[end].append(b.get_name())
-    for i, node in enumerate(nodes):
-        if node.is_extern():
-            continue
+    for node in (node for node in nodes if not node.is_extern()):
         names = node.get_operation_names()
-        for op in node.get_nodes():
-            for b in op.get_outputs():
-                inside = len(names) > 1 and b.users and all(user.get_name() in names for user in b.users)
-                if inside or _whole(b):
-                    b.mpi_buffer.size_alloc = b.mpi_buffer.size_free = 0
-                elif b.mpi_buffer.size_alloc:
-                    _hand_over(scheduler, op, names, b, dying[i])
-
-
-def _hand_over(scheduler: Any, op: Node, names: Sequence[str], b: Any, dying: Sequence[str]) -> None:
-    """Let ``b`` take the place of a buffer that ``op`` reads for the last time and may overwrite."""
-    stays = V.graph.get_output_names()
-    for name in [d.name for d in op.read_writes.reads if d.name in dying and d.name not in stays]:
-        old = scheduler.name_to_buf[name]
-        users = [user for user in old.users if user.get_name() in names and user.get_name() not in op.ancestors]
-        same = old.mpi_buffer.size_free == b.mpi_buffer.size_alloc and old.node.get_dtype() == b.node.get_dtype()
-        if same and len(users) == 1 and users[0].node is op and users[0].can_inplace:
-            old.mpi_buffer.size_free = b.mpi_buffer.size_alloc = 0
-            return
+        for b in node.get_outputs():
+            inside = len(names) > 1 and b.users and all(user.get_name() in names for user in b.users)
+            if inside or _whole(b):
+                b.mpi_buffer.size_alloc = b.mpi_buffer.size_free = 0
+    for op in timeline.heirs:
+        heir = timeline.heir(op)
+        if heir is not None and heir.old in scheduler.name_to_buf:
+            scheduler.name_to_buf[heir.old].mpi_buffer.size_free = 0
+            scheduler.name_to_buf[heir.new].mpi_buffer.size_alloc = 0

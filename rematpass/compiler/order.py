@@ -131,9 +131,9 @@ def _sorted(nodes: Sequence[Node], key: dict[Node, int]) -> list[Node]:
 def remember_what_is_overwritten(nodes: Iterable[Node]) -> None:
     """Let ops that read what another op has overwritten go on reading that op's result.
 
-    When an op's loops are laid out anew, to fit those of the op that it is fused with, Inductor takes its reads from its
-    body again, under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.11 to
-    2.13). So it could be fused into the very kernel that scatters into what it reads, and read half of it.
+    When an op's loops are laid out anew, to fit those of the op that it is fused with, Inductor takes its reads from
+    its body again, under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.13).
+    So it could be fused into the very kernel that scatters into what it reads, and read half of it.
     """
     for op in (op for node in nodes for op in node.get_nodes()):
         if getattr(op, "mutation_renames", None) and hasattr(op, "recompute_size_and_body"):

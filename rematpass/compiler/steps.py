@@ -70,8 +70,8 @@ def _warning_of_sizes(
                 told = True
                 here = ", ".join(f"{symbol}={size}" for symbol, size in zip(symbols.values(), sizes, strict=True))
                 log.warning(
-                    "%s: with the sizes of this step (%s) it takes %s, %s over the budget of %s. Let the first step have "
-                    "the largest sizes, or compile with dynamic=False, so that each size is planned by itself",
+                    "%s: with the sizes of this step (%s) it takes %s, %s over the budget of %s. Let the first step "
+                    "have the largest sizes, or compile with dynamic=False, so that each size is planned by itself",
                     name, here, format_bytes(needed), format_bytes(needed - budget), format_bytes(budget),
                 )  # fmt: skip
             within.add(sizes)

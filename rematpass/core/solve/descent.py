@@ -357,7 +357,7 @@ class _Alive:
     def __contains__(self, value: object) -> bool:
         if value in self.gone:
             return False
-        for born, last in self.copies.get(value, ()):
+        for born, last in self.copies.get(value, ()):  # noqa: SIM110  (any() takes twice as long)
             if born < self.position < last:
                 return True
         return False

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rematpass.core.graph import Origin, Side
+from rematpass.core.graph import Side
 from rematpass.core.rows import Ints
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.problem import Problem
@@ -61,7 +61,8 @@ class Room:
         """Values that can be saved and are made again, where ``free`` has the bytes of each, one at a time."""
         graph, (made, again) = self.problem.graph, self._spans
         values = np.flatnonzero((made >= 0) & (again >= 0) & graph.savable & ~graph.marked(self.saved))
-        return values[graph.nbytes[values] <= _least(free, made[values], again[values])].tolist()
+        fit: list[int] = values[graph.nbytes[values] <= _least(free, made[values], again[values])].tolist()
+        return fit
 
     @cached_property
     def _ops(self) -> Ints:
@@ -83,7 +84,8 @@ class Room:
     def _times(self) -> list[int]:
         """For each op, how often backward runs it."""
         ops = self._ops[self.timeline.first_backward :]
-        return np.bincount(ops, minlength=len(self.problem.graph.ops)).tolist()
+        times: list[int] = np.bincount(ops, minlength=len(self.problem.graph.ops)).tolist()
+        return times
 
     def _only_for(self, value: int) -> set[int]:
         """The ops that backward runs for nothing but ``value``: its own, and those that only they read."""
