@@ -10,10 +10,10 @@ between its two places. When no such pair is left, the peak is known, and a seco
 well under it: where there is memory to spare nothing is given up. (Well under: the timeline does not know calls'
 workspaces, and Inductor does not overwrite all that it could.)
 
-What a kernel overwrites it need not allocate, and what it can overwrite depends on what is fused with it (``Heir``): the
-backward of a softmax sums over rows and then writes over what it has summed, but only in a kernel of its own. Before the
-timeline knew that, Inductor took 13% more than the simulator says at the floor of a GPT-2 or a ViT, and 5% of a Llama
-(torch 2.13, CPU; now 8% of that GPT-2, and nothing of the two others).
+What a kernel overwrites it need not allocate, and what it can overwrite depends on what is fused with it (``Heir``):
+the backward of a softmax sums over rows, then writes over what it has summed, but only in a kernel of its own. Before
+the timeline knew that, Inductor took 13% more than the simulator says at the floor of a GPT-2 or a ViT, and 5% of a
+Llama (torch 2.13, CPU; now 8% of that GPT-2, and nothing of the two others).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Timeline:
         return self._stays_inside(buffer, moved.get(buffer.maker, self.slot[buffer.maker]), slots)
 
     def made(self) -> Counter[int]:
-        """The bytes allocated at each slot, if nothing is overwritten: a C++ function seldom overwrites what it makes."""
+        """The bytes allocated at each slot, if nothing is overwritten: a function seldom overwrites what it makes."""
         made: Counter[int] = Counter()
         for buffer in self.buffers.values():
             if buffer.maker is not None:
