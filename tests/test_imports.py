@@ -24,8 +24,8 @@ MAY_USE = {
     "lab": ("the first files", "core", "report", "compiler"),
     "the commands": ("the first files", "core", "report", "compiler", "lab"),
 }
-# REMAT_CHECK lets a training run measure itself: the backend loads the lab's check, inside a function.
-ALLOWED = {("rematpass.compiler.backend", "rematpass.lab.check")}
+# REMAT_CHECK lets a training run measure itself: what watches its steps loads the lab's check, inside a function.
+ALLOWED = {("rematpass.compiler.steps", "rematpass.lab.check")}
 FIRST_FILES = ("rematpass.errors", "rematpass.units", "rematpass.config")
 WITHOUT_TORCH = ("the first files", "core", "report")
 LOADS_TORCH = ("compiler", "lab")

@@ -145,6 +145,24 @@ def shares_and_their_gradient(gradient, keys, queries, values):
     return first, torch.bmm(result, values), torch.bmm(result.permute(0, 2, 1), values)
 
 
+@pytest.mark.parametrize("part", ["places", "move", "__init__", "made"])
+def test_what_goes_wrong_while_kernels_are_merged_ends_no_training(part, monkeypatch, caplog):
+    def broken(*_):
+        raise IndexError("7 of 5")
+
+    monkeypatch.setattr(fusion.Timeline, part, broken)
+    module = traced(shares_and_their_gradient, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7))
+    expected = course(module, {"reorder_for_peak_memory": False})
+    with pytest.raises(Exception, match="7 of 5"):
+        course(module, OURS)
+    found = course(module, order.config_patches(strict=False))
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert record.getMessage().startswith(
+        "Inductor could not be kept to the plan's order (IndexError: 7 of 5); it orders"
+    )
+    assert [m.name for m in found.timeline][-2:] == [m.name for m in expected.timeline][-2:]
+
+
 def tied(logits, hidden, h, w, *chain):
     """The embedding's gradient: a product of large operands at the start of backward, another term at its end."""
     early = logits.permute(1, 0) @ hidden

@@ -73,7 +73,7 @@ from torch._inductor import metrics as inductor_metrics
 from torch._inductor import scheduler as inductor_scheduler
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
-from torch._inductor.dependencies import WeakDep
+from torch._inductor.dependencies import StarDep, WeakDep
 from torch._inductor.lowering import register_lowering
 from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_directory
 from torch._inductor.utils import get_dtype_size
@@ -98,6 +98,7 @@ __all__ = [
     "OpOverload",
     "OrderedSet",
     "SchedulerPass",
+    "StarDep",
     "V",
     "WeakDep",
     "aot_autograd",

@@ -110,7 +110,7 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
 
 def inductor_patches(config: Config) -> dict[str, Any]:
     """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
-    return order.config_patches(split=not config.memory_budget.is_unlimited)
+    return order.config_patches(split=not config.memory_budget.is_unlimited, strict=config.strict)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

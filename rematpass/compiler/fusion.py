@@ -77,9 +77,7 @@ class Timeline:
             for op in buffer.readers | ({buffer.maker} if buffer.maker else set()):
                 self.touches[op].add(name)
         self.heirs = _heirs(scheduler, ops, self.buffers)
-        self.concerns: dict[str, set[Node]] = {
-            name: set() for name in self.buffers
-        }  # whose taking over it has a say in
+        self.concerns: dict[str, set[Node]] = {name: set() for name in self.buffers}  # who may write over it
         for op, heirs in self.heirs.items():
             for name in {name for heir in heirs for name in (heir.old, heir.new)}:
                 self.concerns[name].add(op)
@@ -312,16 +310,46 @@ def _whole(buffer: Any) -> str:
     return str(layout.view.get_name())
 
 
+def give_up(error: Exception) -> None:
+    """Say that Inductor goes on by itself, which costs memory and nothing else."""
+    log.warning(
+        "Inductor could not be kept to the plan's order (%s: %s); it orders and merges kernels by itself from here on, "
+        "and may take more than planned. REMAT_STRICT=1 raises instead", type(error).__name__, error, exc_info=True
+    )  # fmt: skip
+
+
 class Gate:
     """Whether two kernels may be fused: not when that raises the highest point between them above ``limit``."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
+    def __init__(self, timeline: Timeline, strict: bool = True) -> None:
+        self.timeline, self.strict = timeline, strict
         self.limit = 0
         self.refused = 0
+        self.is_open = False  # once something went wrong in here: Inductor chooses
 
     def place(self, one: Node, other: Node) -> int | None:
         """The slot at which the two run as one with the lowest peak; None when they should not."""
+        try:
+            return self._place(one, other)
+        except Exception as error:
+            self.leave_open(error)
+            return None
+
+    def move(self, ops: Sequence[Node], place: int) -> None:
+        """Take note that ``ops`` run at one slot."""
+        try:
+            self.timeline.move(ops, place)
+        except Exception as error:
+            self.leave_open(error)
+
+    def leave_open(self, error: Exception) -> None:
+        """Let Inductor choose from now on."""
+        if self.strict:
+            raise error
+        self.is_open = True
+        give_up(error)
+
+    def _place(self, one: Node, other: Node) -> int | None:
         t = self.timeline
         early, late = sorted((one.get_nodes(), other.get_nodes()), key=lambda ops: t.slot[ops[0]])
         best: tuple[int, int] | None = None
@@ -335,7 +363,7 @@ class Gate:
         return best[1] if best else None
 
     def knows(self, *nodes: Node) -> bool:
-        return all(op in self.timeline.slot for node in nodes for op in node.get_nodes())
+        return not self.is_open and all(op in self.timeline.slot for node in nodes for op in node.get_nodes())
 
 
 def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
@@ -351,7 +379,7 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
         place = gate.place(one, other) if gate.knows(one, other) else None
         fused = fuse(one, other, *args, **kwargs)
         if place is not None:
-            gate.timeline.move(fused.get_nodes(), place)
+            gate.move(fused.get_nodes(), place)
             fused.min_order = fused.max_order = place  # by which Inductor sorts after each round
         return fused
 
@@ -361,10 +389,13 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
         if gate.refused:
             nodes = fuse_all(nodes)
         log.debug("kernels: %d, about %d bytes at the peak", len(nodes), gate.limit)
-        if split:
-            join_loops(scheduler, gate.timeline, nodes, gate.limit)
-        else:
-            tell_reuse(scheduler, nodes, gate.timeline)
+        try:
+            if split:
+                join_loops(scheduler, gate.timeline, nodes, gate.limit)
+            else:
+                tell_reuse(scheduler, nodes, gate.timeline)
+        except Exception as error:
+            gate.leave_open(error)
         return nodes
 
     scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes

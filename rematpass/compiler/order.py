@@ -45,17 +45,17 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
-from rematpass.compiler.fusion import Gate, Node, Timeline, guard_fusion, predecessors
+from rematpass.compiler.fusion import Gate, Node, Timeline, give_up, guard_fusion, predecessors
 from rematpass.compiler.ops import kind_of
 from rematpass.core.graph import Kind
 
 _NEVER_FUSED = {Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION}
 
 
-def config_patches(*, split: bool = True) -> dict[str, Any]:
-    """What to set in Inductor's config, for both graphs and for a dry run of them. ``split``: see ``KeepOrder``."""
+def config_patches(*, split: bool = True, strict: bool = True) -> dict[str, Any]:
+    """What to set in Inductor's config, for both graphs and for a dry run of them. For the rest see ``KeepOrder``."""
     return {
-        "_pre_fusion_custom_pass": KeepOrder(split),
+        "_pre_fusion_custom_pass": KeepOrder(split, strict),
         "reorder_for_peak_memory": False,
         "allow_buffer_reuse": not split,
     }
@@ -64,24 +64,35 @@ def config_patches(*, split: bool = True) -> dict[str, Any]:
 class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
     """Inductor's scheduler pass: our order, and fusion guarded by a ``Gate``. Inference is left to Inductor.
 
-    ``split``: memory is short, so on the CPU a function ends after a kernel whose reads have to be freed.
+    ``split``: memory is short, so on the CPU a function ends after a kernel whose reads have to be freed. ``strict``:
+    what goes wrong in here is raised; else it is warned of, and Inductor orders and fuses by itself. A dry run meets
+    the same, so that its bytes are those of what will run.
     """
 
-    def __init__(self, split: bool = True) -> None:
-        self.split = split
+    def __init__(self, split: bool = True, strict: bool = True) -> None:
+        self.split, self.strict = split, strict
 
     def __call__(self, nodes: list[Node]) -> list[Node]:
         if not nodes:
             return nodes
-        scheduler = nodes[0].scheduler
         if V.graph.is_inference:
-            _reorder_for_peak_memory(scheduler)
+            _reorder_for_peak_memory(nodes[0].scheduler)
             return nodes
+        remember_what_is_overwritten(nodes)
+        try:
+            return self._keep(nodes)
+        except Exception as error:
+            if self.strict:
+                raise
+            give_up(error)
+            return nodes
+
+    def _keep(self, nodes: list[Node]) -> list[Node]:
+        scheduler = nodes[0].scheduler
         nodes = in_our_order(nodes, V.graph.module.graph.nodes)
         for slot, node in enumerate(nodes):
             node.min_order = node.max_order = slot
-        remember_what_is_overwritten(nodes)
-        guard_fusion(scheduler, Gate(Timeline(scheduler, nodes, self.split)), self.split)
+        guard_fusion(scheduler, Gate(Timeline(scheduler, nodes, self.split), self.strict), self.split)
         return nodes
 
     def uuid(self) -> bytes:
@@ -132,17 +143,24 @@ def remember_what_is_overwritten(nodes: Iterable[Node]) -> None:
     """Let ops that read what another op has overwritten go on reading that op's result.
 
     When an op's loops are laid out anew, to fit those of the op that it is fused with, Inductor takes its reads from
-    its body again, under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.13).
-    So it could be fused into the very kernel that scatters into what it reads, and read half of it.
+    its body again, under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.11
+    and 2.13; in 2.11 without what the body does not say, too). So it could be fused into the very kernel that scatters
+    into what it reads, and read half of it.
     """
     for op in (op for node in nodes for op in node.get_nodes()):
-        if getattr(op, "mutation_renames", None) and hasattr(op, "recompute_size_and_body"):
+        if hasattr(op, "recompute_size_and_body") and (op.mutation_renames or _beside_its_body(op)):
             op.recompute_size_and_body = functools.partial(_recompute_and_rename, op, op.recompute_size_and_body)
 
 
 def _recompute_and_rename(op: Node, recompute: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    beside = _beside_its_body(op)
     recompute(*args, **kwargs)
-    op.set_read_writes(op.read_writes.rename(op.mutation_renames))
+    op.set_read_writes(op.read_writes.with_read(beside).rename(op.mutation_renames))
+
+
+def _beside_its_body(op: Node) -> Any:
+    """What an op waits for though its loops do not read it."""
+    return _torch.OrderedSet(d for d in op.read_writes.reads if isinstance(d, (_torch.WeakDep, _torch.StarDep)))
 
 
 def _reorder_for_peak_memory(scheduler: Any) -> None:
