@@ -391,7 +391,7 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
             nodes = fuse_all(nodes)
         log.debug("kernels: %d, about %d bytes at the peak", len(nodes), gate.limit)
         try:
-            prefer(gate.timeline)
+            prefer(scheduler, gate.timeline)
             if split:
                 join_loops(scheduler, gate.timeline, nodes, gate.limit)
             else:
@@ -403,15 +403,18 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
     scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes
 
 
-def prefer(timeline: Timeline) -> None:
+def prefer(scheduler: Any, timeline: Timeline) -> None:
     """Let ops overwrite what frees bytes.
 
     Inductor takes the first of an op's reads that it can write over, be it one that never leaves the kernel: then that
-    one is allocated after all. (A dropout's mask: drawn, read and overwritten, beside the values that it is for.)
+    one is allocated after all. (A dropout's mask: drawn, read and overwritten, beside the values that it is for.) Only
+    then another one is put first, and only what a kernel has computed: what calls hand back may share its bytes.
     """
-    for op in timeline.heirs:
+    for op, heirs in timeline.heirs.items():
         heir = timeline.heir(op)
-        if heir is not None:
+        if heir is None or heir is heirs[0] or heir.old not in scheduler.name_to_buf:
+            continue
+        if isinstance(scheduler.name_to_buf[heir.old].node, inductor_ir.ComputedBuffer):
             reads = sorted(op.read_writes.reads, key=lambda read, old=heir.old: read.name != old)  # type: ignore[misc]
             op.read_writes = dataclasses.replace(op.read_writes, reads=_torch.OrderedSet(reads))
 

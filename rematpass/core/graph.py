@@ -303,7 +303,7 @@ class JointGraph:
         """For each value, whether it is neither backward's nor an input, and may be saved."""
         free = [self.sides[op.id] is not Side.BACKWARD and not op.must_recompute for op in self.ops]
         can = [v.origin is Origin.OP and not v.cannot_save for v in self.values]
-        savable: Bools = np.array(can, np.bool_) & np.append(free, False)[self.producers]
+        savable: Bools = np.array(can, np.bool_) & np.array([*free, False])[self.producers]
         return savable
 
     def marked(self, values: Iterable[int]) -> Bools:
