@@ -408,13 +408,14 @@ def prefer(scheduler: Any, timeline: Timeline) -> None:
 
     Inductor takes the first of an op's reads that it can write over, be it one that never leaves the kernel: then that
     one is allocated after all. (A dropout's mask: drawn, read and overwritten, beside the values that it is for.) Only
-    then another one is put first, and only what a kernel has computed: what calls hand back may share its bytes.
+    then another one is put first, and only what kernels compute and read: what a call hands back may share its bytes.
     """
     for op, heirs in timeline.heirs.items():
         heir = timeline.heir(op)
         if heir is None or heir is heirs[0] or heir.old not in scheduler.name_to_buf:
             continue
-        if isinstance(scheduler.name_to_buf[heir.old].node, inductor_ir.ComputedBuffer):
+        computed = isinstance(scheduler.name_to_buf[heir.old].node, inductor_ir.ComputedBuffer)
+        if computed and not any(reader.is_extern() for reader in timeline.buffers[heir.old].readers):
             reads = sorted(op.read_writes.reads, key=lambda read, old=heir.old: read.name != old)  # type: ignore[misc]
             op.read_writes = dataclasses.replace(op.read_writes, reads=_torch.OrderedSet(reads))
 
