@@ -131,10 +131,8 @@ class Timeline:
         """The bytes allocated at each slot, if nothing is overwritten: a function seldom overwrites what it makes."""
         made: Counter[int] = Counter()
         for buffer in self.buffers.values():
-            if buffer.maker is not None:
-                slot = self.slot[buffer.maker]
-                if not self._stays_inside(buffer, slot, [self.slot[op] for op in buffer.readers]):
-                    made[slot] += buffer.nbytes
+            if buffer.maker is not None and not self._is_inside(buffer, {}):
+                made[self.slot[buffer.maker]] += buffer.nbytes
         return made
 
     def places(self, early: Sequence[Node], late: Sequence[Node]) -> list[int]:

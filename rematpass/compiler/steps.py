@@ -16,6 +16,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler.partitioner import RematPartitioner, log
 from rematpass.config import BudgetKind
 from rematpass.core.sizes import evaluate
+from rematpass.errors import GraphError
 from rematpass.units import format_bytes
 
 Compiled = Callable[..., Any]
@@ -27,7 +28,7 @@ def watched(compiled: Compiled, partitioner: RematPartitioner, example_inputs: S
     symbols, config = _symbols(example_inputs), partitioner.config
     peak = functools.partial(planned_peak, partitioner, symbols)
     name = f"graph {_torch.compile_id()}".strip()
-    if symbols:
+    if symbols and config.memory_budget.kind is not BudgetKind.FRACTION:  # that goes by the sizes planned for
         compiled = _warning_of_sizes(compiled, partitioner, symbols, peak, name)
     if not config.check:
         return compiled
@@ -44,7 +45,11 @@ def planned_peak(partitioner: RematPartitioner, symbols: Mapping[int, str], args
         return partitioner.planned_peak
     formula, assumed = record.summary.peak_formula, dict(record.summary.sizes)
     here = {**assumed, **{symbol: int(args[i]) for i, symbol in symbols.items() if symbol in assumed}}
-    return partitioner.planned_peak + evaluate(formula, here) - evaluate(formula, assumed)
+    try:
+        return partitioner.planned_peak + evaluate(formula, here) - evaluate(formula, assumed)
+    except GraphError as error:  # a formula that we cannot work out ends no training
+        log.debug("the peak at other sizes is not known: %s", error)
+        return partitioner.planned_peak
 
 
 def _symbols(example_inputs: Sequence[Any]) -> dict[int, str]:
@@ -65,7 +70,8 @@ def _warning_of_sizes(
         nonlocal told
         sizes = tuple(int(args[i]) for i in symbols)
         if not told and sizes not in within and torch.is_grad_enabled():
-            budget, needed = _bytes_allowed(partitioner), peak(args)
+            budget = None if partitioner.planned is None else partitioner.planned.summary.budget_nbytes
+            needed = peak(args)
             if budget is not None and needed is not None and needed > budget:
                 told = True
                 here = ", ".join(f"{symbol}={size}" for symbol, size in zip(symbols.values(), sizes, strict=True))
@@ -78,10 +84,3 @@ def _warning_of_sizes(
         return compiled(*args, **kwargs)
 
     return run
-
-
-def _bytes_allowed(partitioner: RematPartitioner) -> int | None:
-    """A budget in bytes; None where there is none, or where it is a fraction, which goes by the sizes planned for."""
-    if partitioner.planned is None or partitioner.config.memory_budget.kind is BudgetKind.FRACTION:
-        return None
-    return partitioner.planned.summary.budget_nbytes

@@ -39,8 +39,8 @@ class Room:
         free = self.limit - np.array(self.timeline.live, np.int64)
         made, again = self._spans
         found = []
-        for value in self._that_fit(free):
-            exclusive = set() if value in but else self._only_for(value)
+        for value in set(self._that_fit(free)) - but:
+            exclusive = self._only_for(value)
             gain = sum(costs.run[op] for op in exclusive) - costs.keep[value]
             nbytes = graph.values[value].nbytes
             if gain > 0:
