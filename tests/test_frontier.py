@@ -56,6 +56,15 @@ def test_a_ladder_of_one_rung_has_one_answer():
     assert {ladder.limit(fraction) for fraction in FRACTIONS} == {11}
 
 
+@pytest.mark.parametrize(("device", "parts"), [("cpu", 1000), ("cpu, 2 threads", 1000), ("NVIDIA H200", 100)])
+def test_a_byte_budget_leaves_something_to_the_allocator(device, parts):
+    assert frontier.peak_allowed(parts + 1, device) == parts
+    assert frontier.least_budget(parts, device) == parts + 1
+    for nbytes in (0, 1, 7, parts, 12345678):
+        assert frontier.least_budget(frontier.peak_allowed(nbytes, device), device) <= nbytes
+        assert frontier.peak_allowed(frontier.least_budget(nbytes, device), device) >= nbytes
+
+
 def test_pareto_by_hand():
     rungs = [rung(3, 31), rung(2, 107), rung(3, 29), rung(5, 29), rung(7, 7), rung(11, 8), rung(2, 108), rung(6, 31)]
     assert [(r.seconds, r.peak) for r in pareto(rungs)] == [(2, 107), (3, 29), (7, 7)]

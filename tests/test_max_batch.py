@@ -69,7 +69,7 @@ def test_the_size_is_confirmed_by_a_measured_step(capsys, small):
     [[_, batch, _, planned, measured]] = [[cell.strip() for cell in row] for row in rows(out)]
     assert int(batch) > 1
     assert planned.endswith(" KiB")
-    assert float(planned.split()[0]) <= frontier.peak_allowed(2**20) / 1024
+    assert float(planned.split()[0]) <= frontier.peak_allowed(2**20, "cpu") / 1024
     assert measured.endswith(" KiB")
     assert float(measured.split()[0]) <= 1024
 

@@ -70,11 +70,11 @@ def test_less_budget_is_never_more_memory_nor_faster(ends):
 
 
 @pytest.mark.parametrize("form", ["{}", "{}B"])
-def test_a_budget_in_bytes_is_held_with_a_hundredth_to_spare(form, ends):
+def test_a_budget_in_bytes_is_held_with_a_thousandth_to_spare(form, ends):
     nbytes = sum(ends) // 2
     summary = train(memory_budget=form.format(nbytes))
     assert summary.budget_nbytes == nbytes
-    assert 1.01 * summary.planned_peak <= nbytes
+    assert 1.001 * summary.planned_peak <= nbytes
 
 
 def test_a_budget_below_the_floor_names_the_floor_and_who_takes_it(ends):
@@ -93,7 +93,7 @@ def test_a_budget_below_the_floor_names_the_floor_and_who_takes_it(ends):
     suggested = last.split("memory_budget=")[1].split(" or more")[0]
     torch._dynamo.reset()
     held = train(memory_budget=suggested)
-    assert ends[0] <= held.planned_peak <= frontier.peak_allowed(held.budget_nbytes)
+    assert ends[0] <= held.planned_peak <= frontier.peak_allowed(held.budget_nbytes, "cpu")
 
 
 def test_a_later_recompile_goes_on_at_the_floor_and_says_by_how_much_it_is_over(ends, caplog):

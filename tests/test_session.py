@@ -158,7 +158,11 @@ def test_byte_budgets_between_floor_and_ceiling(workers):
     workers()
     names, _, _ = run(Store(), peers="none", between=3)
     budgets = [Strategy.parse(name).nbytes for name in names if name.endswith("B")]
-    assert budgets == [least_budget(5 * KIB), pytest.approx(least_budget(15 * KIB // 2), abs=1), least_budget(10 * KIB)]
+    assert budgets == [
+        least_budget(5 * KIB, "cpu"),
+        pytest.approx(least_budget(15 * KIB // 2, "cpu"), abs=1),
+        least_budget(10 * KIB, "cpu"),
+    ]
 
 
 def test_the_least_byte_budget_is_the_floor_by_inductors_word():
@@ -168,7 +172,7 @@ def test_the_least_byte_budget_is_the_floor_by_inductors_word():
         for name, floor in (("remat@1", 5 * KIB), ("remat@0", 6 * KIB))
     ]
     budgets = [s.nbytes for s in Wanted(between=2).derived(rows)]
-    assert budgets == [least_budget(6 * KIB), least_budget(10 * KIB)]
+    assert budgets == [least_budget(6 * KIB, "cpu"), least_budget(10 * KIB, "cpu")]
 
 
 def test_budget_below_the_floor_is_a_row(workers):

@@ -101,7 +101,7 @@ class TestRemat:
         error = RuntimeError("backend raised")
         error.inner_exception = BudgetInfeasible("none", budget=3, floor=5 * 2**20)
         assert trial._failed(trial.blank(Job("chain", Strategy("eager"))), error).error == (
-            f"the floor is {format_bytes(least_budget(5 * 2**20), round_up=True)}"
+            f"the floor is {format_bytes(least_budget(5 * 2**20, 'cpu'), round_up=True)}"
         )
 
 

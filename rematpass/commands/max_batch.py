@@ -147,7 +147,7 @@ class Peaks:
 
 def largest(peaks: Peaks, budget: int) -> Found:
     """The largest size whose floor fits the budget, and the largest whose ceiling does."""
-    allowed = frontier.peak_allowed(budget)
+    allowed = frontier.peak_allowed(budget, peaks.graph.device)
     size = largest_under(peaks.floor, allowed)
     unaided = largest_under(peaks.ceiling, allowed)
     return Found(budget, size, unaided, peaks.floor(size) if size else None)

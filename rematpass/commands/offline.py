@@ -83,7 +83,11 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     name = device or config.hardware
     preset = hardware.preset(name) if name else hardware.for_device(graph.device)
     start = time.perf_counter()
-    graph = dataclasses.replace(graph, holds_outputs=graph.holds_outputs and config.hold_outputs)
+    graph = dataclasses.replace(
+        graph,
+        device=preset.name if name else graph.device,  # a budget in bytes is one of the device that is planned for
+        holds_outputs=graph.holds_outputs and config.hold_outputs,
+    )
     problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
     ladder = frontier.build(problem, config.solver)
     rung, limit = choose(problem, ladder, config)
@@ -114,7 +118,7 @@ def choose(problem: Problem, ladder: Ladder, config: Config) -> tuple[Rung, int 
     if budget.kind is BudgetKind.FRACTION:
         limit = ladder.limit(budget.fraction)
         return ladder.fastest_under(limit) or ladder.rungs[-1], limit
-    rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes))
+    rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes, problem.graph.device))
     if rung is None:
         message = infeasible(problem, ladder.rungs[-1], ladder.floor, budget.nbytes)
         raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)

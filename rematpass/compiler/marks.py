@@ -53,13 +53,14 @@ def region_budget(captured: Captured) -> float | None:
     return budgets.pop()
 
 
-def within_region(budget: Budget, fraction: float | None, ladder: Ladder) -> Budget:
+def within_region(budget: Budget, fraction: float | None, ladder: Ladder, device: str) -> Budget:
     """The budget of a graph whose region has one of its own."""
     if fraction is None:
         return budget
     if budget.kind is BudgetKind.FRACTION:
         return dataclasses.replace(budget, fraction=fraction)
-    return dataclasses.replace(budget, nbytes=min(budget.nbytes, least_budget(ladder.limit(fraction))))
+    nbytes = least_budget(ladder.limit(fraction), device)
+    return dataclasses.replace(budget, nbytes=min(budget.nbytes, nbytes))
 
 
 def offload(captured: Captured, fwd: fx.GraphModule, bwd: fx.GraphModule) -> None:

@@ -211,7 +211,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             costs = measured(captured, costs, self.device)
         problem = Problem(graph, costs, self.fuse, self.config.max_recompute, deadline)
         ladder = frontier.build(problem, solver)
-        budget = within_region(budget, region_budget(captured), ladder)
+        budget = within_region(budget, region_budget(captured), ladder, graph.device)
         probes = Probes(captured, ladder, fuse=self.fuse)
         probe, limit = self._choose(problem, probes, budget)
         offload(captured, *probe.modules)
@@ -257,21 +257,21 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         Raises:
             BudgetInfeasible: there is none, and this is the first compile of its code, or strict mode.
         """
-        ladder = probes.ladder
+        ladder, graph = probes.ladder, problem.graph
         if budget.is_unlimited:
             return probes.of(ladder.rungs[0]), None
         if budget.kind is BudgetKind.FRACTION:
             limit = ladder.limit(budget.fraction)
-            return probes.under(limit, frontier.least_budget(limit)) or probes.floor, limit
+            return probes.under(limit, frontier.least_budget(limit, graph.device)) or probes.floor, limit
         _warn_if_shared(_torch.frame_id(), budget)
-        probe = probes.under(frontier.peak_allowed(budget.nbytes))
+        probe = probes.under(frontier.peak_allowed(budget.nbytes, graph.device))
         if probe is not None:
             return probe, budget.nbytes
         floor = probes.floor
         message = infeasible(problem, floor.rung, floor.peak, budget.nbytes)
         if self.config.strict or not _torch.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=floor.peak)
-        excess = format_bytes(frontier.least_budget(floor.peak) - budget.nbytes)
+        excess = format_bytes(frontier.least_budget(floor.peak, graph.device) - budget.nbytes)
         log.warning(
             "over budget by %s after a recompile with other shapes; training goes on at the floor. %s", excess, message
         )

@@ -32,18 +32,25 @@ _FILLS = 16  # limits that the fastest plan under each is filled up to
 _HOLES = 24  # between the plans found so far that others are sought for
 _VERTICES = 24  # of the parametric cut
 
-# A plan fits a budget in bytes when its planned peak and a hundredth more do.
-_SPARE = 100
+
+def peak_allowed(budget: int, device: str) -> int:
+    """The highest planned peak that fits a budget of ``budget`` bytes on a device: "cpu", or a GPU's name."""
+    parts = _parts(device)
+    return budget * parts // (parts + 1)
 
 
-def peak_allowed(budget: int) -> int:
-    """The highest planned peak that fits a budget of ``budget`` bytes."""
-    return budget * _SPARE // (_SPARE + 1)
+def least_budget(peak: int, device: str) -> int:
+    """The lowest budget in bytes that a planned peak of ``peak`` fits on a device: "cpu", or a GPU's name."""
+    parts = _parts(device)
+    return -(-peak * (parts + 1) // parts)
 
 
-def least_budget(peak: int) -> int:
-    """The lowest budget in bytes that a planned peak of ``peak`` fits."""
-    return -(-peak * (_SPARE + 1) // _SPARE)
+def _parts(device: str) -> int:
+    """A planned peak and one part more of so many must fit a budget in bytes.
+
+    A GPU's allocator counts more than it is asked for where it does not split a block; a CPU's counts a few bytes.
+    """
+    return 1000 if device.startswith("cpu") else 100
 
 
 @dataclass(frozen=True)

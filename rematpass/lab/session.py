@@ -64,7 +64,9 @@ class Wanted:
                 found.append(Strategy("remat", budget=f"{peak}B", like=peer.name))
         planned = [row for row in rows if row.floor is not None and row.ceiling is not None]
         if self.between and planned:
-            low, high = (least_budget(max(getattr(r, end) for r in planned)) for end in ("floor", "ceiling"))
+            low, high = (
+                least_budget(*max((getattr(r, end), r.device) for r in planned)) for end in ("floor", "ceiling")
+            )
             steps = max(1, self.between - 1)
             found += [Strategy("remat", budget=f"{low + (high - low) * i // steps}B") for i in range(self.between)]
         return unique(found)

@@ -219,7 +219,7 @@ def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
 def _failed(found: Measurement, error: Exception) -> Measurement:
     cause = cause_of(error)
     if isinstance(cause, BudgetInfeasible):
-        text = f"the floor is {format_bytes(least_budget(cause.floor), round_up=True)}"
+        text = f"the floor is {format_bytes(least_budget(cause.floor, found.device), round_up=True)}"
         return replace(found, status=INFEASIBLE, error=text, floor=cause.floor)
     inner = cause or error
     while (behind := getattr(inner, "inner_exception", None)) is not None:

@@ -155,12 +155,13 @@ def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int) -> str:
     """Why no plan stays under ``limit`` bytes: the floor, who takes it, what no plan can do without, what to try."""
     graph = problem.graph
     largest = lowest.timeline.at_peak()[:5]
+    enough = format_bytes(least_budget(floor, graph.device), round_up=True).replace(" ", "")
     return (
         f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(floor)} "
         f"with at most {problem.max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
         + "".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}\n" for t in largest)
         + _whatever_is_recomputed(problem, floor)
-        + f"Try memory_budget={format_bytes(least_budget(floor), round_up=True).replace(' ', '')} or more, "
+        + f"Try memory_budget={enough} or more, "
         "a smaller batch, or REMAT_MAX_RECOMPUTE=2." + _if_dropped(lowest.timeline)
     )
 
