@@ -48,6 +48,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       scratch.py         the memory that calls of libraries take inside themselves, measured
       ops.py             what kind an op is, what it reads and overwrites
       bodies.py          results of a region's body that are its arguments
+      inside.py          bytes that regions and branches take inside themselves
       capture.py         joint GraphModule -> JointGraph
       decisions.py       what forward has chosen is not chosen again
       marks.py           budgets of regions; values to offload

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from programs import Model, Program, _randn, afresh, all_captured, differences, run
 from torch import nn
 
+from rematpass.compiler.capture import capture
 from rematpass.core.graph import Side
 
 aten = torch.ops.aten
@@ -52,6 +53,21 @@ def test_no_result_that_is_read_is_a_view_in_the_body():
         read = [results[u.args[1]] for u in call.users if u.target is operator.getitem]
         assert len(read) == len(set(read))
         assert all(n.op == "call_function" and n.target is not aten.t.default for n in read)
+
+
+def widened(x, w):
+    return torch.cond(x.sum() > 0, lambda t: (t @ w).sin() @ w.t(), lambda t: t.cos(), (x,)).tanh()
+
+
+def test_what_a_branch_takes_inside_itself():
+    """The wider value before its sine, and after it: what the other branch takes is less."""
+    *_, found = all_captured(widened, torch.randn(3, 5, requires_grad=True), torch.randn(5, 7))
+    unfused = capture(found.module, num_fwd_outputs=len(found.fwd_outputs), fuse=False)
+    calls = [
+        next(op for op in of.graph.ops if of.op_node[op.id].target is torch.ops.higher_order.cond)
+        for of in (found, unfused)
+    ]
+    assert [call.nbytes_workspace for call in calls] == [4 * 3 * 7, 2 * 4 * 3 * 7 - 4 * 3 * 5]
 
 
 def program(inside_a_checkpoint_region):

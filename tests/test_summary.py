@@ -166,6 +166,14 @@ def test_it_says_too_where_outputs_are_much_of_it():
     )
 
 
+def test_regions_want_a_fraction():
+    problem, ladder = large_values(recompute=1.0)
+    ops = tuple(dataclasses.replace(op, name=f"invoke_subgraph_{op.id}") for op in problem.graph.ops)
+    graph = dataclasses.replace(problem.graph, ops=ops)
+    text = infeasible(dataclasses.replace(problem, graph=graph), ladder.rungs[0], 56 * MIB, 40 * MIB)
+    assert text.endswith("a fraction, such as memory_budget=0.3, is one of theirs too.")
+
+
 def test_the_budget_to_try_is_enough_when_typed_in():
     problem, ladder = large_values(recompute=1.5)
     text = infeasible(problem, ladder.rungs[0], 57 * MIB + 1, 40 * MIB)

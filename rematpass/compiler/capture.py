@@ -12,6 +12,7 @@ after the update.) A clone that nothing saves disappears again in ``emit``.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import operator
 import re
 from collections.abc import Iterable, Sequence
@@ -24,9 +25,12 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
 from rematpass.compiler.bodies import read_from_the_source
+from rematpass.compiler.inside import as_forward, beyond_results, bodies_run_by
 from rematpass.compiler.ops import Traits, aliased_argument, is_size, traits_of, user_mark
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
-from rematpass.errors import CaptureError
+from rematpass.errors import CaptureError, PlanError
+
+log = logging.getLogger("rematpass")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def capture(
     overwritten = _overwritten_by_forward(module.graph, primals, descriptions[:num_fwd_outputs])
     old_versions = {_clone_old_version(module.graph, n): n for n in sorted(overwritten)}
     channels_last = fuse and _torch.lays_channels_last(module)
-    reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last)
+    reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last, fuse)
     for node in module.graph.nodes:
         reader.read(node)
     graph = JointGraph(
@@ -112,6 +116,7 @@ class _Reader:
     overwritten: frozenset[fx.Node]
     old_versions: frozenset[fx.Node]
     channels_last: bool
+    fuse: bool
     ops: list[Op] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     op_node: list[fx.Node] = field(default_factory=list)
@@ -122,6 +127,7 @@ class _Reader:
     unnamed: dict[fx.Node, set[int]] = field(default_factory=dict)  # fresh values of calls with several results
     must_save: set[int] = field(default_factory=set)
     hints: dict[str, int] = field(default_factory=dict)
+    inside: dict[fx.GraphModule, int] = field(default_factory=dict)  # bytes that a body takes beyond its results
 
     def read(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -244,6 +250,11 @@ class _Reader:
             self.stands_for[node] = len(self.values) - 1
         return len(self.values) - 1
 
+    def _inside(self, body: fx.GraphModule) -> int:
+        if body not in self.inside:
+            self.inside[body] = _inside(body, fuse=self.fuse)
+        return self.inside[body]
+
     def _op(self, node: fx.Node, traits: Traits, written: tuple[int, ...]) -> None:
         never = traits.never_recompute
         if node in self.old_versions:
@@ -265,7 +276,7 @@ class _Reader:
                 name=node.name,
                 flops=traits.flops,
                 nbytes_read=sum(_spanned(n.meta.get("val")) for n in node.all_input_nodes),
-                nbytes_workspace=traits.workspace,
+                nbytes_workspace=traits.workspace + max(map(self._inside, bodies_run_by(node)), default=0),
                 dtype=_computed_in(node, traits.kind, next((self.values[v].dtype for v in (*written, *reads)), "")),
                 never_recompute="" if must else never,
                 must_recompute=must,
@@ -274,6 +285,18 @@ class _Reader:
                 module=_module(node),
             )
         )
+
+
+def _inside(body: fx.GraphModule, *, fuse: bool) -> int:
+    """Bytes that a body takes beyond its results; 0 where it has no place in the model: it still runs."""
+    module = as_forward(body)
+    results = pytree.arg_tree_leaves(*module.graph.find_nodes(op="output")[0].args)
+    try:
+        graph = capture(module, num_fwd_outputs=len(results), fuse=fuse).graph
+        return beyond_results(graph, fuse=fuse)
+    except (CaptureError, PlanError) as error:
+        log.info("what a body takes inside itself is not known: %s", error)
+        return 0
 
 
 def _computed_in(node: fx.Node, kind: Kind, dtype: str) -> str:

@@ -3,6 +3,7 @@
         + buf7      AllocateLine             buf7 -> buf9    ReuseLine: the same storage under another name
         - arg3      FreeLine: an input       - buf9          FreeIfNotReusedLine, unless a later line hands it on
         + buf12     ExternKernelAllocLine: a call that allocates by itself
+        BodiesBegin, ..., BodiesEnd: a region's body or two branches, each a course of its own in between
 
 A call's line is a moment: what it needs is there, what it reads for the last time is not gone yet. Calls of libraries
 take scratch memory besides, which is measured (``scratch.py``). A GPU's allocator hands out bytes in pieces of 512.
@@ -28,7 +29,7 @@ _WITHOUT_BYTES = frozenset(
     "DeferredLine EnterDeviceContextManagerLine ExitDeviceContextManagerLine "
     "EnterDeviceContextManagerWithStreamInfoLine ExitDeviceContextManagerWithStreamInfoLine "
     "SymbolicCallArgLine UnbackedSymbolDefsLine DynamicScalarLine "
-    "IndexPutFallbackLine ScatterFallbackLine AssertDivByZeroLine ExternKernelMultiOutLine".split()
+    "ExitSubgraphLine IndexPutFallbackLine ScatterFallbackLine AssertDivByZeroLine ExternKernelMultiOutLine".split()
 )
 
 
@@ -38,6 +39,47 @@ class Moment:
 
     name: str
     nbytes: int
+
+
+@dataclass(frozen=True)
+class BodiesBegin:
+    """A line of ours: a call that runs bodies is written from here on. ``node``: Inductor's call."""
+
+    node: Any
+
+    @property
+    def branches(self) -> bool:
+        return isinstance(self.node, inductor_ir.Conditional)
+
+    @property
+    def operands(self) -> Any:
+        return self.node.operands if self.branches else self.node.inputs
+
+    @property
+    def bodies(self) -> list[Any]:
+        """Inductor's graphs; one of them runs."""
+        names = ("true_subgraph", "false_subgraph") if self.branches else ("subgraph",)
+        return [getattr(self.node, name).graph for name in names]
+
+
+@dataclass(frozen=True)
+class BodiesEnd(BodiesBegin):
+    """The same call's last line."""
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """The storage behind an operand of a call of bodies, an input's or a buffer's, and what freeing it gives back."""
+
+    storage: str
+    nbytes: int
+    is_input: bool
+
+
+@dataclass(frozen=True)
+class _Call:
+    branches: bool
+    operands: list[_Operand | None]
 
 
 class Course:
@@ -56,6 +98,7 @@ class Course:
         self.live = base + sum(self.bytes_of.values())
         self.timeline = [Moment("input", self.live)]
         self.unknown: set[str] = set()
+        self.calls: list[_Call] = []  # of bodies, that are being written
 
     def take(self, line: Any) -> None:
         kind = type(line).__name__
@@ -84,6 +127,8 @@ class Course:
             self._FreeLine(line)
 
     def _FreeLine(self, line: Any) -> None:  # noqa: N802
+        if self.calls and self.calls[-1].branches:
+            return
         name = line.node.get_name()
         self.live -= self.held.pop(name, 0)
         for item in self.items.pop(name, ()):  # results that nobody took out of the tuple go with it
@@ -120,6 +165,57 @@ class Course:
         elif _owns_its_bytes(layout) and not node.get_inputs_that_alias_output():
             self._allocate(node)
         self.timeline.append(Moment(origin(node), self.live + _workspace(self.graph, node)))
+
+    def _BodiesBegin(self, line: Any) -> None:  # noqa: N802
+        self.calls.append(_Call(line.branches, [self._operand(node) for node in line.operands]))
+
+    def _BodiesEnd(self, line: Any) -> None:  # noqa: N802
+        """What the caller has let go of in between is the body's to free.
+
+        Where there are branches, Inductor's code lets go of it in the first of them only (torch 2.11 to 2.13): if the
+        other one runs it stays to the end, so we take it to stay.
+        """
+        operands = self.calls.pop().operands
+        given = [(str(o), 0 if self._is_there(o) else o.nbytes) if o else None for o in operands]
+        base, most = self.live, -1
+        for graph in line.bodies:
+            body = Course(graph, base, dict(zip(graph.graph_input_names, given, strict=False)))
+            for inner in graph.wrapper_code.lines:
+                body.take(inner)
+            self.timeline += [Moment(f"{origin(line.node)}: {m.name}", m.nbytes) for m in body.timeline]
+            self.unknown |= body.unknown
+            results = [body.storage(result) for result in graph.graph_outputs]
+            if (left := sum(dict(filter(None, results)).values())) > most:
+                most, chosen = left, results
+        first: dict[str, str] = {}
+        for output, storage in zip(line.node.outputs, chosen, strict=False):
+            if storage is None or not isinstance(output, inductor_ir.MultiOutput):
+                continue
+            name = output.get_name()
+            if storage[0] in first:
+                self.part_of[name] = first[storage[0]]
+            else:
+                first[storage[0]] = name
+                self.held[name] = storage[1]
+        self.live = base + sum(self.held[name] for name in first.values())
+        self.items[line.node.get_name()] = list(first.values())
+
+    def _EnterSubgraphLine(self, line: Any) -> None:  # noqa: N802
+        if not self.calls:
+            self.unknown.add("EnterSubgraphLine")
+
+    def _operand(self, node: Any) -> _Operand | None:
+        found = self.storage(node)
+        if found is None:
+            return None
+        name, nbytes = found
+        if name not in self.storage_of:
+            return _Operand(name, nbytes, is_input=False)
+        storage = self.storage_of[name]
+        return _Operand(storage, self.bytes_of[storage], is_input=True)
+
+    def _is_there(self, operand: _Operand) -> bool:
+        return self.shared[operand.storage] > 0 if operand.is_input else operand.storage in self.held
 
     def storage(self, result: Any) -> tuple[str, int] | None:
         """The storage behind an output, and the bytes allocated for it here."""

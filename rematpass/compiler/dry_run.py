@@ -23,6 +23,7 @@ import contextvars
 import copy
 import functools
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,8 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_driver, inductor_ir, inductor_metrics
-from rematpass.compiler.course import Course, Moment, allocated, origin
+from rematpass.compiler.course import BodiesBegin, BodiesEnd, Course, Moment, allocated, origin
+from rematpass.compiler.inside import copied
 
 _under_way = contextvars.ContextVar("rematpass dry run", default=False)
 
@@ -145,7 +147,7 @@ def dry_run(
     ``given_if_dropped`` a second course is taken, with these inputs and ``base_if_dropped``.
     """
     start = time.perf_counter()
-    module = _copy(module)
+    module = copied(module)
     outputs = _outputs(module)
     shown = visible if visible is not None else [i for i, n in enumerate(outputs) if isinstance(n, fx.Node)]
     module.graph.find_nodes(op="output")[0].meta["user_visible_output_idxs"] = list(shown)
@@ -193,13 +195,45 @@ def _lowered(module: fx.GraphModule, inputs: Sequence[Any], is_backward: bool, d
         stack.enter_context(V.set_graph_handler(graph))
         stack.enter_context(V.set_extern_kernel_nodes([]))
         graph.run(*inputs)
-        graph.init_wrapper_code()
-        graph._update_scheduler()
-        _name_kernels_only(graph.scheduler)
-        graph.wrapper_code.push_codegened_graph(graph)
-        graph.scheduler.codegen()
-        graph.wrapper_code.run_wrapper_ir_passes(False)
+        _plan_lines(graph)
         yield graph
+
+
+def _plan_lines(graph: Any) -> None:
+    """What Inductor does to a lowered graph until its wrapper's lines are planned; the graph is the one at work."""
+    graph.init_wrapper_code()
+    graph._update_scheduler()
+    _name_kernels_only(graph.scheduler)
+    _mark_bodies(graph.wrapper_code)
+    graph.wrapper_code.push_codegened_graph(graph)
+    graph.scheduler.codegen()
+    graph.wrapper_code.run_wrapper_ir_passes(False)
+
+
+def _mark_bodies(wrapper: Any) -> None:
+    """Let this wrapper say where it runs bodies, and plan their lines in the same way, without text."""
+    write_body = wrapper.codegen_subgraph_common
+
+    def plan_body(subgraph: Any) -> None:
+        subgraph.graph.codegen = functools.partial(_without_text, subgraph.graph)
+        write_body(subgraph)
+
+    wrapper.codegen_subgraph_common = plan_body
+    wrapper.codegen_invoke_subgraph = functools.partial(_between_marks, wrapper, wrapper.codegen_invoke_subgraph)
+    wrapper.codegen_conditional = functools.partial(_between_marks, wrapper, wrapper.codegen_conditional)
+
+
+def _between_marks(wrapper: Any, write: Callable[[Any], None], node: Any) -> None:
+    wrapper.writeline(BodiesBegin(node))
+    write(node)
+    wrapper.writeline(BodiesEnd(node))
+
+
+def _without_text(graph: Any) -> tuple[Any, Any]:
+    _plan_lines(graph)
+    graph.wrapper_code.pop_codegened_graph()
+    nothing = types.SimpleNamespace(value="")
+    return nothing, nothing
 
 
 def _name_kernels_only(scheduler: Any) -> None:
@@ -309,18 +343,6 @@ class _Silent:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
-
-
-def _copy(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose nodes and subgraphs can be changed; constants are shared."""
-    graph = fx.Graph()
-    results = graph.graph_copy(module.graph, {})
-    graph.output(results).meta = dict(module.graph.find_nodes(op="output")[0].meta)
-    new = fx.GraphModule(module, graph)
-    for name, child in list(new.named_children()):
-        if isinstance(child, fx.GraphModule):
-            setattr(new, name, _copy(child))
-    return new
 
 
 def _inputs(module: fx.GraphModule) -> list[fx.Node]:

@@ -182,7 +182,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             static = kwargs["static_lifetime_input_indices"] or ()
             fwd_outputs = kwargs["num_fwd_outputs"]
             captured = capture(gm, num_fwd_outputs=fwd_outputs, static_input_indices=static, fuse=self.fuse)
-            graph = dataclasses.replace(captured.graph, name=_graph_name(), holds_outputs=self.config.hold_outputs)
+            name = _graph_name(of_region=not joint_inputs)
+            graph = dataclasses.replace(captured.graph, name=name, holds_outputs=self.config.hold_outputs)
             captured = dataclasses.replace(captured, graph=graph)
             if self.config.save_decisions:
                 captured = keep_decisions(captured, fuse=self.fuse)
@@ -307,8 +308,9 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         return _torch.default_partition(gm, joint_inputs, **kwargs)  # type: ignore[no-any-return]
 
 
-def _graph_name() -> str:
-    return f"graph {_torch.compile_id() or len(_records)}"
+def _graph_name(of_region: bool) -> str:
+    """``of_region``: of a region that is compiled once for all its calls; AOTAutograd gives it no inputs."""
+    return f"graph {_torch.compile_id() or len(_records)}" + (", a region" if of_region else "")
 
 
 def tell(summary: Summary, *, always: bool, cached: bool = False) -> None:

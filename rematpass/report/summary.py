@@ -162,7 +162,7 @@ def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int) -> str:
         + "".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}\n" for t in largest)
         + _whatever_is_recomputed(problem, floor)
         + f"Try memory_budget={enough} or more, "
-        "a smaller batch, or REMAT_MAX_RECOMPUTE=2." + _if_dropped(lowest.timeline)
+        "a smaller batch, or REMAT_MAX_RECOMPUTE=2." + _if_dropped(lowest.timeline) + _of_regions(graph)
     )
 
 
@@ -171,6 +171,16 @@ def _if_dropped(timeline: Timeline) -> str:
     if timeline.peak_without_outputs > 0.99 * timeline.peak:
         return ""
     return " Forward's outputs count; where they are dropped before backward, REMAT_HOLD_OUTPUTS=0 says so."
+
+
+def _of_regions(graph: JointGraph) -> str:
+    """What to try where parts of the graph were planned before it, each without knowing of the rest."""
+    if not any(op.name.startswith("invoke_subgraph") for op in graph.ops):
+        return ""
+    return (
+        " Regions compiled once (nested_compile_region) are planned by themselves, and under a budget in bytes each to "
+        "its fastest plan; a fraction, such as memory_budget=0.3, is one of theirs too."
+    )
 
 
 def _whatever_is_recomputed(problem: Problem, floor: int) -> str:
