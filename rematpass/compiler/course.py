@@ -83,7 +83,11 @@ class _Call:
 
 
 class Course:
-    """The bytes alive, line by line. ``held``: what each name that is alive stands for, in bytes."""
+    """The bytes alive, line by line. ``held``: what each name that is alive stands for, in bytes.
+
+    ``items``: the names in a call's tuple of results that nobody has taken out. Bodies may hand one result back twice:
+    ``same_as`` says by which name it is held, ``taken`` how many names for it are alive.
+    """
 
     def __init__(self, graph: Any, base: int, inputs: Mapping[str, tuple[str, int] | None]) -> None:
         self.graph = graph
@@ -95,6 +99,8 @@ class Course:
         self.held: dict[str, int] = {}
         self.part_of: dict[str, str] = {}
         self.items: dict[str, list[str]] = {}
+        self.same_as: dict[str, str] = {}
+        self.taken: dict[str, int] = {}
         self.live = base + sum(self.bytes_of.values())
         self.timeline = [Moment("input", self.live)]
         self.unknown: set[str] = set()
@@ -116,7 +122,7 @@ class Course:
         self.live += self.held[buffer.get_name()]
 
     def _ReuseLine(self, line: Any) -> None:  # noqa: N802
-        old, new = line.node.get_name(), line.reused_as.get_name()
+        old, new = self._held_as(line.node.get_name()), line.reused_as.get_name()
         if old in self.held:
             self.held[new] = self.held.pop(old)
         elif old in self.storage_of:
@@ -129,7 +135,10 @@ class Course:
     def _FreeLine(self, line: Any) -> None:  # noqa: N802
         if self.calls and self.calls[-1].branches:
             return
-        name = line.node.get_name()
+        name = self._held_as(line.node.get_name())
+        self.taken[name] = self.taken.get(name, 1) - 1
+        if self.taken[name]:
+            return
         self.live -= self.held.pop(name, 0)
         for item in self.items.pop(name, ()):  # results that nobody took out of the tuple go with it
             self.live -= self.held.pop(item, 0)
@@ -143,9 +152,11 @@ class Course:
         self.part_of[line.reused_as.get_name()] = line.node.get_name()
 
     def _MultiOutputLine(self, line: Any) -> None:  # noqa: N802
+        name = self._held_as(line.result_name)
+        self.taken[name] = self.taken.get(name, 0) + 1
         for items in self.items.values():
-            if line.result_name in items:
-                items.remove(line.result_name)
+            if name in items:
+                items.remove(name)
 
     def _KernelCallLine(self, line: Any) -> None:  # noqa: N802
         self.timeline.append(Moment(line.kernel_name, self.live))
@@ -193,12 +204,15 @@ class Course:
                 continue
             name = output.get_name()
             if storage[0] in first:
-                self.part_of[name] = first[storage[0]]
+                self.part_of[name] = self.same_as[name] = first[storage[0]]
             else:
                 first[storage[0]] = name
                 self.held[name] = storage[1]
         self.live = base + sum(self.held[name] for name in first.values())
         self.items[line.node.get_name()] = list(first.values())
+
+    def _held_as(self, name: str) -> str:
+        return self.same_as.get(name, name)
 
     def _EnterSubgraphLine(self, line: Any) -> None:  # noqa: N802
         if not self.calls:
