@@ -16,7 +16,7 @@ BUDGETS = 1, 0.5, 0.2, 0
 afresh = pytest.fixture(autouse=True)(afresh)
 
 # Custom ops take what they like inside themselves, and the states that they are run again from are kept.
-TAKE_MORE = frozenset({"a_checkpoint_region_with_custom_ops_that_draw"})
+TAKE_MORE = frozenset({"a_checkpoint_region_with_custom_ops_that_draw", "ops_with_effects"})
 
 
 def options(budget, **more):
