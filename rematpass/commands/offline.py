@@ -83,14 +83,10 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     name = device or config.hardware
     preset = hardware.preset(name) if name else hardware.for_device(graph.device)
     start = time.perf_counter()
-    graph = dataclasses.replace(
-        graph,
-        device=preset.name if name else graph.device,  # a budget in bytes is one of the device that is planned for
-        holds_outputs=graph.holds_outputs and config.hold_outputs,
-    )
+    graph = dataclasses.replace(graph, holds_outputs=graph.holds_outputs and config.hold_outputs)
     problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
     ladder = frontier.build(problem, config.solver)
-    rung, limit = choose(problem, ladder, config)
+    rung, limit = choose(problem, ladder, config, preset.name if name else graph.device)
     verify(graph, rung.plan)
     summary = summarize(
         graph,
@@ -108,8 +104,8 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     return Planned(problem, ladder, rung, summary, preset)
 
 
-def choose(problem: Problem, ladder: Ladder, config: Config) -> tuple[Rung, int | None]:
-    """The fastest rung within the budget, and the budget in bytes (None: no limit)."""
+def choose(problem: Problem, ladder: Ladder, config: Config, device: str) -> tuple[Rung, int | None]:
+    """The fastest rung within the budget, and the budget in bytes (None: no limit), which is one of ``device``."""
     budget: Budget = config.memory_budget
     if budget.kind is BudgetKind.AUTO:
         raise ConfigError("the budget auto asks the device what is free, and a file has none; give bytes: 8GiB")
@@ -118,8 +114,8 @@ def choose(problem: Problem, ladder: Ladder, config: Config) -> tuple[Rung, int 
     if budget.kind is BudgetKind.FRACTION:
         limit = ladder.limit(budget.fraction)
         return ladder.fastest_under(limit) or ladder.rungs[-1], limit
-    rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes, problem.graph.device))
+    rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes, device))
     if rung is None:
-        message = infeasible(problem, ladder.rungs[-1], ladder.floor, budget.nbytes)
+        message = infeasible(problem, ladder.rungs[-1], ladder.floor, budget.nbytes, device)
         raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
     return rung, budget.nbytes

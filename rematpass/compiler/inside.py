@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from rematpass.compiler._torch import HigherOrderOperator
+from rematpass.compiler.ops import bodies_of
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.simulate import simulate
@@ -25,12 +26,8 @@ _RUNS_BODIES = frozenset({"invoke_subgraph", "cond"})
 
 def bodies_run_by(node: fx.Node) -> Iterator[fx.GraphModule]:
     """The graphs that a call runs."""
-    if not isinstance(node.target, HigherOrderOperator) or node.target.name() not in _RUNS_BODIES:
-        return
-    for argument in node.all_input_nodes:
-        body = getattr(node.graph.owning_module, str(argument.target), None) if argument.op == "get_attr" else None
-        if isinstance(body, fx.GraphModule):
-            yield body
+    if isinstance(node.target, HigherOrderOperator) and node.target.name() in _RUNS_BODIES:
+        yield from bodies_of(node)
 
 
 def as_forward(body: fx.GraphModule) -> fx.GraphModule:

@@ -169,15 +169,22 @@ def _kind_of_higher_order(name: str) -> Kind:
     return Kind.EFFECT if name == "with_effects" else Kind.OPAQUE
 
 
-def _nodes_of_bodies(node: fx.Node) -> Iterator[fx.Node]:
-    """The calls in the subgraphs that a higher-order op is given, and in theirs."""
+def bodies_of(node: fx.Node) -> Iterator[fx.GraphModule]:
+    """The subgraphs that a higher-order op is given."""
     for argument in node.all_input_nodes:
         if argument.op == "get_attr" and argument.graph.owning_module is not None:
             body = getattr(argument.graph.owning_module, str(argument.target), None)
-            for inner in body.graph.nodes if isinstance(body, fx.GraphModule) else ():
-                if inner.op == "call_function":
-                    yield inner
-                    yield from _nodes_of_bodies(inner)
+            if isinstance(body, fx.GraphModule):
+                yield body
+
+
+def _nodes_of_bodies(node: fx.Node) -> Iterator[fx.Node]:
+    """The calls in the subgraphs that a higher-order op is given, and in theirs."""
+    for body in bodies_of(node):
+        for inner in body.graph.nodes:
+            if inner.op == "call_function":
+                yield inner
+                yield from _nodes_of_bodies(inner)
 
 
 def draws_random_numbers(node: fx.Node) -> bool:

@@ -151,11 +151,14 @@ def total(terms: Iterable[str]) -> str:
     return " + ".join(written + [str(n) for rest, n in counted.items() if not rest and n]) or "0"
 
 
-def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int) -> str:
-    """Why no plan stays under ``limit`` bytes: the floor, who takes it, what no plan can do without, what to try."""
+def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int, device: str = "") -> str:
+    """Why no plan stays under ``limit`` bytes: the floor, who takes it, what no plan can do without, what to try.
+
+    ``device``: whose bytes they are; empty: those of the graph's own.
+    """
     graph = problem.graph
     largest = lowest.timeline.at_peak()[:5]
-    enough = format_bytes(least_budget(floor, graph.device), round_up=True).replace(" ", "")
+    enough = format_bytes(least_budget(floor, device or graph.device), round_up=True).replace(" ", "")
     return (
         f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(floor)} "
         f"with at most {problem.max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
