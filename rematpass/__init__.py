@@ -49,6 +49,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       ops.py             what kind an op is, what it reads and overwrites
       bodies.py          results of a region's body that are its arguments
       inside.py          bytes that regions and branches take inside themselves
+      alike.py           how often a step calls what is being compiled
       capture.py         joint GraphModule -> JointGraph
       decisions.py       what forward has chosen is not chosen again
       marks.py           budgets of regions; values to offload

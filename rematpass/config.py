@@ -16,6 +16,7 @@ variable                   default    means
 ``REMAT_PLANNING_SECONDS``            the most seconds that planning one graph may take; unset: no limit
 ``REMAT_SAVE_DECISIONS``   ``1``      ``0``: what ``topk`` and comparisons decide may be decided again in backward
 ``REMAT_HOLD_OUTPUTS``     ``1``      ``0``: the caller lets go of forward's outputs before backward
+``REMAT_CALLS``                       how often a step calls a graph before its backward; unset: as often as seen
 ``REMAT_AUTO_RESERVE``                bytes that ``auto`` leaves for the optimizer's state; unset: as much as Adam takes
 ``REMAT_CHECK``            ``0``      ``1``: measure the peak of the first steps, and warn if it is above the plan's
 ``REMAT_REPORT_DIR``                  where every planned graph leaves its report: a page, text, JSON, a trace
@@ -108,6 +109,7 @@ class Config:
     planning_seconds: float | None = None
     save_decisions: bool = True
     hold_outputs: bool = True
+    calls: int | None = None
     auto_reserve: int | None = None
     check: bool = False
     report_dir: str = ""
@@ -224,6 +226,13 @@ def _number(value: object) -> int | float | None:
     return number
 
 
+def _times(value: object) -> int:
+    number = _number(value)
+    if number is None or number < 1 or number != int(number):
+        raise ValueError("not a whole number above 0")
+    return int(number)
+
+
 def _positive(value: object) -> float:
     if not (number := _number(value)):
         raise ValueError("not a number" if number is None else "has to be above 0")
@@ -268,6 +277,7 @@ _SETTINGS = {
     "planning_seconds": _Setting(_positive, "a finite number above 0"),
     "save_decisions": _Setting(_switch, _SWITCH),
     "hold_outputs": _Setting(_switch, _SWITCH),
+    "calls": _Setting(_times, "a whole number from 1 up"),
     "auto_reserve": _Setting(_reserve, f"0, {_BYTES}"),
     "check": _Setting(_switch, _SWITCH),
     "report_dir": _Setting(_text, "a directory, which is made if need be"),

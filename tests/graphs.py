@@ -34,6 +34,8 @@ def show(graph: JointGraph) -> str:
         lines.append(f"op{op.id} {op.kind.value} ({side.value}) {[*op.reads]} -> [{written}]{mutates}{marked(op)}")
     held = "" if graph.holds_outputs else " (let go)"
     lines.append(f"outputs {[*graph.fwd_outputs]}{held}, gradients {[*graph.bwd_outputs]}")
+    if graph.calls > 1:
+        lines.append(f"{graph.calls} calls, each with its own {[*graph.own_inputs]}")
     return "\n".join(["", *lines])
 
 
@@ -153,8 +155,8 @@ def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: Sequence[dict[str, An
 
     Ops with one or two outputs, ops that neither side needs on its side, parameters and inputs, an input that forward
     overwrites, effects and mutations on both sides, several outputs, held by the caller or not, tangents and gradients,
-    gradients that depend on no tangent, tangents that nothing reads. ``marks``: of which each op gets one; none of
-    them, and nothing is bound.
+    gradients that depend on no tangent, tangents that nothing reads, several calls in a step. ``marks``: of which each
+    op gets one; none of them, and nothing is bound.
     """
     b = Builder()
     size = st.sampled_from((*PRIMES[:8], 0))
@@ -199,7 +201,11 @@ def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: Sequence[dict[str, An
         for target in targets:
             pinned_backward(b, some([v for v in early + late if v not in targets], 1, 2), [target])
     tangent_free = some(early, 1, 2) if draw(rarely) else []
-    return b.build(outputs, [*some(late, 1, 3), *tangent_free], holds_outputs=draw(st.booleans()))
+    gradients = [*some(late, 1, 3), *tangent_free]
+    if not draw(rarely):
+        return b.build(outputs, gradients, holds_outputs=draw(st.booleans()))
+    own = [v for v in inputs if b.values[v].origin is Origin.INPUT and draw(st.booleans())]
+    return b.build(outputs, gradients, holds_outputs=draw(st.booleans()), calls=3, own_inputs=tuple(own))
 
 
 @st.composite

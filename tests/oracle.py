@@ -96,13 +96,14 @@ def _is_not_below(point: tuple[int, int], left: tuple[int, int], right: tuple[in
 class _State:
     """Backward between two runs. ``done``: own ops that have run; ``alive``: values of forward's in memory, without
     those that the caller holds; ``given``: inputs and outputs of forward that were saved; ``ran``: ops that must not
-    run twice and have run; ``started``: something has run."""
+    run twice and have run; ``started``: something has run; ``of_others``: bytes that other calls have saved."""
 
     done: int
     alive: frozenset[int]
     given: frozenset[int]
     ran: frozenset[int]
     started: bool
+    of_others: int
 
 
 class Search:
@@ -177,13 +178,15 @@ class Search:
             inputs = [v for v in graph.kept_inputs | mutated_late if not graph.values[v].cannot_save]
             savable = [v for v in made - marked if not graph.values[v].cannot_save]
             for saved in _subsets([*savable, *inputs]):
-                if self._forward_peak(runs, saved) <= peak:
+                counted = [v for v in saved if v in self.maker or v in graph.own_inputs]
+                of_others = (graph.calls - 1) * sum(graph.values[v].nbytes for v in counted)
+                if self._forward_peak(runs, saved) + of_others <= peak:
                     cost = sum(self.costs.run[op.id] for op in runs) + sum(self.costs.keep[v] for v in saved)
                     given = frozenset(v for v in saved if v in self.returned or v not in self.maker)
                     ran = frozenset(
                         op.id for op in runs if op.id in self.once or (sides[op.id] is Side.FORWARD and op.mutates)
                     )
-                    yield cost, _State(0, saved - given, given, ran, False)
+                    yield cost, _State(0, saved - given, given, ran, False, of_others)
 
     def _forward_peak(self, runs: list[Op], saved: frozenset[int]) -> int:
         highest = 0
@@ -198,7 +201,7 @@ class Search:
 
     def _next(self, state: _State, peak: int) -> Iterator[tuple[float, _State]]:
         graph = self.graph
-        nbytes = sum(graph.values[v].nbytes for v in state.alive)
+        nbytes = sum(graph.values[v].nbytes for v in state.alive) + state.of_others
         before, while_it_runs = self.rooms[state.done]
         if not state.started:  # tangents that nothing reads are there at the first run
             unread = [v for v in self.tangents if not graph.readers[v] and v not in graph.bwd_outputs]

@@ -186,6 +186,8 @@ def test_options_of_python_types(name, given, value):
         ("max_recompute", "-1", "below 0. Accepted: a finite number above 0, in extra forwards."),
         ("max_recompute", "nan", "not a number. Accepted: a finite number above 0, in extra forwards."),
         ("max_recompute", "two", "not a number. Accepted: a finite number above 0, in extra forwards."),
+        ("calls", "0", "not a whole number above 0. Accepted: a whole number from 1 up."),
+        ("calls", 1.5, "not a whole number above 0. Accepted: a whole number from 1 up."),
         ("strict", "maybe", f"neither on nor off. {SWITCH_FORMS}"),
         ("strict", "2", f"neither on nor off. {SWITCH_FORMS}"),
         ("check", "", f"neither on nor off. {SWITCH_FORMS}"),
@@ -242,7 +244,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         (
             "xyz",
             "valid are memory_budget, max_recompute, strict, solver, hardware, cost, planning_seconds, save_decisions, "
-            "hold_outputs, auto_reserve, check, report_dir",
+            "hold_outputs, calls, auto_reserve, check, report_dir",
         ),
     ],
 )
@@ -261,7 +263,7 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_COST, REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_HOLD_OUTPUTS, REMAT_AUTO_RESERVE, "
+            "REMAT_COST, REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_HOLD_OUTPUTS, REMAT_CALLS, REMAT_AUTO_RESERVE, "
             "REMAT_CHECK, REMAT_REPORT_DIR",
         ),
     ],
@@ -293,6 +295,7 @@ def test_options_are_parted_into_ours_and_inductors():
         ("solver", "mincut"),
         ("hardware", "h100"),
         *(("auto_reserve", b) for b in ("0", "3GiB")),
+        *(("calls", n) for n in ("1", "8")),
     ],
 )
 def test_the_key_tells_apart_whatever_can_change_a_plan(name, value):

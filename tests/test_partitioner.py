@@ -229,6 +229,7 @@ def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
         {"save_decisions": 0},
         {"planning_seconds": 60},
         {"hold_outputs": 0},
+        {"calls": 2},
     ]
     keys = [RematPartitioner(Config.read(s, {})).uuid() for s in settings]
     keys.append(RematPartitioner(Config(), fuse=False).uuid())

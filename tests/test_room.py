@@ -1,3 +1,5 @@
+import dataclasses
+
 from graphs import Builder, chain
 
 from rematpass.core.cost import Costs
@@ -19,6 +21,16 @@ def test_what_fits_is_saved_and_what_does_not_is_not():
     least = room(graph, [0], 0).timeline.peak
     assert sorted(room(graph, [0], least + 100).worth_saving()) == [1, 2, 3]
     assert room(graph, [0], 0).worth_saving() == []
+
+
+def test_what_is_saved_by_every_call_of_a_step_has_to_fit_as_often():
+    """Three calls: each value takes its bytes twice more at every moment, so one of 3 needs 9 more, or 6 and a hole."""
+    graph = dataclasses.replace(chain(3, [3, 5, 7]), calls=3)
+    least = room(graph, [0], 0).timeline.peak
+    assert room(graph, [0], least + 5).worth_saving() == []
+    (only,) = room(graph, [0], least + 8).worth_saving()
+    assert graph.values[only].nbytes == 3
+    assert sorted(room(graph, [0], least + 100).worth_saving()) == [1, 2, 3]
 
 
 def test_the_ops_that_only_one_value_wants_go_with_it():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from graphs import Builder, integer_costs, joint_graphs, three_layers
 from hypothesis import assume, given
@@ -93,6 +95,19 @@ def test_inputs_and_parameters_are_not_counted_and_the_tenants_are_whom_the_byte
     assert all(t.nbytes == graph.values[t.value].nbytes for t in timeline.tenants)
     there = [sum(t.nbytes for t in timeline.tenants if t.born <= i <= t.end) for i in range(len(timeline.live))]
     assert tuple(there) == timeline.live
+
+
+def test_what_other_calls_of_a_step_have_saved_is_there_all_the_time():
+    """Four calls: three have saved the input, its own, and two activations; a parameter is one for all."""
+    once = three_layers()
+    graph = dataclasses.replace(once, calls=4, own_inputs=(0,))
+    plan = just_in_time(graph, [0, 1, 2, 3], "s")
+    timeline = simulate(graph, plan, COSTS, fuse=False)
+    others = 3 * sum(once.values[v].nbytes for v in (0, 2, 3))
+    assert timeline.of_others == others
+    assert timeline.live == tuple(nbytes + others for nbytes in SAVE_ALL)
+    assert verify(graph, plan) == timeline.peak
+    assert simulate(dataclasses.replace(graph, own_inputs=()), plan, COSTS, fuse=False).of_others == 3 * (7 + 11)
 
 
 def test_who_takes_the_bytes_at_the_peak_largest_first():

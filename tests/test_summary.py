@@ -77,6 +77,8 @@ def test_the_numbers_of_a_plan():
         "peak_formula": "",
         "bound_seconds": 0.0,
         "holds_outputs": True,
+        "calls": 1,
+        "nbytes_of_others": 0,
     }
 
 
@@ -118,6 +120,11 @@ def test_the_log_line(rung, fields, line):
 def test_the_log_line_says_where_outputs_do_not_count():
     dropped = dataclasses.replace(summary(1, peaks=(47, 47)), holds_outputs=False)
     assert "planned peak 47 B with forward's outputs dropped (floor 61 B, " in dropped.line()
+
+
+def test_the_log_line_says_how_often_a_step_calls_the_graph():
+    several = dataclasses.replace(summary(1, peaks=(83, 83)), calls=4, nbytes_of_others=36)
+    assert "planned peak 83 B of 4 calls that keep 12 B each, (floor" in several.line()
 
 
 def test_the_log_line_of_a_step_that_takes_no_time():

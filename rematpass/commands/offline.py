@@ -83,7 +83,8 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     name = device or config.hardware
     preset = hardware.preset(name) if name else hardware.for_device(graph.device)
     start = time.perf_counter()
-    graph = dataclasses.replace(graph, holds_outputs=graph.holds_outputs and config.hold_outputs)
+    holds = graph.holds_outputs and config.hold_outputs
+    graph = dataclasses.replace(graph, holds_outputs=holds, calls=config.calls or graph.calls)
     problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
     ladder = frontier.build(problem, config.solver)
     rung, limit = choose(problem, ladder, config, preset.name if name else graph.device)

@@ -331,6 +331,32 @@ def compile_id() -> str:
     return str(CompileContext.current_compile_id() or "")
 
 
+def running_modules() -> list[torch.nn.Module]:
+    """The modules whose methods are running on this thread, from the innermost out; none of those that fx has made."""
+    found = []
+    frame = inspect.currentframe()
+    while frame is not None:
+        its = frame.f_locals.get("self")
+        if isinstance(its, torch.nn.Module) and not isinstance(its, fx.GraphModule):
+            found.append(its)
+        frame = frame.f_back
+    return found
+
+
+def region_calls() -> list[fx.Node]:
+    """The calls, in the joint graph around it, of the region compiled once whose joint graph is being partitioned.
+
+    Nothing that the partition function is given tells of them, so they are read where torch holds them
+    (``run_joint_graph_passes_on_hops``); none outside of it.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "run_joint_graph_passes_on_hops":
+        frame = frame.f_back
+    held = frame.f_locals if frame is not None else {}
+    this = held.get("fw_hop_node")
+    return [call for call in held.get("fw_hop_nodes", ()) if this is not None and call.args[1] == this.args[1]]
+
+
 def frame_id() -> int | None:
     """Which of the program's frames is being compiled; None outside of Dynamo."""
     return getattr(CompileContext.current_compile_id(), "frame_id", None)

@@ -79,6 +79,7 @@ def capture(
     reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last, fuse)
     for node in module.graph.nodes:
         reader.read(node)
+    with_gradient = [n for n, gradient in zip(primals, bwd, strict=False) if gradient is not None]
     graph = JointGraph(
         ops=tuple(reader.ops_with_marks()),
         values=tuple(reader.values_with_marks()),
@@ -86,6 +87,7 @@ def capture(
         bwd_outputs=reader.values_of(bwd),
         device=_device(primals),
         hints=tuple(sorted(reader.hints.items())),
+        own_inputs=tuple(i for i in reader.values_of(with_gradient) if reader.values[i].origin is Origin.INPUT),
     )
     node_values = {node: _ids(tree) for node, tree in reader.results.items()}
     return Captured(

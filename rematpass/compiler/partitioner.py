@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch, scratch
+from rematpass.compiler.alike import calls_in_a_step, stand_before_the_step
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.decisions import keep_decisions
@@ -123,7 +124,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         self.config, self.fuse, self._device = config, fuse, device
         # An unknown name is an error now, not in the middle of a compile.
         self._preset = hardware.preset(config.hardware) if config.hardware else None
-        self.planned_peak: int | None = None  # of the last graph; None before, and where planning failed
+        self.planned_peak: int | None = None  # of one call of the last graph; None before, and where planning failed
         self._free: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,6 +141,11 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     def device(self) -> torch.device:
         return self._device or _torch.current_device()
 
+    @property
+    def _calls(self) -> int:
+        """How often a step calls what is being compiled now."""
+        return self.config.calls or calls_in_a_step()
+
     def uuid(self) -> bytes:
         """Everything that can change a plan; a part of the keys of Inductor's and AOTAutograd's caches."""
         free = ""
@@ -147,7 +153,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             self._free = free_bytes(self.device)
             free = str(self._free)
         name = _torch.device_name(self.device)
-        text = "\n".join([_sources_hash(), self.config.key(), free, str(self.fuse), name, torch.__version__])
+        said = [self.config.key(), free, str(self.fuse), str(self._calls), name, torch.__version__]
+        text = "\n".join([_sources_hash(), *said])
         text += f"{self._preset}{self._unlike_any_other}"
         if self.device.type == "cuda":
             text += " ".join(_torch.how_cudnn_chooses())
@@ -179,11 +186,16 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         try:
             _torch.prepare_joint(gm, is_one_of_its_kind)
-            static = kwargs["static_lifetime_input_indices"] or ()
+            of_region = _torch.region_calls()
+            static = kwargs["static_lifetime_input_indices"] or stand_before_the_step(of_region)
             fwd_outputs = kwargs["num_fwd_outputs"]
             captured = capture(gm, num_fwd_outputs=fwd_outputs, static_input_indices=static, fuse=self.fuse)
-            name = _graph_name(of_region=not joint_inputs)
-            graph = dataclasses.replace(captured.graph, name=name, holds_outputs=self.config.hold_outputs)
+            graph = dataclasses.replace(
+                captured.graph,
+                name=_graph_name(of_region=not joint_inputs),
+                holds_outputs=self.config.hold_outputs,
+                calls=len(of_region) or self._calls,
+            )
             captured = dataclasses.replace(captured, graph=graph)
             if self.config.save_decisions:
                 captured = keep_decisions(captured, fuse=self.fuse)
@@ -232,7 +244,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             fallback=fallback,
             bound_seconds=bound,
         )
-        self.planned_peak = summary.planned_peak
+        self.planned_peak = summary.planned_peak - summary.nbytes_of_others
         self.planned = Record(summary, dataclasses.replace(problem), ladder, probe.rung, preset.name, by_torch)
         _records.append(self.planned)
         tell(summary, always=bool(self.config.memory_budget.given))

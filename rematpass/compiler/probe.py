@@ -100,8 +100,9 @@ class Probes:
         found = self._ask(modules) if self.fuse else None
         if found is None:
             return Probe(rung, modules, rung.peak, rung.timeline.peak_without_outputs, exact=False)
-        without = found.peak_nbytes_without_outputs
-        peak = found.peak_nbytes if self.captured.graph.holds_outputs else without
+        of_others = rung.timeline.of_others
+        without = found.peak_nbytes_without_outputs + of_others
+        peak = found.peak_nbytes + of_others if self.captured.graph.holds_outputs else without
         log.debug("simulated %d bytes at the peak, Inductor says %d", rung.peak, peak)
         return Probe(rung, modules, peak, without, exact=True)
 

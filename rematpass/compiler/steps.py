@@ -52,6 +52,21 @@ def planned_peak(partitioner: RematPartitioner, symbols: Mapping[int, str], args
         return partitioner.planned_peak
 
 
+def _of_others(partitioner: RematPartitioner, symbols: Mapping[int, str], args: Sequence[Any]) -> int:
+    """Bytes that the other calls of a step have saved, if all of them have these arguments."""
+    record = partitioner.planned
+    if record is None or record.graph.calls == 1:
+        return 0
+    graph = record.graph
+    here = {**dict(graph.hints), **{symbol: int(args[i]) for i, symbol in symbols.items()}}
+    counted = (graph.values[v] for v in record.plan.saved if graph.nbytes_of_others[v])
+    try:
+        return (graph.calls - 1) * sum(evaluate(value.nbytes_expr, here) for value in counted)
+    except GraphError as error:
+        log.debug("what other calls save at other sizes is not known: %s", error)
+        return record.summary.nbytes_of_others
+
+
 def _symbols(example_inputs: Sequence[Any]) -> dict[int, str]:
     """The places of the arguments that are sizes, with the symbols that they are known by."""
     names = {i: str(size.node.expr) for i, size in enumerate(example_inputs) if isinstance(size, torch.SymInt)}
@@ -72,6 +87,7 @@ def _warning_of_sizes(
         if not told and sizes not in within and torch.is_grad_enabled():
             budget = None if partitioner.planned is None else partitioner.planned.summary.budget_nbytes
             needed = peak(args)
+            needed = needed and needed + _of_others(partitioner, symbols, args)
             if budget is not None and needed is not None and needed > budget:
                 told = True
                 here = ", ".join(f"{symbol}={size}" for symbol, size in zip(symbols.values(), sizes, strict=True))

@@ -116,6 +116,11 @@ class JointGraph:
     ``holds_outputs``: whether whoever called forward still has its outputs while backward runs. Else they are gone when
     backward starts, but for what is saved of them.
 
+    ``calls``: how often a step calls forward before the first backward: a block of a model that is compiled by itself
+    is called once for each such block. What one call saves is there until its own backward, so the peak, in the last
+    call and its backward, counts what the others have saved too. ``own_inputs``: inputs of which each call has its own,
+    by their gradients; a mask or positions, which have none, are the same for all.
+
     Raises:
         GraphError: an id is not its position, an op reads what nothing before it writes, a value has two producers.
     """
@@ -128,6 +133,8 @@ class JointGraph:
     device: str = "cpu"
     hints: tuple[tuple[str, int], ...] = ()  # symbol -> the size assumed for it
     holds_outputs: bool = True
+    calls: int = 1
+    own_inputs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         ids: tuple[tuple[str, list[int]], ...] = (
@@ -149,6 +156,8 @@ class JointGraph:
                 known.add(v)
         if missing := [v for v in self.fwd_outputs + self.bwd_outputs if v not in known]:
             raise GraphError(f"output value {missing[0]} is written by nothing")
+        if self.calls < 1:
+            raise GraphError(f"a step calls this graph {self.calls} times; it has to be once at least")
 
     @cached_property
     def producer(self) -> tuple[int | None, ...]:
@@ -211,6 +220,13 @@ class JointGraph:
     def nbytes(self) -> Ints:
         """Of each value."""
         return np.array([v.nbytes for v in self.values], np.int64)
+
+    @cached_property
+    def nbytes_of_others(self) -> Ints:
+        """Of each value: the bytes that the other calls of a step have of it while one runs, if it is saved."""
+        of_each_call = [v.origin is Origin.OP or v.id in self.own_inputs for v in self.values]
+        others: Ints = (self.calls - 1) * self.nbytes * np.array(of_each_call, np.int64)
+        return others
 
     @cached_property
     def nbytes_workspace(self) -> Ints:
@@ -342,7 +358,8 @@ class JointGraph:
             values = tuple(_value(d) for d in data.pop("values"))
             hints = tuple((str(s), int(n)) for s, n in data.pop("hints"))
             fwd, bwd = tuple(data.pop("fwd_outputs")), tuple(data.pop("bwd_outputs"))
-            return cls(ops=ops, values=values, fwd_outputs=fwd, bwd_outputs=bwd, hints=hints, **data)
+            own = tuple(data.pop("own_inputs", ()))
+            return cls(ops=ops, values=values, fwd_outputs=fwd, bwd_outputs=bwd, hints=hints, own_inputs=own, **data)
         except GraphError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

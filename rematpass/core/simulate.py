@@ -1,7 +1,8 @@
 """Bytes over time: what a plan keeps in memory at each of its steps.
 
 Counted is what the step itself allocates: saved values, temporaries, outputs, gradients, and the tangents it is
-handed. Not counted is what stood before it: parameters, buffers, inputs.
+handed. Not counted is what stood before it: parameters, buffers, inputs. Where a step calls the graph several times
+before backward, the walk is one through the last call and its backward, when the others have saved all that they save.
 
 With ``fuse`` the walk knows what a fusing compiler leaves out. A copy is *virtual* when its op fuses and each of its
 readers does: it is then computed inside their kernels and takes no bytes, but what it reads has to live until they
@@ -61,7 +62,8 @@ class Tenant(NamedTuple):
 class Timeline:
     """``live[i]``: bytes while ``runs[i]`` runs; backward starts at ``first_backward``.
 
-    ``returned[i]``: those of them that are alive only because the caller holds forward's outputs.
+    ``returned[i]``: those of them that are alive only because the caller holds forward's outputs; ``of_others``: those
+    that other calls of the same step have saved, the same at each run.
     ``recompute_seconds`` is what backward spends on running ops again, ``step_seconds`` the whole step.
     """
 
@@ -72,6 +74,7 @@ class Timeline:
     recompute_seconds: float
     step_seconds: float
     returned: tuple[int, ...] = ()
+    of_others: int = 0
 
     @cached_property
     def peak(self) -> int:
@@ -168,7 +171,8 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
         end[_overwritten(graph, there, end)] -= 1
     counted = there.in_memory & ~graph.marked(graph.handed_in)[lives.value]
     nbytes = graph.nbytes[lives.value]
-    live = _sums(born[counted], end[counted], nbytes[counted], count) + graph.nbytes_workspace[lives.op]
+    of_others = int(graph.nbytes_of_others[list(plan.saved)].sum())
+    live = _sums(born[counted], end[counted], nbytes[counted], count) + graph.nbytes_workspace[lives.op] + of_others
 
     # What the caller holds: outputs of forward that are no gradients, from when backward has used them to the end.
     theirs = graph.marked(graph.fwd_outputs) & ~graph.marked(graph.bwd_outputs)
@@ -191,6 +195,7 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
         math.fsum(again * run),
         math.fsum([*((forward + backward) * run), *kept]),
         tuple(_sums(since, end[held], nbytes[held], count).tolist()),
+        of_others,
     )
 
 

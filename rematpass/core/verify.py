@@ -21,7 +21,8 @@ from rematpass.errors import PlanError
 
 
 def verify(graph: JointGraph, plan: Plan) -> int:
-    """Check ``plan``; returns its peak in bytes when nothing is fused, nor anything overwritten in place.
+    """Check ``plan``; returns its peak in bytes when nothing is fused, nor anything overwritten in place. Where a step
+    calls the graph several times, that is with what the other calls have saved.
 
     Raises:
         PlanError: the first rule that is broken, with the step that breaks it.
@@ -30,7 +31,7 @@ def verify(graph: JointGraph, plan: Plan) -> int:
     judge.forward()
     judge.hand_over()
     judge.backward()
-    return judge.peak
+    return judge.peak + (graph.calls - 1) * judge.kept
 
 
 class _Judge:
@@ -40,7 +41,7 @@ class _Judge:
         self.copies = [0] * len(graph.values)  # how many of each are alive
         self.overwritten: set[int] = set()
         self.count: dict[int, int] = {}
-        self.bytes = self.peak = 0
+        self.bytes = self.peak = self.kept = 0
         self.where, self.position = "before forward", -1
         self.weight = [0 if v.origin in (Origin.STATIC, Origin.INPUT) else v.nbytes for v in graph.values]
 
@@ -133,6 +134,8 @@ class _Judge:
                 self.refuse(f"value {v} is saved, but it cannot be: {value.cannot_save}")
             if producer is not None and self.graph.ops[producer].must_recompute:
                 self.refuse(f"value {v} is saved, but the user wants it recomputed")
+            if producer is not None or v in self.graph.own_inputs:
+                self.kept += value.nbytes
         held = sum(self.weight[v] for v in set(self.graph.held_outputs) - set(self.plan.saved))
         self.alive = {(v, 0) for v in self.plan.saved}
         self.copies = [0] * len(self.graph.values)

@@ -3,7 +3,7 @@
 Saved values, recomputed values, gradients, outputs and temporaries add up to the timeline's own bytes at each step.
 Where an op overwrites an argument in place, the timeline counts those bytes once and the tenants twice; the difference
 is taken from what dies there. Where the timeline counts more than its tenants, as for a kernel's workspace, it counts
-as temporaries.
+as temporaries. What other calls of the same step have saved lies below all of it, the same at every step.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rematpass.core.simulate import Tenant, Timeline
 class Role(str, Enum):
     """What a tenant is there for, in the order in which a picture stacks them."""
 
+    OTHERS = "others"  # other calls of the same step have saved it
     SAVED = "saved"  # forward hands it to backward
     RECOMPUTED = "recomputed"  # backward makes it a second time
     GRADIENTS = "gradients"  # backward returns it
@@ -81,6 +82,7 @@ def occupancy(graph: JointGraph, plan: Plan, timeline: Timeline) -> Occupancy:
 def _by_role(occupants: tuple[Occupant, ...], timeline: Timeline) -> tuple[tuple[int, ...], ...]:
     steps = len(timeline.live)
     change = {role: [0] * (steps + 1) for role in ROLES}
+    change[Role.OTHERS][0] = timeline.of_others
     dying = {role: [0] * steps for role in ROLES}
     for o in occupants:
         change[o.role][o.born] += o.nbytes

@@ -151,11 +151,17 @@ def _fine_print(report: Report) -> str:
         if planned != peak
         else ""
     )
+    s = report.summary
+    several = (
+        f"A step calls this graph {s.calls} times: what one call takes is drawn, above what the others have saved. "
+        if s.calls > 1
+        else ""
+    )
     return (
         f"Seconds come from a roofline model of {report.hardware}, not from a clock. Bytes are what the plan's own "
         "simulation counts: everything that the compiled forward and backward of a step allocate. "
         f"{format_bytes(report.held_nbytes)} of parameters and buffers, the inputs and the optimizer's state stand "
-        f"before the step and are not counted. {simulated}What recomputing a saved value would cost is "
+        f"before the step and are not counted. {several}{simulated}What recomputing a saved value would cost is "
         f"the price of giving up that value alone. The bound below which no plan can be is proven {ASSUMES}."
     )
 

@@ -27,6 +27,8 @@ class Summary:
     simulator's peak as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
     ``bound_seconds``: no plan under this budget takes less for a step, by a proof (``core/solve/bound.py`` has it, and
     what it assumes); 0 where nothing is proven. ``holds_outputs``: whether the budget counts them in backward.
+    ``calls``: how often a step calls the graph before its backward; budget and peaks are of all of them together, and
+    ``nbytes_of_others`` of the planned peak are what the calls but one have saved.
     """
 
     graph: str
@@ -53,6 +55,8 @@ class Summary:
     peak_formula: str = ""
     bound_seconds: float = 0.0
     holds_outputs: bool = True
+    calls: int = 1
+    nbytes_of_others: int = 0
 
     @property
     def gap(self) -> float | None:
@@ -64,7 +68,8 @@ class Summary:
         share = self.recompute_seconds / (self.step_seconds - self.recompute_seconds or 1.0)
         return (
             f"{self.graph}: budget {self.budget}, planned peak {format_bytes(self.planned_peak)} "
-            f"{self._without_outputs()}(floor {format_bytes(self.floor)}, ceiling {format_bytes(self.ceiling)}), "
+            f"{self._of_calls()}{self._without_outputs()}"
+            f"(floor {format_bytes(self.floor)}, ceiling {format_bytes(self.ceiling)}), "
             f"saves {self.saved_values} values of {format_bytes(self.saved_nbytes)}, "
             f"recomputes {self.recomputed_ops} ops (+{format_percent(share)} of step seconds), {self._above_bound()}"
             f"plan {self.plan_hash} by {self.solver} in {format_seconds(self.planning_seconds)}"
@@ -73,6 +78,12 @@ class Summary:
 
     def _above_bound(self) -> str:
         return "" if self.gap is None else f"at most {format_percent(self.gap)} above the proven bound, "
+
+    def _of_calls(self) -> str:
+        if self.calls == 1:
+            return ""
+        each = format_bytes(self.nbytes_of_others // (self.calls - 1))
+        return f"of {self.calls} calls that keep {each} each, "
 
     def _without_outputs(self) -> str:
         if not self.holds_outputs:
@@ -126,6 +137,8 @@ def summarize(
         peak_formula=peak_formula(graph, rung.timeline) if graph.hints else "",
         bound_seconds=bound_seconds,
         holds_outputs=graph.holds_outputs,
+        calls=graph.calls,
+        nbytes_of_others=rung.timeline.of_others,
     )
 
 
@@ -162,11 +175,18 @@ def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int, device: s
     return (
         f"{graph.name}: no plan stays under {format_bytes(limit)}; the lowest peak is {format_bytes(floor)} "
         f"with at most {problem.max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
+        + _saved_by_others(graph, lowest.timeline)
         + "".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}\n" for t in largest)
         + _whatever_is_recomputed(problem, floor)
         + f"Try memory_budget={enough} or more, "
         "a smaller batch, or REMAT_MAX_RECOMPUTE=2." + _if_dropped(lowest.timeline) + _of_regions(graph)
     )
+
+
+def _saved_by_others(graph: JointGraph, timeline: Timeline) -> str:
+    if graph.calls == 1:
+        return ""
+    return f"  {format_bytes(timeline.of_others)}  saved by {graph.calls - 1} other calls of the same step\n"
 
 
 def _if_dropped(timeline: Timeline) -> str:
@@ -181,8 +201,8 @@ def _of_regions(graph: JointGraph) -> str:
     if not any(op.name.startswith("invoke_subgraph") for op in graph.ops):
         return ""
     return (
-        " Regions compiled once (nested_compile_region) are planned by themselves, and under a budget in bytes each to "
-        "its fastest plan; a fraction, such as memory_budget=0.3, is one of theirs too."
+        " Regions compiled once (nested_compile_region) are planned by themselves, and a budget in bytes is all theirs "
+        "there; a fraction, such as memory_budget=0.3, is one of theirs and of the rest."
     )
 
 

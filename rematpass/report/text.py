@@ -17,8 +17,9 @@ from rematpass.report.report import Point, Report
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 _MOST_RUNGS = 24
-_FILLS = {Role.SAVED: "█", Role.RECOMPUTED: "▓", Role.GRADIENTS: "▒", Role.OUTPUTS: "o", Role.TEMPORARIES: "░"}
+_FILLS = dict(zip(ROLES, "■█▓▒o░", strict=True))
 _STYLES = {
+    Role.OTHERS: "cyan",
     Role.SAVED: "blue",
     Role.RECOMPUTED: "yellow",
     Role.GRADIENTS: "green",
@@ -59,6 +60,7 @@ def _headline(report: Report) -> list[str]:
         f"budget          {s.budget}",
         f"planned peak    {format_bytes(s.planned_peak)}  (floor {format_bytes(s.floor)}, "
         f"ceiling {format_bytes(s.ceiling)}){_simulated(report)}",
+        *_calls(report),
         f"saved           {s.saved_values} values of {format_bytes(s.saved_nbytes)}",
         f"recomputed      {s.recomputed_ops} ops, {format_seconds(s.recompute_seconds)} a step "
         f"(+{format_percent(share)})",
@@ -68,6 +70,13 @@ def _headline(report: Report) -> list[str]:
         f"less memory     {report.what_less_costs()}",
     ]
     return lines + ([f"fallback        {s.fallback}"] if s.fallback else [])
+
+
+def _calls(report: Report) -> list[str]:
+    s = report.summary
+    if s.calls == 1:
+        return []
+    return [f"calls           {s.calls} in a step, all counted; those but one keep {format_bytes(s.nbytes_of_others)}"]
 
 
 def _bound(report: Report) -> list[str]:

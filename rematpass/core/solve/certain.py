@@ -8,7 +8,8 @@ At each of them some bytes are alive in every plan (``unavoidable``), and more i
   last read; what backward makes, from its birth to its last read, gradients to the end; in forward what its own ops
   still read; what an own op of backward reads, at its moment; the workspace of each own op.
 - *Saved*: if the op of a value does not run again, then what backward reads of it is the one copy that forward made,
-  which lives from its birth to the last of backward's own ops that read it.
+  which lives from its birth to the last of backward's own ops that read it. Where a step calls the graph several times,
+  the other calls have theirs at every moment.
 - *Held*: if that value's reader runs again, then the value or something made of it lives until the last own op that
   asks for it::
 
@@ -129,8 +130,8 @@ class Certain:
         forced = np.zeros(len(graph.values), np.bool_)
         for v in graph.backward_reads:
             producer = graph.producer[v]
-            once = producer is not None and producer in graph.runs_once
-            forced[v] = once and graph.sides[producer or 0] is Side.FORWARD
+            once = producer is None or (producer in graph.runs_once and graph.sides[producer] is Side.FORWARD)
+            forced[v] = once
         return self.unavoidable + self.saved.usage(forced, self.count).astype(np.int64)
 
     def working_set(self) -> tuple[int, Op | None]:
@@ -143,7 +144,8 @@ class Certain:
     @cached_property
     def saved(self) -> Claims:
         """What lives when the op of a value does not run again though backward wants the value: a choice per value."""
-        return Claims.of([self._saved.get(v.id, []) for v in self.graph.values])
+        of_others = [[(0, self.count, nbytes)] if nbytes else [] for nbytes in self.graph.nbytes_of_others.tolist()]
+        return Claims.of([self._saved.get(v, []) + others for v, others in enumerate(of_others)])
 
     @cached_property
     def pairs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

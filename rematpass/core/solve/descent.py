@@ -233,7 +233,9 @@ class _Idle:
         tenants = sorted(timeline.tenants, key=lambda t: t.born)
         self.tenants = [t for t in tenants if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
         made_by = (graph.producer[t.value] for t in self.tenants)
-        self.least = [0.0 if op is None else problem.costs.run[op] for op in made_by]
+        seconds = [0.0 if op is None else problem.costs.run[op] for op in made_by]
+        of_others = graph.nbytes_of_others[[t.value for t in self.tenants]].tolist()
+        self.least = [s / (t.nbytes + more) for s, t, more in zip(seconds, self.tenants, of_others, strict=True)]
         self.choices: dict[tuple[int, int], _Choice | None] = {}  # by tenant, and which of its reads comes next
         self.born = np.array([t.born for t in self.tenants], np.int64)
         self.end = np.array([t.end for t in self.tenants], np.int64)
@@ -256,7 +258,7 @@ class _Idle:
         """
         there = np.flatnonzero((self.born < position) & (position <= self.end)).tolist()
         queue: list[tuple[float, int, int, _Choice | None]] = [
-            (self.least[i] / self.tenants[i].nbytes, -self.tenants[i].nbytes, i, None) for i in there
+            (self.least[i], -self.tenants[i].nbytes, i, None) for i in there
         ]
         heapq.heapify(queue)
         while queue:
@@ -309,7 +311,10 @@ class _Idle:
             last = self._last_read(v, after)
             if last is not None and last < again:
                 lettings.add((v, last))  # it is over by then: making t again must not keep it alive
-        return _Choice(frozenset(lettings), t.nbytes, sum(self.problem.costs.run[op] for op in chain))
+        nbytes = t.nbytes
+        if any(moment < 0 for _, moment in lettings):
+            nbytes += int(graph.nbytes_of_others[t.value])
+        return _Choice(frozenset(lettings), nbytes, sum(self.problem.costs.run[op] for op in chain))
 
     def _asks_for_the_lost(self, chain: list[int]) -> bool:
         """Whether one of the ops reads an input that backward cannot have."""

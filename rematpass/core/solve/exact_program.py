@@ -188,12 +188,17 @@ class Program:
                 self._first(terms, before, 1)
                 before.append(1)
 
+    @cached_property
+    def _of_others(self) -> list[tuple[int, Truth]]:
+        """What other calls of a step have of what is saved, at every moment."""
+        return [(int(self.graph.nbytes_of_others[v]), saved) for v, saved in self.save.items()]
+
     def _under(self, terms: list[tuple[int, Truth]], when: list[Truth]) -> None:
         """At most the limit when all of ``when`` are true."""
         if any(isinstance(w, int) and w == 0 for w in when):
             return
         unknown = [w for w in when if not isinstance(w, int)]
-        condition = sum(n * truth for n, truth in terms if n) <= self.peak
+        condition = sum(n * truth for n, truth in (*terms, *self._of_others) if n) <= self.peak
         if condition is False:
             self.program.add_bool_or([w.negated() for w in unknown])  # some of it must not be
         elif condition is not True:

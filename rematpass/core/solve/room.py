@@ -8,6 +8,8 @@ free all the way, saving it costs a read and a write, and saves the ops that nob
               ╭───╯  ╰──────────╯  ╰──
               forward   x..........x            a value of forward, until backward first makes it again
 
+Where a step calls the graph several times, the other calls save it as well, which takes as much at every moment.
+
 Source: filling a knapsack by density, with one capacity per moment.
 """
 
@@ -51,8 +53,12 @@ class Room:
         for _, value, exclusive in found:
             span = slice(made[value], again[value])
             nbytes = graph.values[value].nbytes
-            if spared.isdisjoint(exclusive) and (free[span] >= nbytes).all():
+            of_others = int(graph.nbytes_of_others[value])
+            if of_others and free.min() < of_others:
+                continue
+            if spared.isdisjoint(exclusive) and (free[span] >= nbytes + of_others).all():
                 free[span] -= nbytes
+                free -= of_others
                 taken.append(value)
                 spared |= exclusive
         return taken

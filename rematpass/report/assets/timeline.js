@@ -178,7 +178,7 @@ const timeline = (() => {
     if (!event) return;
     if (!focus.piece) return hideTip();
     const [i, role, low, high] = focus.piece;
-    if (i < 0) return showTip(event.clientX, event.clientY, tipTitle(`smaller ${ROLES[role]}`), tipLine("together", bytes(high - low)));
+    if (i < 0) return showTip(event.clientX, event.clientY, tipTitle(ROLES[role] === "others" ? "saved by the other calls of a step" : `smaller ${ROLES[role]}`), tipLine("together", bytes(high - low)));
     const t = tenants[i], v = data.values[t.value], again = t.copy ? `, copy ${t.copy}` : "";
     const lines = [el("div", { class: "t" }, el("span", { class: "dot", style: `background: var(--${ROLES[role]}); margin-right: 7px` }), `${v.name}${again}`)];
     lines.push(el("div", { class: "mono" }, v.type), tipLine("", `${bytes(t.nbytes)}, ${ROLES[role]}`));
