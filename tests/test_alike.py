@@ -6,8 +6,10 @@ from programs import afresh
 from torch import nn
 
 from rematpass.compiler import partitioner
+from rematpass.core.frontier import least_budget
 from rematpass.core.graph import Origin
 from rematpass.lab.measure import measure_memory, run_step
+from rematpass.units import format_bytes
 
 afresh = pytest.fixture(autouse=True)(afresh)
 BACKEND = "remat_aot_eager"
@@ -140,17 +142,50 @@ def test_less_budget_takes_less_memory_block_by_block():
     assert peaks[-1] - memory.gradients <= 13 * activation + 4 * hidden  # what checkpoints save, and one block whole
 
 
-def test_the_calls_of_a_region_stand_in_the_graph_around_it():
-    class Region(Block):
-        @torch.compiler.nested_compile_region
-        def forward(self, x):
-            return super().forward(x)
+def test_each_call_is_checked_against_the_plan_of_one(caplog):
+    model = alike()
+    for block in model.blocks:
+        block.compile(backend=BACKEND, options={"memory_budget": 0.5, "check": 1})
+    with caplog.at_level("INFO", "rematpass"):
+        for _ in range(2):
+            model(torch.randn(ROWS, WIDTH, requires_grad=True)).sum().backward()
+    told = [r for r in caplog.records if "measured step" in r.getMessage()]
+    assert [r.levelname for r in told] == ["INFO"] * 3
+    (plan,) = partitioner.plans()
+    assert f"within the {format_bytes(plan.planned_peak - plan.nbytes_of_others)} planned" in told[0].getMessage()
 
+
+class Region(Block):
+    @torch.compiler.nested_compile_region
+    def forward(self, x):
+        return super().forward(x)
+
+
+def of_regions(budget):
+    """A model of four regions, one step of it measured, and the records of its graphs."""
     torch.manual_seed(0)
+    torch._dynamo.reset()
+    partitioner.plans(clear=True)
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Region() for _ in range(4)))
-    model = torch.compile(model, backend=BACKEND, options={"memory_budget": 0})
-    model(torch.randn(ROWS, WIDTH)).sum().backward()
-    region, whole = partitioner.records()
+    compiled = torch.compile(model, backend=BACKEND, options={"memory_budget": budget, "strict": 1})
+    x = torch.randn(ROWS, WIDTH)
+    memory = measure_memory(lambda: compiled(x).sum(), list(model.parameters()))
+    return memory.peak, partitioner.records()
+
+
+def test_a_budget_in_bytes_is_held_by_regions_too():
+    """One that the fastest plans of regions alone would break."""
+    fastest, (region, _) = of_regions(1)
+    budget = least_budget(int(0.6 * fastest), "cpu")
+    assert region.rung.timeline.of_others + region.graph.nbytes.max() > budget
+    measured, (region, whole) = of_regions(f"{budget}B")
+    assert measured <= budget
+    assert measured <= whole.summary.planned_peak + 8
+    assert region.summary.recomputed_ops
+
+
+def test_the_calls_of_a_region_stand_in_the_graph_around_it():
+    _, (region, whole) = of_regions(0)
     assert (region.graph.calls, whole.graph.calls) == (4, 1)
     weights = [v for v in region.graph.values if v.origin is Origin.STATIC]
     assert len(weights) == 4  # they stand before the step, so that no call has its own
