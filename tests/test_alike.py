@@ -142,6 +142,33 @@ def test_less_budget_takes_less_memory_block_by_block():
     assert peaks[-1] - memory.gradients <= 13 * activation + 4 * hidden  # what checkpoints save, and one block whole
 
 
+def looped(caplog, times, **options):
+    """Three steps in which a loop calls a compiled function, after some calls for nothing; what is warned of."""
+    compiled = torch.compile(lambda x: torch.tanh(x).exp().sin(), backend=BACKEND, options=options)
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    for _ in range(5):
+        compiled(x)
+    for _ in range(3):
+        y = x
+        for _ in range(times):
+            y = compiled(y)
+        y.sum().backward()
+    return [r.getMessage() for r in caplog.records if "in a step before its backward" in r.getMessage()]
+
+
+def test_calls_that_could_not_be_seen_are_warned_of_once(caplog):
+    (message,) = looped(caplog, 4, memory_budget=0)
+    assert message.startswith("graph 0/0 is called 4 times in a step before its backward, and is planned for 1: ")
+    assert "REMAT_CALLS=4" in message
+
+
+@pytest.mark.parametrize(
+    ("times", "options"), [(4, {"memory_budget": 0, "calls": 4}), (1, {"memory_budget": 0}), (4, {"memory_budget": 1})]
+)
+def test_as_many_calls_as_planned_are_none_to_warn_of_nor_is_there_one_without_a_budget(times, options, caplog):
+    assert looped(caplog, times, **options) == []
+
+
 def test_each_call_is_checked_against_the_plan_of_one(caplog):
     model = alike()
     for block in model.blocks:

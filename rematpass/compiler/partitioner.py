@@ -142,8 +142,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         return self._device or _torch.current_device()
 
     @property
-    def _calls(self) -> int:
-        """How often a step calls what is being compiled now."""
+    def calls(self) -> int:
+        """How often a step calls what is being compiled now, as far as that can be seen."""
         return self.config.calls or calls_in_a_step()
 
     def uuid(self) -> bytes:
@@ -153,7 +153,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             self._free = free_bytes(self.device)
             free = str(self._free)
         name = _torch.device_name(self.device)
-        said = [self.config.key(), free, str(self.fuse), str(self._calls), name, torch.__version__]
+        said = [self.config.key(), free, str(self.fuse), str(self.calls), name, torch.__version__]
         text = "\n".join([_sources_hash(), *said])
         text += f"{self._preset}{self._unlike_any_other}"
         if self.device.type == "cuda":
@@ -194,7 +194,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
                 captured.graph,
                 name=_graph_name(of_region=not joint_inputs),
                 holds_outputs=self.config.hold_outputs,
-                calls=len(of_region) or self._calls,
+                calls=len(of_region) or self.calls,
             )
             captured = dataclasses.replace(captured, graph=graph)
             if self.config.save_decisions:

@@ -1,7 +1,11 @@
-"""What is watched while compiled steps run: sizes that take one over its budget and, under REMAT_CHECK, measured bytes.
+"""What is watched while compiled steps run: what takes one over its budget and, under REMAT_CHECK, measured bytes.
 
 Where sizes are symbols a graph is planned once, for the sizes that it is compiled with, and runs with others. Its peak
 then changes as the formula of the peak does (``peak_formula`` of the summary).
+
+A graph is planned for as many calls in a step as can be seen when it is compiled (``alike``). A function that a loop
+calls, or a model that is called twice for one loss, is called more often, and what it saves adds up. That shows in the
+first step: its calls are those whose backward runs before the next call.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from rematpass.errors import GraphError
 from rematpass.units import format_bytes
 
 Compiled = Callable[..., Any]
+BACKWARD_NODE = "CompiledFunctionBackward"
 Peak = Callable[[Sequence[Any]], int | None]
 
 
@@ -30,6 +35,8 @@ def watched(compiled: Compiled, partitioner: RematPartitioner, example_inputs: S
     name = f"graph {_torch.compile_id()}".strip()
     if symbols and config.memory_budget.kind is not BudgetKind.FRACTION:  # that goes by the sizes planned for
         compiled = _warning_of_sizes(compiled, partitioner, symbols, peak, name)
+    if not config.memory_budget.is_unlimited:
+        compiled = _warning_of_calls(compiled, partitioner.calls, name)
     if not config.check:
         return compiled
     from rematpass.lab.check import check_steps  # the one thing of the lab that a training run may ask for
@@ -100,3 +107,50 @@ def _warning_of_sizes(
         return compiled(*args, **kwargs)
 
     return run
+
+
+def _warning_of_calls(compiled: Compiled, planned: int, name: str) -> Compiled:
+    """A function that warns, once, if a step calls it more often than ``planned`` before its backward."""
+    begun: set[int] = set()  # those calls of this step whose backward has begun
+    made, told = 0, False
+
+    @functools.wraps(compiled)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal made, told
+        if told or not torch.is_grad_enabled():
+            return compiled(*args, **kwargs)
+        if begun:  # another step
+            told = True
+            if len(begun) > planned:
+                log.warning(
+                    "%s is called %d times in a step before its backward, and is planned for %d: what each call saves "
+                    "adds up to more than that. REMAT_CALLS=%d, or the option calls, plans for all of them",
+                    name, len(begun), planned, len(begun),
+                )  # fmt: skip
+        outputs = compiled(*args, **kwargs)
+        if not told and (node := backward_node(outputs, args)) is not None:
+            made, this = made + 1, made
+            node.register_prehook(lambda _: begun.add(this))
+        return outputs
+
+    return run
+
+
+def backward_node(outputs: Any, inputs: Sequence[Any] = ()) -> Any:
+    """The autograd node that runs the compiled backward of these outputs; None if they need no gradient.
+
+    An output that is a view of another has nodes of its own in front of it; one that is a view of an input leads to
+    the node that the input comes from, of another graph.
+    """
+    found = outputs if isinstance(outputs, Sequence) else [outputs]
+    others = {i.grad_fn for i in inputs if isinstance(i, torch.Tensor) and i.grad_fn is not None}
+    todo = list({o.grad_fn for o in found if isinstance(o, torch.Tensor) and o.grad_fn is not None} - others)
+    seen = others.union(todo)
+    while todo:
+        node = todo.pop()
+        if node.name().endswith(BACKWARD_NODE):
+            return node
+        behind = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= behind
+        todo += behind
+    return None

@@ -28,12 +28,11 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rematpass.compiler.allocations import Event, record
+from rematpass.compiler.steps import backward_node
 from rematpass.errors import MeasureError
 from rematpass.units import format_bytes
 
 logger = logging.getLogger("rematpass")
-
-BACKWARD_NODE = "CompiledFunctionBackward"
 
 
 def check_steps(
@@ -237,23 +236,3 @@ class _CudaWindow:
         torch.cuda.reset_peak_memory_stats(self.device)
         yield
         self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) - self._stood - others)
-
-
-def backward_node(outputs: Any, inputs: Sequence[Any] = ()) -> Any:
-    """The autograd node that runs the compiled backward of these outputs; None if they need no gradient.
-
-    An output that is a view of another has nodes of its own in front of it; one that is a view of an input leads to
-    the node that the input comes from, of another graph.
-    """
-    found = outputs if isinstance(outputs, Sequence) else [outputs]
-    others = {i.grad_fn for i in inputs if isinstance(i, torch.Tensor) and i.grad_fn is not None}
-    todo = list({o.grad_fn for o in found if isinstance(o, torch.Tensor) and o.grad_fn is not None} - others)
-    seen = others.union(todo)
-    while todo:
-        node = todo.pop()
-        if node.name().endswith(BACKWARD_NODE):
-            return node
-        behind = {parent for parent, _ in node.next_functions if parent is not None} - seen
-        seen |= behind
-        todo += behind
-    return None
