@@ -194,7 +194,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
                 captured.graph,
                 name=_graph_name(of_region=not joint_inputs),
                 holds_outputs=self.config.hold_outputs,
-                calls=len(of_region) or self.calls,
+                calls=max(1, len(of_region)) * self.calls,
             )
             captured = dataclasses.replace(captured, graph=graph)
             if self.config.save_decisions:

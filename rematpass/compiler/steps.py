@@ -93,9 +93,9 @@ def _warning_of_sizes(
         sizes = tuple(int(args[i]) for i in symbols)
         if not told and sizes not in within and torch.is_grad_enabled():
             budget = None if partitioner.planned is None else partitioner.planned.summary.budget_nbytes
-            needed = peak(args)
-            needed = needed and needed + _of_others(partitioner, symbols, args)
-            if budget is not None and needed is not None and needed > budget:
+            of_this = peak(args)
+            needed = 0 if of_this is None else of_this + _of_others(partitioner, symbols, args)
+            if budget is not None and needed > budget:
                 told = True
                 here = ", ".join(f"{symbol}={size}" for symbol, size in zip(symbols.values(), sizes, strict=True))
                 log.warning(

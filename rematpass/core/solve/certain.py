@@ -130,8 +130,8 @@ class Certain:
         forced = np.zeros(len(graph.values), np.bool_)
         for v in graph.backward_reads:
             producer = graph.producer[v]
-            once = producer is None or (producer in graph.runs_once and graph.sides[producer] is Side.FORWARD)
-            forced[v] = once
+            once = producer is not None and producer in graph.runs_once and graph.sides[producer] is Side.FORWARD
+            forced[v] = once or producer is None
         return self.unavoidable + self.saved.usage(forced, self.count).astype(np.int64)
 
     def working_set(self) -> tuple[int, Op | None]:
