@@ -119,6 +119,39 @@ def test_attention_takes_what_the_simulator_says():
     assert 0 <= measured - summary.planned_peak <= 8
 
 
+class Chosen(nn.Module):
+    """As many rows as a mask says, at most as many as there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.all, self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 96), nn.Linear(96, 32)
+
+    def forward(self, x, mask):
+        h = torch.tanh(self.all(x))
+        chosen = h[mask]
+        torch._check(chosen.shape[0] <= x.shape[0])
+        return self.down(self.up(chosen).sin().exp()).cos().sum() + h.sin().sum()
+
+
+@pytest.mark.parametrize("budget", [1, 0])
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_sizes_that_depend_on_data_are_planned_at_their_most(budget):
+    """Inductor's word, not the simulator's: its dry run gave up where an op asks for a size and not for a tensor."""
+    torch.manual_seed(0)
+    module, x, mask = Chosen(), torch.randn(256, 32), torch.ones(256, dtype=torch.bool)
+    expected = gradients(models.Model("chosen", module, lambda: module(x, mask), []))
+    options = {"memory_budget": budget, "strict": 1}
+    compiled = torch.compile(module, backend="remat", options=options, fullgraph=True)
+    model = models.Model("chosen", module, lambda: compiled(x, mask), [])
+    with torch._inductor.config.patch(force_disable_caches=True):
+        assert gradient_error(gradients(model), expected) < 1e-5
+    (summary,) = plans()
+    assert summary.exact
+    assert 0 <= measure_memory(model.step, model.parameters).peak - summary.planned_peak <= 8
+    mask[::2] = False
+    assert measure_memory(model.step, model.parameters).peak < summary.planned_peak
+
+
 @pytest.mark.parametrize("budget", [1, 0])
 @pytest.mark.parametrize("blocks", [(Region, Region, Region), (nn.Tanh, Branch, nn.Tanh)])
 @pytest.mark.parametrize("backend", ["remat", "remat_aot_eager"])

@@ -88,6 +88,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 __all__ = [
     "LETS_TANGENTS_GO",
@@ -375,6 +376,15 @@ def hint(size: Any) -> int:
         return int(size.node.hint)
     assumed = {s: _assumed(size.node.shape_env, s) for s in size.node.expr.free_symbols}
     return int(size.node.expr.subs(assumed))
+
+
+def hint_in(graph: Any, size: Any) -> int:
+    """The same of a size in one of Inductor's graphs."""
+    if getattr(size, "free_symbols", ()):
+        size = graph.sizevars.simplify(size)
+        unbacked = [s for s in size.free_symbols if symbol_is_type(s, SymT.UNBACKED_INT)]
+        size = size.subs({s: _assumed(graph.sizevars.shape_env, s) for s in unbacked})
+    return int(graph.sizevars.optimization_hint(size, fallback=0))
 
 
 def symbols_with_hints(value: Any) -> dict[str, int]:

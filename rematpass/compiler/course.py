@@ -253,8 +253,8 @@ def origin(node: Any) -> str:
 
 
 def _nbytes(graph: Any, buffer: Any) -> int:
-    size = graph.sizevars.optimization_hint(graph.get_allocation_storage_size(buffer), fallback=0)
-    nbytes = int(size) * int(_torch.get_dtype_size(buffer.get_dtype()))
+    size = _torch.hint_in(graph, graph.get_allocation_storage_size(buffer))
+    nbytes = size * int(_torch.get_dtype_size(buffer.get_dtype()))
     device = buffer.get_device()
     return nbytes if device is None else allocated(nbytes, device)
 
@@ -266,10 +266,9 @@ def allocated(nbytes: int, device: torch.device) -> int:
 
 def _workspace(graph: Any, node: Any) -> int:
     """Bytes that a call takes and gives back inside itself, as far as they are known."""
-    hint = graph.sizevars.optimization_hint
 
     def numbers(sizes: Any) -> tuple[int, ...]:
-        return tuple(int(hint(size, fallback=0)) for size in sizes)
+        return tuple(_torch.hint_in(graph, size) for size in sizes)
 
     given = [i for i in node.inputs if isinstance(i, inductor_ir.IRNode) and i.has_tensor_output()]
     laid_out = [(numbers(i.get_size()), numbers(i.get_stride())) for i in given if i.maybe_get_stride() is not None]

@@ -293,7 +293,8 @@ def _skip_body(op: Any, index_vars: Any) -> None:
     """What writing one op's loop tells its kernel: what it reads and writes; not the loop."""
     kernel = V.kernel
     local = getattr(V.local_buffer_context, "global_to_local", {})
-    for name in [d.name for d in op.read_writes.reads if not isinstance(d, _torch.WeakDep) and d.name not in local]:
+    reads = [d for d in op.read_writes.reads if not isinstance(d, _torch.WeakDep) and _is_of_a_tensor(d)]
+    for name in [d.name for d in reads if d.name not in local]:
         if name in kernel.cse.invalidated_stores:
             kernel.must_keep_buffers.add(name)
         if name not in kernel.cse.store_cache:
@@ -303,6 +304,12 @@ def _skip_body(op: Any, index_vars: Any) -> None:
         kernel.cse.store_cache[name] = name
         if name not in V.graph.removed_buffers:
             kernel.args.output(name)
+
+
+def _is_of_a_tensor(dependency: Any) -> bool:
+    """A size that depends on data ties whoever asks for it to the call that found it out, which is no tensor."""
+    buffer = V.graph.try_get_buffer(dependency.name)
+    return buffer is None or buffer.has_tensor_output()
 
 
 def _skip_body_for_triton(op: Any, index_vars: Any) -> None:
