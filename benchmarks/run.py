@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--between", type=int, default=0, metavar="N", help="remat at N byte budgets, floor to ceiling")
     made.add_argument("--like-peers", action="store_true", help="remat at the bytes that each peer was measured with")
     made.add_argument("--size", action="append", default=[], metavar="NAME=N", help="of the models, as in batch=16")
+    made.add_argument("--per-block", action="store_true", help="compile each block by itself, and nothing else")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that measure bytes at a time")
     made.add_argument("--rounds", type=int, default=5, metavar="N", help="of step times, 0 for none (default: 5)")
@@ -99,6 +100,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     settings = Settings(
         device=arguments.device,
         sizes=models.parse_sizes(arguments.size),
+        per_block=arguments.per_block,
         rounds=arguments.rounds,
         jobs=arguments.jobs,
         alive=arguments.alive,

@@ -44,6 +44,7 @@ _COMPARE = """examples:
   rematpass compare --model vit --size batch=16 --budgets 1,0.5,0
   rematpass compare --model mypackage.train:make --budgets 1,8GiB --device cuda --json found.json
   rematpass compare --peers none --rounds 0 --no-picture     bytes and gradients of remat alone, no step times
+  rematpass compare --per-block --budgets 1,0.5,0            the same model, its blocks compiled one by one
 """
 BUDGETS = "0 (the least memory) to 1 (the fastest), or bytes of peak: 80MiB, 8GiB"
 
@@ -119,6 +120,9 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "is torch's activation_memory_budget; or none (default: the four, inductor@0.5 and inductor@0.2)",
     )
     compare.add_argument("--budgets", metavar="LIST", help=f"of remat: {BUDGETS}; or none (default: 1,0)")
+    compare.add_argument(
+        "--per-block", action="store_true", help="compile each block of the model by itself, and nothing else of it"
+    )
     compare.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     compare.add_argument("--rounds", type=_rounds, default=5, metavar="N", help="of step times; 0: none (default: 5)")
     compare.add_argument(
@@ -159,6 +163,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         peers=compare.PEERS if arguments.peers is None else arguments.peers,
         budgets=compare.BUDGETS if arguments.budgets is None else arguments.budgets,
         sizes=arguments.size,
+        per_block=arguments.per_block,
         device=arguments.device,
         rounds=arguments.rounds,
         jobs=arguments.jobs,

@@ -34,10 +34,13 @@ def calls_in_a_step() -> int:
 
 
 def _likeness(module: nn.Module) -> list[object]:
-    """What two modules of a class have in common if one compiled graph serves both, and both are compiled."""
+    """What two modules of a class have in common if one compiled graph serves both, and both are compiled.
+
+    Not the types of numbers: FSDP has what runs now in those that are computed with, the rest in those that are kept.
+    """
     held = [*module.named_parameters(), *module.named_buffers()]
     compiled = module._compiled_call_impl is not None
-    return [compiled, *((name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in held)]
+    return [compiled, *((name, tensor.shape, tensor.requires_grad) for name, tensor in held)]
 
 
 def stand_before_the_step(calls: Sequence[fx.Node]) -> list[int]:

@@ -40,6 +40,7 @@ class Request:
     budgets: str = BUDGETS
     sizes: Sequence[str] = ()
     device: str = "cpu"
+    per_block: bool = False
     rounds: int = 5
     jobs: int | None = None
     timeout: float | None = 600.0
@@ -55,7 +56,9 @@ def run(request: Request, console: Console) -> int:
         ConfigError: a setting in the environment is not accepted.
     """
     device = models.usable(request.device)
-    wanted = Wanted(parse_list(request.peers), parse_list(request.budgets, "remat"), like_peers=True)
+    # What a peer takes is of the whole step; bytes that are given to blocks are of the blocks alone.
+    like_peers = not request.per_block
+    wanted = Wanted(parse_list(request.peers), parse_list(request.budgets, "remat"), like_peers=like_peers)
     if not wanted.given:
         raise MeasureError("there is nothing to compare: both --peers and --budgets are none")
     if ":" not in request.model and request.model not in MODELS:
@@ -72,7 +75,9 @@ def run(request: Request, console: Console) -> int:
         raise MeasureError("--size is for models of the catalog; your own function decides on its sizes itself")
     several = device.type == "cpu" and (os.cpu_count() or 1) > 1  # bytes are each process's own; a GPU is shared
     jobs = request.jobs or (2 if several else 1)
-    settings = Settings(request.device, sizes, rounds=request.rounds, jobs=jobs, timeout=request.timeout)
+    settings = Settings(
+        request.device, sizes, request.per_block, rounds=request.rounds, jobs=jobs, timeout=request.timeout
+    )
     with progress_bar(console) as progress:
         watcher = Watcher(progress, request.model, expected(wanted))
         with Session(request.model, store, settings, watcher.on_stage) as session:

@@ -39,15 +39,24 @@ class Model:
         """Those that are trained."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
+    @property
+    def some_blocks(self) -> list[nn.Module]:
+        """``blocks``, of which there are some.
+
+        Raises:
+            MeasureError: there are none.
+        """
+        if not self.blocks:
+            raise MeasureError(f"{self.name} holds no list of equal blocks, so nothing can be done block by block")
+        return self.blocks
+
     def checkpoint_blocks(self) -> None:
         """Make every block a ``torch.utils.checkpoint`` region, in place: only its input is saved, and it runs again.
 
         Raises:
             MeasureError: there are no blocks.
         """
-        if not self.blocks:
-            raise MeasureError(f"{self.name} holds no list of equal blocks, so nothing can be checkpointed per block")
-        for block in self.blocks:
+        for block in self.some_blocks:
             block.forward = _checkpointed(block.forward)
 
 

@@ -78,11 +78,12 @@ class Settings:
 
     ``until``: a time on ``time.monotonic``'s clock after which nothing more is begun, and what is not done is given
     up and left for another session. ``retry``: measure again what failed; ``retime``: take all step times again.
-    ``alive``: how many workers may wait at once.
+    ``alive``: how many workers may wait at once. ``per_block``: compile each block of the model by itself.
     """
 
     device: str = "cpu"
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    per_block: bool = False
     rounds: int = 5
     jobs: int = 1
     timeout: float | None = None
@@ -241,11 +242,12 @@ class Session:
             "strategy": strategy.name,
             "device": self.settings.device,
             "sizes": dict(self.settings.sizes),
+            "per_block": self.settings.per_block,
             "inductor_gradients": str(Path(self._scratch.name) / "inductor_gradients"),
         }
 
     def _job(self, strategy: Strategy) -> trial.Job:
-        return trial.Job(self.target, strategy, self.settings.device, self.settings.sizes)
+        return trial.Job(self.target, strategy, self.settings.device, self.settings.sizes, self.settings.per_block)
 
     def _measure(self, strategy: Strategy) -> None:
         """Bytes, FLOPs, gradients and compile seconds, in a new worker, which is kept for its seconds."""

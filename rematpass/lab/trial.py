@@ -40,7 +40,8 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure. ``target``: a model of the catalog or package.module:function; ``sizes``: of the former.
+    """What to measure. ``target``: a model of the catalog or package.module:function; ``sizes``: of the former;
+    ``per_block``: whether each of its blocks is compiled by itself, and nothing else of it.
 
     ``inductor_gradients``: a file for plain Inductor's gradients, written by it and read by the other compiled ones.
     ``known_plans``: hashes of plans that were measured before; a single graph with one of them is not compiled.
@@ -50,6 +51,7 @@ class Job:
     strategy: Strategy
     device: str = "cpu"
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    per_block: bool = False
     inductor_gradients: str = ""
     known_plans: Sequence[str] = ()
 
@@ -108,13 +110,13 @@ def measure(
     partitioner.plans(clear=True)
     partitioner.listeners[:] = [_stop_at(frozenset(job.known_plans))]
     try:
-        apply(strategy, model)
+        apply(strategy, model, job.per_block)
         stage("compiling" if strategy.runner != "eager" else "measuring")
         torch.manual_seed(SEED)
         with compiled_flops() as counter:
             taken = compile_seconds(step, device=job.device, warm=1)
         stage("measuring")
-        flops = counter.total if counter.graphs else None
+        flops = counter.total if counter.graphs and not job.per_block else None  # a graph runs once for each block
         if strategy.runner == "eager" and subject.flops:
             flops = eager_flops(model.step, model.parameters).step
         memory = measure_memory(model.step, model.parameters, device=job.device, warm=0)
@@ -141,27 +143,30 @@ def measure(
     return found, step
 
 
-def apply(strategy: Strategy, model: Model) -> None:
+def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
     """Make the model train as the strategy says, from its next step on. Torch's budget is set for the whole process.
 
     Raises:
-        MeasureError: blocks are to be checkpointed and there are none.
+        MeasureError: blocks are to be checkpointed or compiled one by one, and there are none.
     """
     if strategy.checkpoint:
         model.checkpoint_blocks()
+    how: dict[str, Any] = {}
     if strategy.runner == "inductor":
         functorch_config.activation_memory_budget = float(strategy.budget or 1)
-        model.module.compile()
     elif strategy.runner == "remat":
         # Whoever gives bytes knows the step: this one returns its loss and nothing else.
         holds = strategy.nbytes is None
-        model.module.compile(backend=remat, options={"memory_budget": strategy.budget, "hold_outputs": holds})
+        how = {"backend": remat, "options": {"memory_budget": strategy.budget, "hold_outputs": holds}}
+    if strategy.runner != "eager":
+        for module in model.some_blocks if per_block else [model.module]:
+            module.compile(**how)
 
 
 def blank(job: Job) -> Measurement:
     """The measurement of a job before anything is measured: what its key is made of."""
     device = models.usable(job.device)
-    name = job.target + "".join(f",{k}={v}" for k, v in sorted(job.sizes.items()))
+    name = job.target + "".join(f",{k}={v}" for k, v in sorted(job.sizes.items())) + ", per block" * job.per_block
     source = "" if job.strategy.is_peer else source_hash(device)
     return Measurement(
         model=name,

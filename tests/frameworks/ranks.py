@@ -19,11 +19,12 @@ from rematpass.lab.networks import TinyGPT
 
 OPTIONS = {"memory_budget": 0, "strict": True}
 ROWS = 4
+BLOCKS = 3
 
 
 def model() -> TinyGPT:
     torch.manual_seed(0)
-    return TinyGPT(128, 3, vocabulary=61, length=64)
+    return TinyGPT(128, BLOCKS, vocabulary=61, length=64)
 
 
 def rows() -> torch.Tensor:
@@ -95,7 +96,7 @@ def main(how: str, output: str) -> None:
         module.zero_grad()
         module(mine).backward()
     found = {
-        "plans": [(s.graph, s.plan_hash, s.planned_peak, s.recomputed_ops) for s in rematpass.plans()],
+        "plans": [(s.graph, s.plan_hash, s.planned_peak, s.calls, s.recomputed_ops) for s in rematpass.plans()],
         "gradients": gradients(module),
     }
     torch.save(found, Path(output) / f"{rank}.pt")
