@@ -79,6 +79,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from rematpass.report.measurement import Strategy, parse_list
 
     models.usable(arguments.device)
+    if arguments.per_block and arguments.like_peers:
+        raise MeasureError("--per-block and --like-peers: what a peer takes is of more than the blocks; leave one out")
     names = [name.strip() for name in arguments.models.split(",")]
     for name in names:
         if name not in KNOWN:

@@ -1,9 +1,13 @@
 """How often a step calls a graph is found in who calls it, and decides on what the graph saves."""
 
+import functools
+import weakref
+
 import pytest
 import torch
 from programs import afresh
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from rematpass.compiler import partitioner
 from rematpass.core.frontier import least_budget
@@ -85,6 +89,44 @@ def test_a_model_that_is_compiled_whole_is_called_once():
     assert calls(torch.compile(alike(), backend=BACKEND)) == [1]
 
 
+def test_a_copy_beside_it_that_is_not_compiled_is_none_of_its_calls():
+    root = nn.ModuleDict({"mean": alike(), "model": torch.compile(alike(), backend=BACKEND)})
+    root.forward = lambda x: root["model"](x)
+    assert calls(root) == [1]
+
+
+def test_what_a_checkpoint_runs_again_counts_once():
+    """Nothing that a block in a checkpoint saves is there before its own backward."""
+    model = alike()
+    for block in model.blocks:
+        block.compile(backend=BACKEND, options={"memory_budget": 0.5})
+    blocks = list(model.blocks)
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    model.forward = lambda x: functools.reduce(lambda x, b: checkpoint(b, x, use_reentrant=False), blocks, x)
+    model(x).sum().backward()
+    assert [record.graph.calls for record in partitioner.records()] == [1]
+
+
+def test_a_module_that_cannot_be_looked_at_does_not_end_training():
+    model = alike()
+    for block in model.blocks:
+        block.compile(backend=BACKEND)
+    model.blocks[2].unused = nn.LazyLinear(3)  # its parameters have no shape yet
+    assert calls(model)[0] == 1
+
+
+def test_nobodys_locals_are_kept_alive():
+    """Python 3.12 and older keep what a frame's locals were when somebody looked at them, until the frame ends."""
+    model, x = alike(), torch.randn(ROWS, WIDTH, requires_grad=True)
+    for block in model.blocks:
+        block.compile(backend=BACKEND)
+    batch = torch.randn(3)
+    seen = weakref.ref(batch)
+    model(x).sum().backward()
+    del batch
+    assert seen() is None
+
+
 def test_so_is_a_function_outside_of_any_module():
     assert calls(torch.compile(lambda x: torch.tanh(x).sin(), backend=BACKEND)) == [1]
 
@@ -153,13 +195,13 @@ def looped(caplog, times, **options):
         for _ in range(times):
             y = compiled(y)
         y.sum().backward()
-    return [r.getMessage() for r in caplog.records if "in a step before its backward" in r.getMessage()]
+    return [r.getMessage() for r in caplog.records if "times before its backward" in r.getMessage()]
 
 
 def test_calls_that_could_not_be_seen_are_warned_of_once(caplog):
     (message,) = looped(caplog, 4, memory_budget=0)
-    assert message.startswith("graph 0/0 is called 4 times in a step before its backward, and is planned for 1: ")
-    assert "REMAT_CALLS=4" in message
+    assert message.startswith("graph 0/0 was called 4 times before its backward, and is planned for 1: ")
+    assert "The option calls=4" in message
 
 
 @pytest.mark.parametrize(
@@ -180,6 +222,37 @@ def test_each_call_is_checked_against_the_plan_of_one(caplog):
     assert [r.levelname for r in told] == ["INFO"] * 3
     (plan,) = partitioner.plans()
     assert f"within the {format_bytes(plan.planned_peak - plan.nbytes_of_others)} planned" in told[0].getMessage()
+
+
+class Scaled(nn.Module):
+    """Blocks that are all given one tensor, which needs a gradient: made once, before them."""
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        @torch.compiler.nested_compile_region
+        def forward(self, x, scale):
+            return x + torch.tanh(self.linear(x) * scale)
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.blocks = nn.Linear(WIDTH, WIDTH), nn.ModuleList(self.One() for _ in range(3))
+        self.scale = nn.Parameter(torch.ones(ROWS, WIDTH))
+
+    def forward(self, x):
+        x, scale = self.first(x), torch.sigmoid(self.scale)
+        for block in self.blocks:
+            x = block(x, scale)
+        return x
+
+
+def test_what_all_calls_of_a_region_are_given_is_none_of_theirs():
+    torch.compile(Scaled(), backend=BACKEND)(torch.randn(ROWS, WIDTH)).sum().backward()
+    region, _ = partitioner.records()
+    inputs = [v for v in region.graph.values if v.origin is Origin.INPUT]
+    assert (region.graph.calls, len(inputs), len(region.graph.own_inputs)) == (3, 2, 1)
 
 
 class Region(Block):

@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from graphs import Builder
 from programs import PROGRAMS, afresh, differences, reference, run
 from torch._dynamo.exc import BackendCompilerFailed
 
 from rematpass import BudgetInfeasible, Config, plans
 from rematpass.compiler import partitioner
+from rematpass.compiler.auto_budget import auto_budget
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.core import frontier
+from rematpass.core.graph import Origin
 from rematpass.core.schedule import Plan
 from rematpass.errors import CaptureError, ContradictoryMarks, PlanError
 
@@ -241,6 +244,18 @@ def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
     keys.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {})).uuid())
     assert None not in keys
     assert len(set(keys)) == len(keys)
+
+
+def test_what_is_free_is_for_all_calls_of_a_graph_and_their_optimizers_states(monkeypatch):
+    """Four blocks of 1 GiB of weights: Adam's state of all, and the gradients of the three that a plan leaves out."""
+    monkeypatch.setattr(partitioner, "free_bytes", lambda device: 64 << 30)
+    b = Builder()
+    b.input(1 << 30, Origin.STATIC, dtype="float32")
+    budgets = []
+    for calls in (1, 4):
+        graph = b.build([b.op([0], 4)], [], calls=calls)
+        budgets.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {}))._budget(graph).nbytes)
+    assert budgets == [auto_budget(64 << 30, 1 << 30, None), auto_budget(61 << 30, 4 << 30, None)]
 
 
 def test_only_what_can_change_a_plan_is_in_the_cache_key(tmp_path):

@@ -41,8 +41,10 @@ def _release(version: str) -> tuple[int, ...]:
 
 check_version(torch.__version__)
 
+from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters as dynamo_counters
 from torch._dynamo.utils import preserve_rng_state
 from torch._functorch import config as functorch_config
@@ -103,6 +105,7 @@ __all__ = [
     "V",
     "WeakDep",
     "aot_autograd",
+    "backward_is_traced",
     "boxed_nop",
     "cache_directory",
     "caches_are_disabled",
@@ -120,6 +123,8 @@ __all__ = [
     "functorch_config",
     "get_dtype_size",
     "hint",
+    "hint_in",
+    "hooks_take_what_is_saved",
     "how_cudnn_chooses",
     "inductor_config",
     "inductor_driver",
@@ -142,15 +147,18 @@ __all__ = [
     "pytree",
     "random_state_before",
     "region_budget_of",
+    "region_calls",
     "register_lowering",
     "rounds_to_tf32",
     "run_and_save_rng_state",
     "run_with_rng_state",
+    "running_modules",
     "storage_key",
     "symbols_with_hints",
     "thread_rng_states",
     "trace_structured",
     "without_modes",
+    "wrapped_modules",
 ]
 
 default_partition = min_cut_rematerialization_partition
@@ -332,13 +340,20 @@ def compile_id() -> str:
     return str(CompileContext.current_compile_id() or "")
 
 
+_CALLS_OF_MODULES = (torch.nn.Module._call_impl.__code__, torch.nn.Module._wrapped_call_impl.__code__)
+
+
 def running_modules() -> list[torch.nn.Module]:
-    """The modules whose methods are running on this thread, from the innermost out; none of those that fx has made."""
-    found = []
+    """The modules that are being called on this thread, from the innermost out; none of those that fx has made, nor
+    those outside of a ``torch.utils.checkpoint``, which saves nothing of what runs inside it.
+
+    Only the locals of ``Module.__call__`` are looked at: to look at a frame's would keep them alive until it ends.
+    """
+    found: list[torch.nn.Module] = []
     frame = inspect.currentframe()
-    while frame is not None:
-        its = frame.f_locals.get("self")
-        if isinstance(its, torch.nn.Module) and not isinstance(its, fx.GraphModule):
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        its = frame.f_locals["self"] if frame.f_code in _CALLS_OF_MODULES else None
+        if its is not None and not isinstance(its, fx.GraphModule):
             found.append(its)
         frame = frame.f_back
     return found
@@ -353,9 +368,24 @@ def region_calls() -> list[fx.Node]:
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_name != "run_joint_graph_passes_on_hops":
         frame = frame.f_back
-    held = frame.f_locals if frame is not None else {}
-    this = held.get("fw_hop_node")
-    return [call for call in held.get("fw_hop_nodes", ()) if this is not None and call.args[1] == this.args[1]]
+    held = {} if frame is None else frame.f_locals
+    this, calls = held.get("fw_hop_node"), held.get("fw_hop_nodes", ())  # so named in torch 2.11 and 2.13
+    return [call for call in calls if this is not None and call.args[1] == this.args[1]]
+
+
+def hooks_take_what_is_saved() -> bool:
+    """Whether somebody has put hooks around what autograd saves now, as a checkpoint does, or offloading."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def backward_is_traced() -> bool:
+    """Whether compiled autograd traces backwards now, and hooks with them."""
+    return bool(compiled_autograd.compiled_autograd_enabled)
+
+
+def wrapped_modules(root: torch.nn.Module) -> list[torch.nn.Module]:
+    """Those in ``root`` that ``torch.compile`` has put a wrapper around."""
+    return [m._orig_mod for m in root.modules() if isinstance(m, OptimizedModule)]
 
 
 def frame_id() -> int | None:

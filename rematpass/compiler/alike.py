@@ -9,42 +9,60 @@ run what came of it. What such a graph saves then counts once for each of them::
 Nobody says so to a backend. But compiling begins in the midst of the step's first call, so the callers can be seen: the
 innermost module is the one being compiled, the outermost the whole model, and what is alike in it can be counted. The
 calls of a region that is compiled once (``torch.compiler.nested_compile_region``) stand in the graph around it, and
-which of its arguments are weights does too.
+which of its arguments are weights, or the same in all calls, does too. Of blocks that is not known: an input that needs
+a gradient is taken to be each one's own, and another to be the same for all.
 
-``REMAT_CALLS`` says it where this cannot be seen: a function that a loop calls, say.
+The option ``calls`` says it where this cannot be seen: a function that a loop calls, say. Blocks inside of a
+``torch.utils.checkpoint`` run again one by one, so each of them counts once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from torch import fx, nn
 
 from rematpass.compiler import _torch
 
+log = logging.getLogger("rematpass")
+
 
 def calls_in_a_step() -> int:
-    """How many modules of the outermost module that runs now are like the innermost; 1 where no module runs."""
+    """How many modules of the outermost module that is called now are like the innermost; 1 where none is called."""
     running = _torch.running_modules()
-    if not running:
+    try:
+        return max(1, _alike(running[0], running[-1])) if running else 1
+    except Exception as error:  # modules are the user's: a parameter that has no shape yet, say
+        log.debug("how often a step calls this is not known, so once is assumed", exc_info=error)
         return 1
-    mine = running[0]
-    of_its_class = [module for module in running[-1].modules() if type(module) is type(mine)]
-    return max(1, sum(_likeness(module) == _likeness(mine) for module in of_its_class))
 
 
-def _likeness(module: nn.Module) -> list[object]:
-    """What two modules of a class have in common if one compiled graph serves both, and both are compiled.
+def _alike(mine: nn.Module, root: nn.Module) -> int:
+    """How many modules in ``root`` one compiled graph serves, if ``mine`` is one of them."""
+    wrapped = _torch.wrapped_modules(root)
 
-    Not the types of numbers: FSDP has what runs now in those that are computed with, the rest in those that are kept.
-    """
-    held = [*module.named_parameters(), *module.named_buffers()]
-    compiled = module._compiled_call_impl is not None
-    return [compiled, *((name, tensor.shape, tensor.requires_grad) for name, tensor in held)]
+    def likeness(module: nn.Module) -> list[object]:
+        """Not the types of numbers: FSDP has what runs now in those that are computed with, and the rest in others."""
+        held = [*module.named_parameters(), *module.named_buffers()]
+        is_wrapped = any(module is other for other in wrapped)
+        compiled = [module._compiled_call_impl is not None, "forward" in vars(module), is_wrapped]
+        return [*compiled, *((name, tensor.shape, tensor.requires_grad) for name, tensor in held)]
+
+    this = likeness(mine)
+    return sum(type(module) is type(mine) and likeness(module) == this for module in root.modules())
 
 
 def stand_before_the_step(calls: Sequence[fx.Node]) -> list[int]:
-    """The arguments of a region that every one of its ``calls`` is given from outside of the graph: weights, mostly."""
-    arguments = [call.args[2:] for call in calls]
-    from_outside = [[isinstance(a, fx.Node) and a.op == "placeholder" for a in its] for its in arguments]
-    return [i for i, everywhere in enumerate(zip(*from_outside, strict=True)) if all(everywhere)]
+    """Which arguments of a region are inputs of the graph in every one of its ``calls``: weights, or the batch."""
+    return [i for i, its in _arguments(calls) if all(isinstance(a, fx.Node) and a.op == "placeholder" for a in its)]
+
+
+def same_in_all(calls: Sequence[fx.Node]) -> list[int]:
+    """Which arguments of a region are one and the same in all of its ``calls``, of which there are several."""
+    return [i for i, its in _arguments(calls) if len(its) > 1 and all(a is its[0] for a in its)]
+
+
+def _arguments(calls: Sequence[fx.Node]) -> list[tuple[int, tuple[object, ...]]]:
+    """For each argument of a region its place, and what it is in each call."""
+    return list(enumerate(zip(*(call.args[2:] for call in calls), strict=True)))

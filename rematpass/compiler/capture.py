@@ -58,10 +58,18 @@ class Captured:
 
 
 def capture(
-    module: fx.GraphModule, *, num_fwd_outputs: int, static_input_indices: Sequence[int] = (), fuse: bool = True
+    module: fx.GraphModule,
+    *,
+    num_fwd_outputs: int,
+    static_input_indices: Sequence[int] = (),
+    shared_input_indices: Sequence[int] | None = None,
+    fuse: bool = True,
 ) -> Captured:
     """Read ``module``, a joint graph of ATen ops; clones of the inputs that forward overwrites are added to it,
     and aliases are taken out of it (``bodies``). ``fuse``: whether Inductor compiles what becomes of it.
+
+    ``shared_input_indices``: inputs that are the same in all calls of a step; None where that is not known: then
+    those that no gradient is returned for are taken to be.
 
     Raises:
         CaptureError: the graph holds something that has no place in the model; the message names the node.
@@ -79,7 +87,10 @@ def capture(
     reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last, fuse)
     for node in module.graph.nodes:
         reader.read(node)
-    with_gradient = [n for n, gradient in zip(primals, bwd, strict=False) if gradient is not None]
+    if shared_input_indices is None:
+        own = _with_gradient(primals, bwd, descriptions[num_fwd_outputs:])
+    else:
+        own = [n for i, n in enumerate(primals) if i not in set(shared_input_indices)]
     graph = JointGraph(
         ops=tuple(reader.ops_with_marks()),
         values=tuple(reader.values_with_marks()),
@@ -87,7 +98,7 @@ def capture(
         bwd_outputs=reader.values_of(bwd),
         device=_device(primals),
         hints=tuple(sorted(reader.hints.items())),
-        own_inputs=tuple(i for i in reader.values_of(with_gradient) if reader.values[i].origin is Origin.INPUT),
+        own_inputs=tuple(i for i in reader.values_of(own) if reader.values[i].origin is Origin.INPUT),
     )
     node_values = {node: _ids(tree) for node, tree in reader.results.items()}
     return Captured(
@@ -103,6 +114,15 @@ def capture(
         static_inputs=static,
         channels_last=channels_last,
     )
+
+
+def _with_gradient(primals: list[fx.Node], gradients: Sequence[Any], descriptions: Sequence[Any]) -> list[fx.Node]:
+    """The inputs that a gradient is returned for: its description says for which, where it has one. (By their places
+    gradients and inputs are apart where tokens of effects stand among the inputs.)"""
+    described = {getattr(d, "grad_of", None) for d, g in zip(descriptions, gradients, strict=False) if g is not None}
+    if described - {None}:
+        return [n for n in primals if n.meta.get("desc") in described]
+    return [n for n, gradient in zip(primals, gradients, strict=False) if gradient is not None]
 
 
 @dataclass

@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch, scratch
-from rematpass.compiler.alike import calls_in_a_step, stand_before_the_step
+from rematpass.compiler.alike import calls_in_a_step, same_in_all, stand_before_the_step
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
 from rematpass.compiler.decisions import keep_decisions
@@ -187,9 +187,14 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         try:
             _torch.prepare_joint(gm, is_one_of_its_kind)
             of_region = _torch.region_calls()
-            static = kwargs["static_lifetime_input_indices"] or stand_before_the_step(of_region)
-            fwd_outputs = kwargs["num_fwd_outputs"]
-            captured = capture(gm, num_fwd_outputs=fwd_outputs, static_input_indices=static, fuse=self.fuse)
+            captured = capture(
+                gm,
+                num_fwd_outputs=kwargs["num_fwd_outputs"],
+                # Of a region torch does not say which of its inputs are parameters.
+                static_input_indices=kwargs["static_lifetime_input_indices"] or stand_before_the_step(of_region),
+                shared_input_indices=same_in_all(of_region) if len(of_region) > 1 else None,
+                fuse=self.fuse,
+            )
             graph = dataclasses.replace(
                 captured.graph,
                 name=_graph_name(of_region=not joint_inputs),
@@ -260,8 +265,9 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         if budget.kind is not BudgetKind.AUTO:
             return budget
         free = free_bytes(self.device) if self._free is None else self._free
-        parameters = sum(v.nbytes for v in graph.values if v.origin is Origin.STATIC and "float" in v.dtype)
-        nbytes = auto_budget(free, parameters, self.config.auto_reserve)
+        each = sum(v.nbytes for v in graph.values if v.origin is Origin.STATIC and "float" in v.dtype)
+        gradients_of_others = (graph.calls - 1) * each  # which a plan leaves out
+        nbytes = auto_budget(free - gradients_of_others, graph.calls * each, self.config.auto_reserve)
         return dataclasses.replace(budget, kind=BudgetKind.BYTES, nbytes=nbytes)
 
     def _choose(self, problem: Problem, probes: Probes, budget: Budget) -> tuple[Probe, int | None]:

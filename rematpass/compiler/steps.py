@@ -4,13 +4,14 @@ Where sizes are symbols a graph is planned once, for the sizes that it is compil
 then changes as the formula of the peak does (``peak_formula`` of the summary).
 
 A graph is planned for as many calls in a step as can be seen when it is compiled (``alike``). A function that a loop
-calls, or a model that is called twice for one loss, is called more often, and what it saves adds up. That shows in the
-first step: its calls are those whose backward runs before the next call.
+calls, or a model that is called twice for one loss, is called more often, and what it saves adds up. That shows when
+backward starts: so many of its calls wait for theirs.
 """
 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,27 +111,30 @@ def _warning_of_sizes(
 
 
 def _warning_of_calls(compiled: Compiled, planned: int, name: str) -> Compiled:
-    """A function that warns, once, if a step calls it more often than ``planned`` before its backward."""
-    begun: set[int] = set()  # those calls of this step whose backward has begun
-    made, told = 0, False
+    """A function that warns, once, when more than ``planned`` of its calls wait for their backward at a time."""
+    waiting: weakref.WeakSet[Any] = weakref.WeakSet()  # backward's nodes: those that nobody holds wait no more
+    told = False
+
+    def begins(node: weakref.ref[Any]) -> None:
+        nonlocal told
+        if not told and len(waiting) > planned:
+            told = True
+            log.warning(
+                "%s was called %d times before its backward, and is planned for %d: what each call saves adds up to "
+                "more than that. The option calls=%d, or REMAT_CALLS, plans for all of them",
+                name, len(waiting), planned, len(waiting),
+            )  # fmt: skip
+        waiting.discard(node())
 
     @functools.wraps(compiled)
     def run(*args: Any, **kwargs: Any) -> Any:
-        nonlocal made, told
-        if told or not torch.is_grad_enabled():
-            return compiled(*args, **kwargs)
-        if begun:  # another step
-            told = True
-            if len(begun) > planned:
-                log.warning(
-                    "%s is called %d times in a step before its backward, and is planned for %d: what each call saves "
-                    "adds up to more than that. REMAT_CALLS=%d, or the option calls, plans for all of them",
-                    name, len(begun), planned, len(begun),
-                )  # fmt: skip
         outputs = compiled(*args, **kwargs)
-        if not told and (node := backward_node(outputs, args)) is not None:
-            made, this = made + 1, made
-            node.register_prehook(lambda _: begun.add(this))
+        if told or not torch.is_grad_enabled() or _torch.hooks_take_what_is_saved() or _torch.backward_is_traced():
+            return outputs
+        if (node := backward_node(outputs, args)) is not None:
+            waiting.add(node)
+            its = weakref.ref(node)  # the hook belongs to the node: they must not hold each other
+            node.register_prehook(lambda _: begins(its))
         return outputs
 
     return run

@@ -52,8 +52,7 @@ def check_steps(
     depend on sizes; None ends the check.
     ``hint``: what else to do if more was measured than planned, the end of a sentence. ``report(measured, planned,
     message)`` is called after each measured step; by default the message is logged, as a warning if more was measured
-    than planned. Calls without a gradient are not counted, and a step whose backward does not come before the next
-    forward is passed over.
+    than planned. Calls without a gradient are not counted; of several calls in a step each is one to be measured.
     """
     check = _Check(planned, torch.device(device), name, hint, steps, skip, report or _log)
 

@@ -21,7 +21,7 @@ from rematpass.lab.session import INDUCTOR, Session, Settings, Wanted
 from rematpass.lab.store import Store
 from rematpass.lab.trial import device_label
 from rematpass.report import pictures
-from rematpass.report.comparison import same_peak, table, title
+from rematpass.report.comparison import OF_BLOCKS, same_peak, table, title
 from rematpass.report.measurement import FAILED, Measurement, Strategy, parse_list, resolve
 
 PEERS = "eager,eager+checkpoint,inductor,inductor+checkpoint,inductor@0.5,inductor@0.2"
@@ -86,6 +86,8 @@ def run(request: Request, console: Console) -> int:
             parameters, name = session.parameters, session.model
     heading = f"{name}, {parameters / 1e6:.1f} million parameters, {device_label(device)}"
     show(console, strategies, rows, heading)
+    if request.per_block:
+        console.print(OF_BLOCKS, highlight=False)
     if jobs > 1:
         note = f"Compile and planning seconds: {jobs} strategies at a time; steps one at a time."
         console.print(note, highlight=False)

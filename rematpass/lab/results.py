@@ -11,8 +11,8 @@ from rematpass.lab import trial
 from rematpass.lab.catalog import MODELS
 from rematpass.lab.store import Store
 from rematpass.report import pictures, speed
-from rematpass.report.comparison import markdown, same_peak
-from rematpass.report.measurement import Strategy, resolve, unique
+from rematpass.report.comparison import OF_BLOCKS, markdown, same_peak
+from rematpass.report.measurement import PER_BLOCK, Strategy, resolve, unique
 
 
 def write_results(
@@ -42,6 +42,7 @@ def write_results(
     for name, rows in found.items():
         by_name = {row.strategy: row for row in rows}
         summary = f"{MODELS[name].summary}.\n\n" if name in MODELS else ""
+        summary += f"{OF_BLOCKS}\n\n" if name.endswith(PER_BLOCK) else ""
         listed = _in_order([*strategies[name], *(Strategy.parse(row.strategy) for row in rows)])
         text.append(f"## {name}\n\n{summary}{markdown(listed, by_name)}")
         if lines := same_peak(listed, by_name):

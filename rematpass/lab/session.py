@@ -135,7 +135,7 @@ class Session:
 
     @property
     def model(self) -> str:
-        """The model's name in the store: the target and its sizes."""
+        """The model's name in the store: the target, its sizes, and whether its blocks are compiled one by one."""
         return self.blank(INDUCTOR).model
 
     def blank(self, strategy: Strategy) -> Measurement:

@@ -30,7 +30,7 @@ from rematpass.lab.catalog import MODELS
 from rematpass.lab.flops import Flops, compiled_flops, eager_flops
 from rematpass.lab.measure import compile_seconds, gradient_error, measure_memory, run_step, seconds_of
 from rematpass.lab.models import Model
-from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy
+from rematpass.report.measurement import FAILED, INFEASIBLE, PER_BLOCK, Measurement, Strategy
 from rematpass.report.summary import Summary
 from rematpass.units import format_bytes
 
@@ -166,7 +166,7 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
 def blank(job: Job) -> Measurement:
     """The measurement of a job before anything is measured: what its key is made of."""
     device = models.usable(job.device)
-    name = job.target + "".join(f",{k}={v}" for k, v in sorted(job.sizes.items())) + ", per block" * job.per_block
+    name = job.target + "".join(f",{k}={v}" for k, v in sorted(job.sizes.items())) + PER_BLOCK * job.per_block
     source = "" if job.strategy.is_peer else source_hash(device)
     return Measurement(
         model=name,

@@ -12,6 +12,7 @@ from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strate
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 NOT_MEASURED = "not measured"
+OF_BLOCKS = "Blocks are compiled one by one: planned bytes are of them alone, measured ones of the whole step."
 TITLES = {
     "eager": "eager",
     "eager+checkpoint": "eager, checkpointed",

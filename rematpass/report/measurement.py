@@ -24,6 +24,7 @@ from rematpass.errors import ConfigError, MeasureError
 
 RUNNERS = ("eager", "inductor", "remat")
 MEASURED, INFEASIBLE, FAILED = "measured", "infeasible", "failed"
+PER_BLOCK = ", per block"  # ends the name of a model whose blocks are compiled one by one
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ class Summary:
     where ``exact``, else the simulator's; ``peak_without_outputs``: the same if whoever called forward lets go of its
     outputs before backward starts (``loss = model(batch).loss`` drops the logits). ``dry_run_seconds``: what asking the
     compiler took, not counted in ``planning_seconds``. ``fallback``: why the planner's own plan was not used, empty
-    when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is the
-    simulator's peak as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
+    when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is the simulator's
+    peak of one call as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
     ``bound_seconds``: no plan under this budget takes less for a step, by a proof (``core/solve/bound.py`` has it, and
     what it assumes); 0 where nothing is proven. ``holds_outputs``: whether the budget counts them in backward.
     ``calls``: how often a step calls the graph before its backward; budget and peaks are of all of them together, and
