@@ -178,7 +178,19 @@ def test_regions_want_a_fraction():
     ops = tuple(dataclasses.replace(op, name=f"invoke_subgraph_{op.id}") for op in problem.graph.ops)
     graph = dataclasses.replace(problem.graph, ops=ops)
     text = infeasible(dataclasses.replace(problem, graph=graph), ladder.rungs[0], 56 * MIB, 40 * MIB)
-    assert text.endswith("a fraction, such as memory_budget=0.3, is one of theirs too.")
+    assert text.endswith("a fraction, such as memory_budget=0.3, is one of theirs and of the rest.")
+
+
+def test_what_other_calls_have_saved_is_said_where_a_budget_cannot_be_reached():
+    problem, ladder = large_values(recompute=1.0)
+    lowest = ladder.rungs[0]
+    graph = dataclasses.replace(problem.graph, calls=3)
+    timeline = dataclasses.replace(lowest.timeline, of_others=8 * MIB)
+    text = infeasible(
+        dataclasses.replace(problem, graph=graph), dataclasses.replace(lowest, timeline=timeline), 64 * MIB, 40 * MIB
+    )
+    assert "  8.00 MiB  saved by 2 other calls of the same step\n" in text
+    assert "other calls" not in infeasible(problem, lowest, 56 * MIB, 40 * MIB)
 
 
 def test_the_budget_to_try_is_enough_when_typed_in():
