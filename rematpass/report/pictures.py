@@ -112,7 +112,8 @@ def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: st
         return False
     columns = min(3, len(drawn))
     down = -(-len(drawn) // columns)
-    figure = matplotlib()(figsize=(4 * columns, 3.2 * down), layout="constrained")
+    beside = 3 if columns > 1 else 1  # of the legend: three texts are wider than one axes
+    figure = matplotlib()(figsize=(4 * columns, 3.2 * down + 0.2 * (3 - beside)), layout="constrained")
     grid = figure.subplots(down, columns, squeeze=False).flatten()
     for axes, (name, (torchs, ours, planned)) in zip(grid, drawn.items(), strict=False):
         for points, label, color, form in (
@@ -127,7 +128,8 @@ def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: st
     for axes in grid[len(drawn) :]:
         axes.set_axis_off()
     handles = {text: handle for axes in grid for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    place = "outside lower center"
+    figure.legend(list(handles.values()), list(handles), loc=place, ncols=beside, frameon=False, fontsize=8)
     for axes in grid:
         axes.set_xlabel("budget, each on its own scale", fontsize=8)  # supxlabel would stand on the legend
     figure.supylabel("measured peak of a training step, MiB", fontsize=9)
