@@ -147,8 +147,12 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
     """Make the model train as the strategy says, from its next step on. Torch's budget is set for the whole process.
 
     Raises:
-        MeasureError: blocks are to be checkpointed or compiled one by one, and there are none.
+        MeasureError: blocks are to be checkpointed or compiled one by one, and there are none, or none that can be.
     """
+    if per_block and any(isinstance(block, torch.nn.Sequential) for block in model.some_blocks):
+        raise MeasureError(
+            "the blocks are nn.Sequential, which compile() leaves as it is; make them modules of a class"
+        )
     if strategy.checkpoint:
         model.checkpoint_blocks()
     how: dict[str, Any] = {}
