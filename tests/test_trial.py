@@ -82,6 +82,7 @@ class TestRemat:
         found, step = tried("remat@0", sizes=SIZES | {"layers": layers}, per_block=True)
         assert (found.status, step) == (FAILED, None)
         assert why in found.error
+        assert tried("eager", sizes=SIZES | {"layers": layers}, per_block=True)[0].status == MEASURED
 
     def test_plan_is_recorded(self):
         found, _ = tried("remat@0")

@@ -149,10 +149,6 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
     Raises:
         MeasureError: blocks are to be checkpointed or compiled one by one, and there are none, or none that can be.
     """
-    if per_block and any(isinstance(block, torch.nn.Sequential) for block in model.some_blocks):
-        raise MeasureError(
-            "the blocks are nn.Sequential, which compile() leaves as it is; make them modules of a class"
-        )
     if strategy.checkpoint:
         model.checkpoint_blocks()
     how: dict[str, Any] = {}
@@ -163,7 +159,11 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
         holds = strategy.nbytes is None
         how = {"backend": remat, "options": {"memory_budget": strategy.budget, "hold_outputs": holds}}
     if strategy.runner != "eager":
-        for module in model.some_blocks if per_block else [model.module]:
+        modules = model.some_blocks if per_block else [model.module]
+        if per_block and any(isinstance(block, torch.nn.Sequential) for block in modules):
+            why = "the blocks are nn.Sequential, which compile() leaves as it is; make them modules of a class"
+            raise MeasureError(why)
+        for module in modules:
             module.compile(**how)
 
 
