@@ -9,6 +9,7 @@ from programs import afresh, captured
 from programs_features import Experts
 from torch import fx, nn
 from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from rematpass import Config, plans
@@ -101,6 +102,55 @@ def test_an_equality_that_only_gradients_ask_for_is_settled_in_forward():
 def test_the_sign_of_a_relu_is_left_to_the_planner():
     """It flips where both sides of it are equal to rounding."""
     assert not kept(lambda x: torch.relu(torch.tanh(x)).exp(), randn(4, 4, grad=True))
+
+
+GPU_ATTENTION = {
+    "cudnn": lambda q: aten._scaled_dot_product_cudnn_attention(q, q, q, None, True)[0],
+    "efficient": lambda q: aten._scaled_dot_product_efficient_attention(q, q, q, None, True)[0],
+    "flash": lambda q: aten._scaled_dot_product_flash_attention(q, q, q)[0],
+}
+
+
+@pytest.mark.parametrize("name", GPU_ATTENTION)
+def test_the_random_state_that_attention_returns_decides_nothing(name):
+    """On a GPU attention returns its dropout's seed beside what it computes from floats."""
+    with FakeTensorMode():
+        x = torch.empty(1, 2, 16, 8, dtype=torch.bfloat16, requires_grad=True)
+        found = captured(lambda x: GPU_ATTENTION[name](torch.tanh(x)).exp(), x)
+    (op,) = [op for op in found.graph.ops if op.name.endswith("attention")]
+    assert any("int" in found.graph.values[v].dtype for v in op.writes)
+    (kept,) = [op for op in keep_decisions(found, fuse=True).graph.ops if op.name.endswith("attention")]
+    assert not kept.never_recompute
+
+
+def attention(q, k, v, bias, with_sums, dropout=0.0, causal=False, *, scale=None):
+    """A GPU's memory-efficient attention on a CPU, which has it not: another seed every time."""
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return scores.softmax(-1) @ v, scores.logsumexp(-1), torch.randint(99, ()), torch.randint(99, ())
+
+
+def attention_backward(grad, q, k, v, bias, out, sums, seed, offset, dropout, mask, causal=False, *, scale=None):
+    scale = q.shape[-1] ** -0.5
+    weights = (q @ k.transpose(-2, -1) * scale - sums[..., None]).exp()
+    of_scores = weights * (grad @ v.transpose(-2, -1) - (grad * out).sum(-1, keepdim=True)) * scale
+    return of_scores @ k, of_scores.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ grad, torch.empty(0)
+
+
+def test_attention_runs_again_whatever_its_seed_is_then():
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_scaled_dot_product_efficient_attention", attention, "CPU")
+    library.impl("_scaled_dot_product_efficient_attention_backward", attention_backward, "CPU")
+    x = randn(1, 2, 16, 8, grad=True)
+
+    def forward(x):
+        return GPU_ATTENTION["efficient"](torch.tanh(x)).exp().sum()
+
+    (seen,) = torch.autograd.grad(torch.compile(forward, backend=jittery())(x), x)
+    (expected,) = torch.autograd.grad(F.scaled_dot_product_attention(*[torch.tanh(x)] * 3).exp().sum(), x)
+    assert torch.allclose(seen, expected, atol=1e-4)
+    (record,) = partitioner.records()
+    again = [record.graph.ops[run.op].name for run in record.plan.recomputed()]
+    assert any(name.endswith("attention") for name in again)
 
 
 def region(policy):

@@ -12,7 +12,8 @@ has sent it::
 Told by types, not by names: an op that reads floats which may come out otherwise and writes integers or truth values.
 Autograd's own ``x == x.amax()`` is one too: with another ``x`` it would find no maximum at all, and divide by zero.
 What only gradients ask of forward's values (``relu(x) <= 0``) is left to the planner: it flips where both sides of the
-choice are equal to rounding.
+choice are equal to rounding. And the integers that a GPU's attention kernels return besides their floats are the random
+state of their dropout: with a dropout they run once anyway, without one nobody goes by them.
 
 A user's MUST_RECOMPUTE goes before, ``REMAT_SAVE_DECISIONS=0`` turns it off.
 
@@ -89,6 +90,8 @@ def _decides(captured: Captured, op: Op, exact: frozenset[int]) -> bool:
     graph = captured.graph
     inexact = [v for v in op.reads if _is_float(graph.values[v]) and v not in exact]
     if not inexact or op.never_recompute or all(_is_float(graph.values[v]) for v in op.writes):
+        return False
+    if op.kind is Kind.ATTENTION:
         return False
     node = captured.op_node[op.id]
     if any(n.meta.get("recompute") is CheckpointPolicy.MUST_RECOMPUTE for n in (node, *projections(node))):
