@@ -79,6 +79,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from rematpass.report.measurement import Strategy, parse_list
 
     models.usable(arguments.device)
+    try:  # before an hour of measuring, not after
+        arguments.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MeasureError(f"cannot make the directory {str(arguments.results)!r}: {error.strerror}") from error
     if arguments.per_block and arguments.like_peers:
         raise MeasureError("--per-block and --like-peers: what a peer takes is of more than the blocks; leave one out")
     names = [name.strip() for name in arguments.models.split(",")]

@@ -118,8 +118,9 @@ class JointGraph:
 
     ``calls``: how often a step calls forward before the first backward: a block of a model that is compiled by itself
     is called once for each such block. What one call saves is there until its own backward, so the peak, in the last
-    call and its backward, counts what the others have saved too. ``own_inputs``: inputs of which each call has its own,
-    by their gradients; a mask or positions, which have none, are the same for all.
+    call and its backward, counts what the others have saved too. ``own_inputs``: inputs of which each call has its own:
+    arguments that differ between a region's calls, and of a block those that need a gradient (a mask or positions,
+    which need none, are the same for all).
 
     Raises:
         GraphError: an id is not its position, an op reads what nothing before it writes, a value has two producers.
