@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from graphs import Builder, chain, joint_graphs
 from hypothesis import given
@@ -49,6 +51,12 @@ def test_an_op_that_fuses_takes_its_arithmetic_and_what_it_writes_to_memory(kind
     inside = estimate(one_op(kind, nbytes_read, nbytes_written, output=False), SLOW)
     stays_inside = kind is not Kind.REDUCTION  # its result is complete only at the end of the kernel
     assert inside.run == (flops / 5 + (0 if stays_inside else nbytes_written),)
+
+
+def test_a_random_number_takes_what_the_device_says():
+    graph = one_op(Kind.SEEDED, 8, 140, output=False)
+    assert estimate(graph, SLOW).run == (35 * 4 / 5,)  # as any element
+    assert estimate(graph, dataclasses.replace(SLOW, draw=100.0)).run == (35 * 100 / 5,)
 
 
 def test_arithmetic_on_sizes_is_free():

@@ -70,7 +70,7 @@ def test_a_device_is_known_by_its_description(description, name):
 
 
 def test_a_preset_goes_to_a_file_and_back(tmp_path):
-    here = Hardware("here", (("float32", 3e11), ("bfloat16", 5e11)), 7e10, 1.1e10, 1.3e-6)
+    here = Hardware("here", (("float32", 3e11), ("bfloat16", 5e11)), 7e10, 1.1e10, 1.3e-6, 0.4, 300.0)
     (tmp_path / "here.json").write_text(here.to_json())
     assert preset(str(tmp_path / "here.json")) == here
 

@@ -68,7 +68,8 @@ def _run_seconds(graph: JointGraph, op: Op, hardware: Hardware, in_memory: froze
     if op.kind in FUSIBLE:
         elements = max(written, op.nbytes_read) / 4
         to_memory = sum(graph.values[v].nbytes for v in op.writes if v in in_memory)
-        return elements * _FLOPS_PER_ELEMENT / hardware.vector_flops + 2 * to_memory / hardware.bandwidth
+        flops = elements * (hardware.draw if op.kind is Kind.SEEDED else _FLOPS_PER_ELEMENT)
+        return flops / hardware.vector_flops + 2 * to_memory / hardware.bandwidth
     moved = op.nbytes_read + 2 * written
     rate = hardware.matrix_rate(op.dtype) * (hardware.attention if op.kind is Kind.ATTENTION else 1.0)
     return hardware.launch_seconds + max(op.flops / rate, moved / hardware.bandwidth)

@@ -24,7 +24,8 @@ class Hardware:
 
     ``flops``: FLOP/s of matrix work, by dtype; ``vector_flops``: FLOP/s of everything else; ``bandwidth``: bytes/s of
     main memory; ``launch_seconds``: what one more kernel costs, however small; ``attention``: the part of the matrix
-    rate that attention kernels reach, whose softmax stands between two products.
+    rate that attention kernels reach, whose softmax stands between two products; ``draw``: what one random number from
+    a seed takes, in FLOP of ``vector_flops``.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Hardware:
     bandwidth: float
     launch_seconds: float
     attention: float = 1.0
+    draw: float = 4.0
 
     def matrix_rate(self, dtype: str) -> float:
         """FLOP/s for matrix work in ``dtype``; a dtype not listed runs like the slowest listed one.
@@ -52,7 +54,11 @@ class Hardware:
 def _gpu(name: str, *, half: float, single: float, fp8: float | None, bandwidth: float) -> Hardware:
     """Data-sheet figures in TFLOP/s and GB/s; TF32 runs at half the rate of 16 bits.
 
-    Attention: 0.35 of a matrix product's rate were measured on an H200 (cuDNN's with a mask, forward and backward).
+    Attention: 0.35 of a matrix product's rate were measured on an H200 (cuDNN's with a mask, forward and backward). A
+    draw is Philox's ten rounds of about ten integer instructions each, at half of float32's lanes: some ten times what
+    reading a mask of truth values takes. (On an H200 every plan of a GPT-2 medium that drew dropout's masks anew,
+    torch's among them, took longer than its products explain, by a third where none ran again. On a CPU saving the
+    masks was no faster: 0.94 of Inductor's seconds, against 0.89 with masks drawn again.)
     """
     rates = {"bfloat16": half, "float16": half, "tensorfloat32": half / 2, "float32": single, "float64": single / 2}
     if fp8 is not None:
@@ -64,6 +70,7 @@ def _gpu(name: str, *, half: float, single: float, fp8: float | None, bandwidth:
         bandwidth=bandwidth * 1e9 * _BANDWIDTH,
         launch_seconds=2e-6,
         attention=0.35,
+        draw=400.0,
     )
 
 
@@ -107,7 +114,7 @@ def _from_file(path: Path) -> Hardware:
         fields = json.loads(path.read_text())
         flops = tuple((str(dtype), float(rate)) for dtype, rate in fields.pop("flops").items())
         numbers = {k: float(fields.pop(k)) for k in ("vector_flops", "bandwidth", "launch_seconds")}
-        numbers["attention"] = float(fields.pop("attention", 1.0))
+        numbers |= {k: float(fields.pop(k, default)) for k, default in (("attention", 1.0), ("draw", 4.0))}
         found = Hardware(name=str(fields.pop("name")), flops=flops, **numbers)
     except OSError as error:
         raise ConfigError(f"cannot read the hardware preset {path}: {error.strerror}") from None
@@ -115,7 +122,7 @@ def _from_file(path: Path) -> Hardware:
         raise ConfigError(f"{path} is no hardware preset as rematpass calibrate writes it: {error!r}") from None
     if (
         not flops
-        or min(found.vector_flops, found.bandwidth, found.attention, *dict(flops).values()) <= 0
+        or min(found.vector_flops, found.bandwidth, found.attention, found.draw, *dict(flops).values()) <= 0
         or found.launch_seconds < 0
     ):
         raise ConfigError(f"{path} is no hardware preset: a rate is not above 0")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from rematpass.compiler._torch import device_name
-from rematpass.core.hardware import Hardware
+from rematpass.core.hardware import Hardware, for_device
 from rematpass.errors import MeasureError
 from rematpass.lab.measure import seconds_of
 from rematpass.lab.models import usable
@@ -55,7 +55,7 @@ def calibrate(device: str = "cpu", *, on_stage: Callable[[str], None] = lambda _
     except torch.OutOfMemoryError as error:
         raise MeasureError(f"{device} has too little memory free to be measured: {error}") from None
     name = device_name(place) if large else f"cpu, {torch.get_num_threads()} threads"
-    return Hardware(name, tuple(rates), vector, bandwidth, launch, attention)
+    return Hardware(name, tuple(rates), vector, bandwidth, launch, attention, for_device(name).draw)
 
 
 def _median(run: Callable[[], object], device: torch.device) -> float:
