@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from rematpass.report.measurement import Strategy, parse_list
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
+PLACES = {"device": "cpu", "slug": "", "date": "", "results": "", "gib": "0"}
 
 
 def load(path):
@@ -163,6 +165,7 @@ class TestOnAGPUMachine:
             "results": "benchmarks/results",
             "slug": "h100",
             "date": "2026-11-30",
+            "jobs": "4",
         }
         for name, piece in gpu.SLICES.items():
             command = [part.format(**values) for part in piece.command]
@@ -174,6 +177,12 @@ class TestOnAGPUMachine:
                 assert commands().parse_args(command[2:]).json.name == "compare_h100_2026-11-30.json"
         sizes = [name for name, spec in MODELS.items() if spec.for_gpu]
         assert sizes == [p.command[6] for p in gpu.SLICES.values() if "--alive" in p.command]
+
+    def test_as_many_at_a_time_as_the_gpu_has_room_for(self, gpu):
+        """Eight U-Nets at once were out of memory on a GPU of 140 GiB, and so were the tests beside them."""
+        unet = dataclasses.replace(gpu.SLICES["unet"], jobs=8)
+        assert [unet.jobs_on(gib) for gib in (16, 80, 140, 1000, math.inf)] == [1, 2, 4, 8, 8]
+        assert dataclasses.replace(gpu.SLICES["tests"], jobs=4).jobs_on(16) == 4
 
     def test_what_is_missing_and_not_carried(self, gpu, monkeypatch, tmp_path):
         monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "ortools" else name)
@@ -205,12 +214,12 @@ class TestOnAGPUMachine:
         monkeypatch.setenv("FROM_OUTSIDE", "1")
         monkeypatch.setitem(gpu.SLICES, "compare", gpu.Slice("look", ("-c", look)))
         arguments = type("Arguments", (), {"minutes": 1})
-        assert gpu.run("compare", arguments, {"device": "cpu", "slug": "", "date": "", "results": ""}) == 0
+        assert gpu.run("compare", arguments, PLACES) == 0
 
     def test_slice_that_takes_too_long_is_ended(self, gpu, monkeypatch, capsys):
         monkeypatch.setitem(gpu.SLICES, "tests", gpu.Slice("sleep", ("-c", "import time; time.sleep(60)")))
         arguments = type("Arguments", (), {"minutes": 0.5 / 60})
         begun = time.monotonic()
-        assert gpu.run("tests", arguments, {"device": "cpu", "slug": "", "date": "", "results": ""}) != 0
+        assert gpu.run("tests", arguments, PLACES) != 0
         assert time.monotonic() - begun < 30
         assert "run it again to go on" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -39,23 +40,30 @@ TAKEN_AS_GIVEN = ("torch", "transformers")
 class Slice:
     """A command from the checkout; ``{device}`` stands for the device, ``{minutes}`` for when to begin nothing more.
 
-    ``jobs``: how many processes it compiles in side by side.
+    ``jobs``: how many processes it compiles in side by side, at most; ``gib``: what one of them takes of the GPU while
+    it measures, eager mode's step included. ``{jobs}`` stands for as many as fit.
     """
 
     what: str
     command: tuple[str, ...]
     jobs: int = JOBS
+    gib: float = 0.0
+
+    def jobs_on(self, gib: float) -> int:
+        """As many as a GPU of ``gib`` has room for, beside those that are done and keep their models."""
+        return max(1, int(min(self.jobs, 0.75 * gib / self.gib))) if self.gib else self.jobs
 
 
-def store(models: str, *options: str) -> Slice:
+def store(models: str, *options: str, gib: float = 0.0) -> Slice:
     command = ("benchmarks/run.py", "--device", "{device}", "--minutes", "{minutes}", "--models", models, *options)
-    return Slice(f"the store: {models}", command)
+    return Slice(f"the store: {models}{', per block' * ('--per-block' in options)}", command, gib=gib)
 
 
 # A row of the 1B Llama takes a minute or more on 16 cores, most of it compiling; a slice that is cut goes on next time.
 FEW = (
-    f"--jobs {JOBS} --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers"
+    "--jobs {jobs} --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers"
 ).split()
+BLOCKS = "--per-block --jobs {jobs} --rounds 7 --torch-budgets 1.0,0.5,0.2,0.0 --budgets 1,0.5,0.25,0".split()
 SLICES = {
     "tests": Slice(
         "the tests that need a GPU",
@@ -72,14 +80,15 @@ SLICES = {
          "--json", "{results}/compare_{slug}_{date}.json"),
     ),
     "quick": store("llama-small", "--quick"),
-    "llama-2k": store("llama-1b-2k", "--name", "llama-1b-2k", *FEW),
-    "llama-4k": store("llama-1b-4k", "--name", "llama-1b-4k", *FEW),
-    "llama-8k": store("llama-1b-8k", "--name", "llama-1b-8k", *FEW),
-    "llama-16k": store("llama-1b-16k", "--name", "llama-1b-16k", *FEW),
-    "gpt2": store("gpt2-medium", "--name", "gpt2-medium", *FEW),
-    "vit": store("vit-l", "--name", "vit-l", *FEW),
-    "resnet": store("resnet50-224", "--name", "resnet50-224", *FEW),
-    "unet": store("unet-512", "--name", "unet-512", *FEW),
+    "blocks": store("llama-1b-4k", "--name", "blocks-1b", *BLOCKS, gib=20),
+    "llama-2k": store("llama-1b-2k", "--name", "llama-1b-2k", *FEW, gib=12),
+    "llama-4k": store("llama-1b-4k", "--name", "llama-1b-4k", *FEW, gib=18),
+    "llama-8k": store("llama-1b-8k", "--name", "llama-1b-8k", *FEW, gib=32),
+    "llama-16k": store("llama-1b-16k", "--name", "llama-1b-16k", *FEW, gib=60),
+    "gpt2": store("gpt2-medium", "--name", "gpt2-medium", *FEW, gib=20),
+    "vit": store("vit-l", "--name", "vit-l", *FEW, gib=13),
+    "resnet": store("resnet50-224", "--name", "resnet50-224", *FEW, gib=14),
+    "unet": store("unet-512", "--name", "unet-512", *FEW, gib=22),
 }  # fmt: skip
 
 
@@ -146,26 +155,29 @@ def register() -> None:
 
 
 def where(device: str) -> dict[str, str]:
-    """What the commands' placeholders stand for."""
+    """What the commands' placeholders stand for, and the GPU's GiB."""
     import re
 
     import torch
 
-    name = torch.cuda.get_device_name() if device.startswith("cuda") and torch.cuda.is_available() else device
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if on_gpu else device
+    gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if on_gpu else 0.0
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     results = (ROOT / "benchmarks" / "results").relative_to(ROOT).as_posix()
-    return {"device": device, "slug": slug, "date": time.strftime("%Y-%m-%d"), "results": results}
+    return {"device": device, "slug": slug, "date": time.strftime("%Y-%m-%d"), "results": results, "gib": f"{gib:g}"}
 
 
 def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int:
     """One slice, ended when its minutes are over; what it measured until then is in the store."""
     # The last strategy that is begun may still take its step times.
-    values = {**places, "minutes": f"{0.75 * arguments.minutes:g}"}
+    jobs = SLICES[name].jobs_on(float(places["gib"]) or math.inf)
+    values = {**places, "minutes": f"{0.75 * arguments.minutes:g}", "jobs": str(jobs)}
     command = [sys.executable, *(part.format(**values) for part in SLICES[name].command)]
     print(f"=== {name}: {SLICES[name].what}", flush=True)
     path = os.pathsep.join(filter(None, [str(ROOT), str(SITE), os.environ.get("PYTHONPATH", "")]))
     # Else each of its jobs would start a compiler for every core.
-    threads = max(1, CORES // SLICES[name].jobs)
+    threads = max(1, CORES // jobs)
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads), **os.environ}
     environment |= {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     begun = time.monotonic()
