@@ -128,7 +128,7 @@ def test_each_copy_is_dropped_after_its_own_last_use():
     plan = plan_of(three_layers(), "s", (0, 1, 2), FORWARD, bwd)
     assert by_run(plan.fwd) == [(Run(0), set()), (Run(1), set()), (Run(2), {Drop(3)})]
     assert by_run(plan.bwd)[2] == (Run(4), {Drop(5), Drop(3, 1)})
-    assert sum(step == Drop(3) or step == Drop(3, 1) for step in plan.fwd + plan.bwd) == 2
+    assert sum(step == Drop(3) or step == Drop(3, 1) for step in (*plan.fwd, *plan.bwd)) == 2
 
 
 def test_saved_is_cut_down_to_what_backward_reads():

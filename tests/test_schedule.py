@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rematpass.core.schedule import Drop, Plan, Run
+from rematpass.core.schedule import Drop, Plan, Run, Runs, Steps
 from rematpass.errors import PlanError
 
 IDS = st.integers(0, 2**40)
@@ -17,6 +17,24 @@ def test_a_plan_survives_json(plan):
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert hash(again) == hash(plan)
+
+
+@given(STEPS)
+def test_steps_come_out_of_their_arrays_as_they_went_in(steps):
+    arrays = Steps.of(steps)
+    assert (tuple(arrays), len(arrays)) == (steps, len(steps))
+    assert arrays == steps
+    assert steps == arrays
+    assert Steps.of(arrays) is arrays
+    assert list(arrays.runs) == [step for step in steps if isinstance(step, Run)]
+
+
+@given(STEPS, STEPS)
+def test_steps_are_equal_in_arrays_where_they_are_equal(some, others):
+    assert (Steps.of(some) == Steps.of(others)) == (some == others)
+    assert (Runs.of(Steps.of(some).runs) == Steps.of(others).runs) == (
+        Steps.of(some).runs == list(Steps.of(others).runs)
+    )
 
 
 def test_a_run_and_a_drop_of_the_same_numbers_are_not_the_same():

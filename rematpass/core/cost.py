@@ -18,14 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rematpass.core.graph import JointGraph, Kind, Op
-from rematpass.core.hardware import Hardware
+from rematpass.core.hardware import FLOPS_PER_ELEMENT, Hardware
 
 FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM, Kind.SEEDED})
 WRITTEN = frozenset({Kind.REDUCTION, Kind.SEEDED})  # fused with their neighbours, but not run again in each reader
 FREE = frozenset({Kind.SYMBOLIC})
-
-# Arithmetic of one element of a fused pointwise op, in FLOP: between an addition and a transcendental function.
-_FLOPS_PER_ELEMENT = 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def _run_seconds(graph: JointGraph, op: Op, hardware: Hardware, in_memory: froze
     if op.kind in FUSIBLE:
         elements = max(written, op.nbytes_read) / 4
         to_memory = sum(graph.values[v].nbytes for v in op.writes if v in in_memory)
-        flops = elements * (hardware.draw if op.kind is Kind.SEEDED else _FLOPS_PER_ELEMENT)
+        flops = elements * (hardware.draw if op.kind is Kind.SEEDED else FLOPS_PER_ELEMENT)
         return flops / hardware.vector_flops + 2 * to_memory / hardware.bandwidth
     moved = op.nbytes_read + 2 * written
     rate = hardware.matrix_rate(op.dtype) * (hardware.attention if op.kind is Kind.ATTENTION else 1.0)

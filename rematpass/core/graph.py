@@ -281,6 +281,11 @@ class JointGraph:
         return tuple(sorted(own, key=lambda op: op.kind is Kind.MUTATION))
 
     @cached_property
+    def own_mutations(self) -> tuple[Op, ...]:
+        """The last of ``own_ops``."""
+        return tuple(op for op in self.own_ops if op.kind is Kind.MUTATION)
+
+    @cached_property
     def forward_ops(self) -> tuple[int, ...]:
         """Ids of forward's own ops, in their order."""
         return tuple(op.id for op in self.ops if self.sides[op.id] is Side.FORWARD)

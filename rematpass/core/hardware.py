@@ -16,6 +16,8 @@ from pathlib import Path
 from rematpass.errors import ConfigError
 
 _ARITHMETIC, _BANDWIDTH = 0.7, 0.8
+# Arithmetic of one element of a fused pointwise op, in FLOP: between an addition and a transcendental function.
+FLOPS_PER_ELEMENT = 4.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Hardware:
     bandwidth: float
     launch_seconds: float
     attention: float = 1.0
-    draw: float = 4.0
+    draw: float = FLOPS_PER_ELEMENT
 
     def matrix_rate(self, dtype: str) -> float:
         """FLOP/s for matrix work in ``dtype``; a dtype not listed runs like the slowest listed one.
@@ -114,7 +116,7 @@ def _from_file(path: Path) -> Hardware:
         fields = json.loads(path.read_text())
         flops = tuple((str(dtype), float(rate)) for dtype, rate in fields.pop("flops").items())
         numbers = {k: float(fields.pop(k)) for k in ("vector_flops", "bandwidth", "launch_seconds")}
-        numbers |= {k: float(fields.pop(k, default)) for k, default in (("attention", 1.0), ("draw", 4.0))}
+        numbers |= {k: float(fields.pop(k)) for k in ("attention", "draw") if k in fields}  # newer than some files
         found = Hardware(name=str(fields.pop("name")), flops=flops, **numbers)
     except OSError as error:
         raise ConfigError(f"cannot read the hardware preset {path}: {error.strerror}") from None

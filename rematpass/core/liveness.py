@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
-from operator import attrgetter, not_
 
 import numpy as np
 
 from rematpass.core.graph import JointGraph
 from rematpass.core.rows import Bools, Ints
-from rematpass.core.schedule import Drop, Plan, Run, Step, drop
+from rematpass.core.schedule import Plan, Run, Runs, Steps
 from rematpass.errors import PlanError
 
 _NEVER = np.iinfo(np.int64).max
-_OP, _COPY, _VALUE = (attrgetter(name) for name in ("op", "copy", "value"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +27,8 @@ class Trace:
     makes, the tangents, what backward makes.
     """
 
-    runs: tuple[Run, ...]
+    runs: Runs
     first_backward: int  # the position at which backward starts
-    op: Ints  # of each run
     value: Ints  # of each copy
     number: Ints  # of each copy: which of its value's it is
     born: Ints  # of each copy: the position that makes it
@@ -41,6 +37,11 @@ class Trace:
     outlives: Bools  # of each copy: whether it is handed out and lives to the end of backward
     reader: Ints  # run ``reader[i]`` reads copy ``read[i]``; positions ascend
     read: Ints
+
+    @property
+    def op(self) -> Ints:
+        """The op of each run."""
+        return self.runs.op
 
     @cached_property
     def last_read(self) -> Ints:
@@ -66,19 +67,19 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    fwd, ends_in_fwd = _parted(plan.fwd, 0)
-    bwd, ends_in_bwd = _parted(plan.bwd, len(fwd))
-    runs, split = (*fwd, *bwd), len(fwd)
-    lives = _Lives(graph, fwd, bwd)
-    lives.let_go(ends_in_fwd)
+    fwd, bwd = Steps.of(plan.fwd), Steps.of(plan.bwd)
+    split = len(fwd.runs)
+    runs = Runs(np.append(fwd.runs.op, bwd.runs.op), np.append(fwd.runs.copy, bwd.runs.copy))
+    lives = _Lives(graph, runs, split)
+    lives.let_go(fwd.value, fwd.copy, fwd.after)
     outputs = lives.newest(np.array(graph.fwd_outputs, np.int64), lives.in_forward, split)
     lives.hand_over(plan.saved)
-    lives.let_go(ends_in_bwd)
-    reader, asked = graph.touched_rows.take(lives.op)
+    lives.let_go(bwd.value, bwd.copy, split + bwd.after)
+    reader, asked = graph.touched_rows.take(runs.op)
     read = lives.newest(asked, lives.known[reader], reader)
     if (read < 0).any():
         position = int(reader[np.argmax(read < 0)])
-        op = graph.ops[runs[position].op]
+        op = graph.ops[runs.op[position]]
         raise PlanError(f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs")
     gradients = lives.newest(np.array(graph.bwd_outputs, np.int64), lives.count, len(runs))
     handed_out, outlives = np.zeros(lives.count, np.bool_), np.zeros(lives.count, np.bool_)
@@ -86,46 +87,31 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
         there = copies[copies >= 0]
         handed_out[there] = True
         outlives[there] |= stay
-    of_copies = lives.op, lives.value, lives.number, lives.born, lives.made, handed_out, outlives
+    of_copies = lives.value, lives.number, lives.born, lives.made, handed_out, outlives
     return Trace(runs, split, *of_copies, reader, read)
-
-
-def _parted(steps: Sequence[Step], position: int) -> tuple[list[Run], Ints]:
-    """The runs among ``steps``, the first at ``position``; and of the drops values, copies and positions after them."""
-    is_run = [type(step) is Run for step in steps]
-    runs: list[Run] = list(compress(steps, is_run))  # type: ignore[arg-type]
-    drops: list[Drop] = list(compress(steps, map(not_, is_run)))  # type: ignore[arg-type]
-    before = np.cumsum(is_run)[~np.array(is_run, np.bool_)]  # of each drop: the runs before it
-    return runs, np.stack([_column(_VALUE, drops), _column(_COPY, drops), position + before])
-
-
-def _column(of: attrgetter[int], steps: Sequence[Step]) -> Ints:
-    return np.fromiter(map(of, steps), np.int64, len(steps))
 
 
 class _Lives:
     """The copies of one schedule, numbered as they come to be, and when each is let go."""
 
-    def __init__(self, graph: JointGraph, fwd: Sequence[Run], bwd: Sequence[Run]) -> None:
-        self.graph = graph
-        self.op, times = (_column(of, (*fwd, *bwd)) for of in (_OP, _COPY))
-        maker, made = graph.written_rows.take(self.op)
+    def __init__(self, graph: JointGraph, runs: Runs, split: int) -> None:
+        self.graph, self.split = graph, split
+        maker, made = graph.written_rows.take(runs.op)
         handed_in, tangents = (np.array(ids, np.int64) for ids in (graph.handed_in, graph.tangents))
-        late = int(np.searchsorted(maker, len(fwd)))  # backward makes these and what follows
+        late = int(np.searchsorted(maker, split))  # backward makes these and what follows
 
         def in_order(of_inputs: Ints, of_made: Ints, of_tangents: Ints) -> Ints:
             return np.concatenate([of_inputs, of_made[:late], of_tangents, of_made[late:]])
 
         self.value = in_order(handed_in, made, tangents)
-        self.number = in_order(0 * handed_in, times[maker], 0 * tangents)
-        self.born = in_order(np.full_like(handed_in, -1), maker, np.full_like(tangents, len(fwd)))
+        self.number = in_order(0 * handed_in, runs.copy[maker], 0 * tangents)
+        self.born = in_order(np.full_like(handed_in, -1), maker, np.full_like(tangents, split))
         self.made = in_order(0 * handed_in, np.ones_like(maker), 0 * tangents).astype(np.bool_)
         self.count = len(self.value)
         self.in_forward = len(handed_in) + late  # copies that there are when forward has ended
-        writes = graph.written_rows.count(self.op)
+        writes = graph.written_rows.count(runs.op)
         self.known = len(handed_in) + np.cumsum(writes) - writes  # copies that have come to be before each run
-        self.known[len(fwd) :] += len(tangents)
-        self.split = len(fwd)
+        self.known[split:] += len(tangents)
         self.gone = np.full(self.count, _NEVER)  # the first position at which a copy is there no more
         self._by_value = np.argsort(self.value, kind="stable")
 
@@ -150,9 +136,8 @@ class _Lives:
         theirs = self.gone[: self.in_forward]
         np.minimum(theirs, self.split, out=theirs, where=~kept[self.value[: self.in_forward]])
 
-    def let_go(self, ends: Ints) -> None:
+    def let_go(self, values: Ints, numbers: Ints, positions: Ints) -> None:
         """Copies, by their values and numbers, are there no more from positions on."""
-        values, numbers, positions = ends
         most = max(self.number.max(initial=0), numbers.max(initial=0)) + 1
         names = self.value * most + self.number
         order = np.argsort(names)
@@ -169,6 +154,7 @@ def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[
     ``saved`` is cut down to what backward reads or returns. What is held from outside is not dropped: inputs in
     forward, parameters, forward's outputs (in backward where the caller holds them), gradients.
     """
+    fwd, bwd = Runs.of(fwd), Runs.of(bwd)
     early, late = _Uses(graph, fwd), _Uses(graph, bwd)
     outputs, gradients = graph.marked(graph.fwd_outputs), graph.marked(graph.bwd_outputs)
     tangents, parameters = graph.marked(graph.tangents), graph.marked(graph.parameters)
@@ -186,17 +172,16 @@ def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[
         np.append(from_before, late.value[~is_gradient]),
         np.append(0 * from_before, late.number[~is_gradient]),
     )
-    return Plan(solver, tuple(np.flatnonzero(used).tolist()), _with_drops(fwd, forward), _with_drops(bwd, backward))
+    return Plan(solver, tuple(np.flatnonzero(used).tolist()), _with_drops(fwd, *forward), _with_drops(bwd, *backward))
 
 
 class _Uses:
     """The copies that some runs make, in their order, and what they read besides."""
 
-    def __init__(self, graph: JointGraph, runs: Sequence[Run]) -> None:
-        ops, times = (_column(of, runs) for of in (_OP, _COPY))
-        born, self.value = graph.written_rows.take(ops)
-        self.number = times[born]
-        reader, asked = graph.touched_rows.take(ops)
+    def __init__(self, graph: JointGraph, runs: Runs) -> None:
+        born, self.value = graph.written_rows.take(runs.op)
+        self.number = runs.copy[born]
+        reader, asked = graph.touched_rows.take(runs.op)
         order = np.argsort(self.value, kind="stable")
         stride = len(runs) + 1
         at = np.searchsorted(self.value[order] * stride + born[order], asked * stride + reader) - 1
@@ -207,8 +192,7 @@ class _Uses:
         self.newest = last_of(self.number, self.value, len(graph.values))  # of each value: the number of its last copy
 
 
-def _with_drops(runs: Sequence[Run], ends: tuple[Ints, Ints, Ints]) -> tuple[Step, ...]:
-    """``runs``, and after each the drops of the copies that end there: position, value and number of each copy."""
-    steps: list[Step] = [*runs, *map(drop, ends[1].tolist(), ends[2].tolist())]
-    order = np.argsort(np.append(np.arange(len(runs)), ends[0]), kind="stable")
-    return tuple([steps[i] for i in order.tolist()])
+def _with_drops(runs: Runs, ends: Ints, values: Ints, copies: Ints) -> Steps:
+    """``runs``, and the drops of the copies that end with each: position, value and number of each copy."""
+    order = np.argsort(ends, kind="stable")
+    return Steps(runs, values[order], copies[order], ends[order] + 1)

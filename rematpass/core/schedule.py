@@ -10,16 +10,22 @@ recomputations and happen in backward.
 
 Backward starts with the ``saved`` values and the tangents, and with nothing else: not even a parameter is there
 unless it is saved (keeping one is free, since it exists anyway).
+
+Solvers make hundreds of plans of thousands of steps, and the simulator walks each. So a side of a plan is held in
+arrays (``Steps``), and steps are made when somebody looks at them: of the few plans that are carried out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+
+from rematpass.core.rows import Ints, Lazy, ints
 from rematpass.errors import PlanError
 
 FORMAT = 1
@@ -56,6 +62,63 @@ def drop(value: int, copy: int = 0) -> Drop:
     return Drop(value, copy)
 
 
+class Runs(Lazy[Run]):
+    """Runs in their order: op ``op[i]`` runs and makes copy ``copy[i]``."""
+
+    def __init__(self, op: Ints, copy: Ints) -> None:
+        self.op, self.copy = op, copy
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Runs:
+        """The same runs in arrays."""
+        return runs if isinstance(runs, cls) else cls(ints(r.op for r in runs), ints(r.copy for r in runs))
+
+    def made(self) -> tuple[Run, ...]:
+        return tuple(map(run, self.op.tolist(), self.copy.tolist()))
+
+    def __len__(self) -> int:
+        return len(self.op)
+
+
+class Steps(Lazy[Step]):
+    """Runs and drops in their order: ``runs``; and when ``after[i]`` of them have run, copy ``copy[i]`` of ``value[i]``
+    is dropped. What is ``after`` ascends.
+    """
+
+    def __init__(self, runs: Runs, value: Ints, copy: Ints, after: Ints) -> None:
+        self.runs, self.value, self.copy, self.after = runs, value, copy, after
+
+    @classmethod
+    def of(cls, steps: Sequence[Step]) -> Steps:
+        """The same steps in arrays."""
+        if isinstance(steps, cls):
+            return steps
+        runs = [step for step in steps if isinstance(step, Run)]
+        drops = [step for step in steps if isinstance(step, Drop)]
+        is_run = np.array([isinstance(step, Run) for step in steps], np.bool_)
+        after: Ints = np.cumsum(is_run, dtype=np.int64)[~is_run]
+        return cls(Runs.of(runs), ints(d.value for d in drops), ints(d.copy for d in drops), after)
+
+    def made(self) -> tuple[Step, ...]:
+        steps: list[Step] = [*self.runs, *map(drop, self.value.tolist(), self.copy.tolist())]
+        order = np.argsort(np.append(np.arange(1, len(self.runs) + 1), self.after), kind="stable")
+        return tuple([steps[i] for i in order.tolist()])
+
+    def __len__(self) -> int:
+        return len(self.runs) + len(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Steps):
+            return all(map(np.array_equal, self._arrays, other._arrays))
+        return super().__eq__(other)
+
+    __hash__ = None
+
+    @property
+    def _arrays(self) -> tuple[Ints, ...]:
+        return self.runs.op, self.runs.copy, self.value, self.copy, self.after
+
+
 @dataclass(frozen=True)
 class Plan:
     """A schedule. ``saved``: ids of the values that forward hands to backward, in ascending order, inputs included.
@@ -65,8 +128,8 @@ class Plan:
 
     solver: str = field(compare=False)
     saved: tuple[int, ...]
-    fwd: tuple[Step, ...]
-    bwd: tuple[Step, ...]
+    fwd: Sequence[Step]
+    bwd: Sequence[Step]
 
     def __hash__(self) -> int:
         return self._hash

@@ -20,18 +20,17 @@ them): it takes fewer bytes, and later readers read one buffer instead of many.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
 from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
 from rematpass.core.graph import JointGraph, Kind
 from rematpass.core.liveness import Trace, last_of, trace
-from rematpass.core.rows import Bools, Ints, Rows
+from rematpass.core.rows import Bools, Ints, Lazy, Rows
 from rematpass.core.schedule import Plan, Run
 
 # A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one
@@ -67,7 +66,7 @@ class Timeline:
     ``recompute_seconds`` is what backward spends on running ops again, ``step_seconds`` the whole step.
     """
 
-    runs: tuple[Run, ...]
+    runs: Sequence[Run]
     first_backward: int
     live: tuple[int, ...]
     tenants: Sequence[Tenant]
@@ -199,15 +198,14 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
     )
 
 
-class _Tenants(Sequence[Tenant]):
-    """The tenants of one timeline, made when somebody asks: few of the many plans that are tried are looked at."""
+class _Tenants(Lazy[Tenant]):
+    """The tenants of one timeline: few of the many plans that are tried are looked at."""
 
     def __init__(self, there: Residence, born: Ints, end: Ints, nbytes: Ints, copies: Ints) -> None:
         self.there, self.copies = there, copies
         self.columns = (there.lives.value, there.lives.number, nbytes, born, end, there.lives.born)
 
-    @cached_property
-    def all(self) -> tuple[Tenant, ...]:
+    def made(self) -> tuple[Tenant, ...]:
         there, copies = self.there, self.copies
         order = np.argsort(there.read, kind="stable")
         first, stop = (np.searchsorted(there.read[order], copies, side=side).tolist() for side in ("left", "right"))
@@ -218,19 +216,6 @@ class _Tenants(Sequence[Tenant]):
 
     def __len__(self) -> int:
         return len(self.copies)
-
-    @overload
-    def __getitem__(self, index: int) -> Tenant: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tenant]: ...
-    def __getitem__(self, index: int | slice) -> Tenant | Sequence[Tenant]:
-        return self.all[index]
-
-    def __iter__(self) -> Iterator[Tenant]:
-        return iter(self.all)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self.all == tuple(other)
 
 
 def _sums(first: Ints, last: Ints, nbytes: Ints, count: int) -> Ints:
@@ -264,11 +249,9 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     written: set[int] = set()
     columns = (np.flatnonzero(could), lives.born[could], readers[could])
     for copy, born, readers_of in zip(*(column.tolist() for column in columns), strict=True):
-        asked = reads[start[born] : start[born + 1]]
-        if len(asked) == 1:
-            sources = made_of[asked[0]]
-        else:
-            sources = tuple(dict.fromkeys(chain.from_iterable([made_of[r] for r in asked])))
+        sources: tuple[int, ...] = ()
+        for r in reads[start[born] : start[born + 1]]:
+            sources = tuple(dict.fromkeys(sources + made_of[r])) if sources else made_of[r]
         if len(sources) > 1:
             if len(sources) > (_MOST_READS_FOR_SEVERAL if readers_of > 1 else most_for_one):
                 continue
@@ -277,9 +260,10 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
                 continue
         made_of[copy] = sources
         virtual.append(copy)
+        last = over[copy]
         for s in sources:
-            if over[s] < over[copy]:
-                over[s] = over[copy]
+            if over[s] < last:
+                over[s] = last
     return {copy: made_of[copy] for copy in virtual}, frozenset(written)
 
 

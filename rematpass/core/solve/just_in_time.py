@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from rematpass.core.graph import JointGraph, Kind, Op
+import numpy as np
+
+from rematpass.core.graph import JointGraph, Op
 from rematpass.core.liveness import plan_of
-from rematpass.core.schedule import Plan, Run, run
+from rematpass.core.schedule import Plan, Runs
 from rematpass.errors import PlanError
 
 
@@ -32,50 +34,61 @@ def just_in_time(
         PlanError: backward needs a value that is not saved and must not be computed again.
     """
     saved = set(saved)
-    forward = forward_runs(graph, saved)
-    times = [0] * len(graph.ops)  # how often each op has run
-    for step in forward:
-        times[step.op] = 1
+    forward = forward_ops(graph, saved)
+    ran = set(forward)
     inputs = graph.kept_inputs
     there = {*saved, *inputs, *graph.tangents}
-    backward: list[Run] = []
+    backward: list[int] = []
 
     def make_again(values: Iterable[int]) -> None:
-        for id in graph.ancestors(values, there):
+        chain = graph.ancestors(values, there)
+        for id in chain:
             op = graph.ops[id]
-            if times[id] and id in graph.runs_once:
-                why = op.never_recompute or "the user wants its value saved"
-                raise PlanError(f"{asked_for(op)}, which must not run twice: {why}")
+            if id in graph.runs_once:
+                if id in ran:
+                    why = op.never_recompute or "the user wants its value saved"
+                    raise PlanError(f"{asked_for(op)}, which must not run twice: {why}")
+                ran.add(id)
             if not there.issuperset(op.reads):
                 lost = next(v for v in op.reads if v not in there)
                 raise PlanError(
                     f"{asked_for(op)}, and value {lost}, which it reads, can be neither saved nor made again"
                 )
-            backward.append(run(id, times[id]))
-            times[id] += 1
             there.update(op.writes)
+        backward.extend(chain)
 
     def asked_for(op: Op) -> str:
         return f"{solver}: backward needs op {op.id} ({op.name}) again"
 
     forgotten = forgotten or {}
-    mutations = [op for op in graph.own_ops if op.kind is Kind.MUTATION]
+    mutations = graph.own_mutations
     for moment, op in enumerate(graph.own_ops[: len(graph.own_ops) - len(mutations)]):
         if not there.issuperset(op.reads):
             make_again(op.reads)
-        backward.append(run(op.id))
+        backward.append(op.id)
         there.update(op.writes)
         if moment in forgotten:
             there.difference_update(forgotten[moment])
     make_again(graph.bwd_outputs)
     make_again(v for op in mutations for v in op.reads)
-    backward += [run(op.id) for op in mutations]
+    backward += [op.id for op in mutations]
     overwritten_here = {v for op in mutations for v in op.mutates}
-    return plan_of(graph, solver, saved | inputs | overwritten_here, forward, backward)
+    fwd, bwd = _numbered(forward, backward)
+    return plan_of(graph, solver, saved | inputs | overwritten_here, fwd, bwd)
 
 
-def forward_runs(graph: JointGraph, saved: Iterable[int]) -> list[Run]:
+def forward_ops(graph: JointGraph, saved: Iterable[int]) -> list[int]:
     """Forward's own ops, and those of neither side that ``saved`` values come from, in their order."""
-    ops, made = graph.forward_ops, graph.made_in_forward
+    made = graph.made_in_forward
     aside = graph.ancestors([v for v in saved if v not in made], made)
-    return [run(op) for op in (sorted({*ops, *aside}) if aside else ops)]
+    return sorted({*graph.forward_ops, *aside})
+
+
+def _numbered(forward: list[int], backward: list[int]) -> tuple[Runs, Runs]:
+    """Runs of these ops, one after another; each makes the next copy of what it writes."""
+    ops = np.array([*forward, *backward], np.int64)
+    order = np.argsort(ops, kind="stable")
+    copies = np.empty_like(ops)
+    copies[order] = np.arange(len(ops)) - np.searchsorted(ops[order], ops[order])
+    split = len(forward)
+    return Runs(ops[:split], copies[:split]), Runs(ops[split:], copies[split:])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rematpass.core.cost import FREE, FUSIBLE, materialized
 from rematpass.core.graph import JointGraph, Op, Side
 from rematpass.core.rows import Ints
+from rematpass.core.schedule import Runs
 from rematpass.core.simulate import Timeline
 
 
@@ -114,8 +115,8 @@ class Moments:
         """At each moment the most of ``nbytes``, one for each run; a recomputation is for the op that comes next."""
         of_op = np.full(len(self.graph.ops), -1, np.int64)
         of_op[list(self.of_op)] = list(self.of_op.values())
-        moment = of_op[[run.op for run in timeline.runs]]
-        moment[[run.copy > 0 for run in timeline.runs]] = -1
+        runs = Runs.of(timeline.runs)
+        moment = np.where(runs.copy > 0, -1, of_op[runs.op])
         steps = np.arange(len(moment))
         following = np.minimum.accumulate(np.where(moment >= 0, steps, len(moment))[::-1])[::-1]
         most = np.zeros(self.count)

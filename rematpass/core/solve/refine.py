@@ -30,7 +30,7 @@ from rematpass.core.schedule import Plan
 from rematpass.core.solve.descent import Search, State
 from rematpass.core.solve.problem import Problem
 
-_REACHES = (1.1, 2.0)  # times a limit: how high a plan may lie that is brought down to it
+_REACHES = (1.1, 2.0)  # times a limit: how high a plan may lie that is brought down to it; for large graphs the first
 _NARROW = 1.004  # a step from one peak to the next that holds no other
 
 
@@ -75,13 +75,14 @@ def refine(problem: Problem, found: Iterable[tuple[State, Plan]], trials: int) -
     """Plans for the largest holes between ``found`` and these, one hole for each of ``trials``."""
     pool = [Search(problem, state, plan) for state, plan in found]
     tried: set[tuple[int, int]] = set()
+    reaches = _REACHES[: problem.trials(2 * len(_REACHES))]
     for _ in range(trials):
         hole = largest_hole(pareto(pool), tried)
         if hole is None:
             return
         tried.add(hole)
         limit = math.isqrt(hole[0] * hole[1])
-        for start in dict.fromkeys(_fastest_under(reach * limit, pool) for reach in _REACHES):
+        for start in dict.fromkeys(_fastest_under(reach * limit, pool) for reach in reaches):
             if start is None or start.peak <= limit:
                 continue
             search = Search(problem, start.state, start.plan)

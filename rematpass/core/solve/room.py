@@ -22,6 +22,7 @@ import numpy as np
 
 from rematpass.core.graph import Side
 from rematpass.core.rows import Ints
+from rematpass.core.schedule import Runs
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.problem import Problem
 
@@ -73,7 +74,7 @@ class Room:
     @cached_property
     def _ops(self) -> Ints:
         """The op of each run."""
-        return np.array([run.op for run in self.timeline.runs], np.int64)
+        return Runs.of(self.timeline.runs).op
 
     @cached_property
     def _spans(self) -> tuple[Ints, Ints]:
