@@ -49,3 +49,19 @@ class TestFlops:
         (summary,) = rematpass.plans(clear=True)
         assert summary.exact
         assert (counter.total, counter.graphs) == (eager.step + summary.recomputed_flops, 2)
+
+    def test_checkpointed_attention_counts_though_it_is_handed_a_random_state(self):
+        """Torch wraps attention in an op that saves the generator's state, and in one that runs it in that state."""
+        heads = torch.randn(1, 2, 16, 8, requires_grad=True)
+
+        def attend(x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x).sin().sum()
+
+        def step() -> torch.Tensor:
+            return torch.utils.checkpoint.checkpoint(attend, heads, use_reentrant=False)
+
+        plain, again = (eager_flops(s, [heads]) for s in (lambda: attend(heads), step))
+        assert again.step == plain.step + plain.forward > plain.step
+        with compiled_flops() as counter:
+            run_step(torch.compile(step), [heads])
+        assert (counter.total, counter.graphs) == (again.step, 2)

@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rematpass.compiler._torch import CustomGraphPass, hint, inductor_config
@@ -76,8 +78,27 @@ def graph_flops(graph: fx.Graph) -> int:
     total = 0
     formulas = {**flop_registry, **ATTENTION_FLOPS}
     for node in graph.nodes:
-        packet = getattr(node.target, "overloadpacket", None)
-        if node.op == "call_function" and packet in formulas:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-            total += hint(formulas[packet](*args, **kwargs, out_val=node.meta["val"]))
+        if node.op != "call_function":
+            continue
+        op, args, kwargs, value = _with_its_random_state_aside(node)
+        packet = getattr(op, "overloadpacket", None)
+        if packet in formulas:
+            args, kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+            total += hint(formulas[packet](*args, **kwargs, out_val=value))
     return total
+
+
+def _with_its_random_state_aside(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+    """The op that a node runs, its arguments and its result, also where torch hands it the state of a generator.
+
+    It does so in checkpointed regions, with whatever could draw numbers: attention, be its dropout 0.
+    """
+    value = node.meta.get("val")
+    if not isinstance(node.target, HigherOrderOperator):
+        return node.target, node.args, dict(node.kwargs), value
+    place = next((i for i, arg in enumerate(node.args[:2]) if isinstance(arg, OpOverload)), None)
+    if place is None:
+        return node.target, node.args, dict(node.kwargs), value
+    kwargs = {name: of for name, of in node.kwargs.items() if name != "rng_state"}
+    saves_the_state = node.target.name() == "run_and_save_rng_state"
+    return node.args[place], node.args[place + 1 :], kwargs, value[1] if saves_the_state else value
