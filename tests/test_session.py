@@ -1,5 +1,6 @@
 """Strategies side by side, with workers that answer from a table: what is measured, what is not, and in which order."""
 
+import dataclasses
 import errno
 import math
 import os
@@ -228,6 +229,55 @@ def test_seconds_can_be_taken_again(workers):
     assert [rows[name].same_plan_as for name in ("remat@1", "remat@0")] == ["", ""]
     assert rows["remat@1"].peak is not None
     assert rows["remat@1"].rounds == 5
+
+
+def of_another_planner(monkeypatch, source="planner 2", carrier="carrier"):
+    monkeypatch.setattr(trial, "source_hash", lambda device: source)
+    monkeypatch.setattr(trial, "carrier_hash", lambda device: carrier)
+
+
+def test_another_planner_is_measured_where_its_plans_are_others(workers, monkeypatch):
+    store = Store()
+    of_another_planner(monkeypatch, "planner 1")
+    workers()
+    _, before, _ = run(store, like_peers=True)
+    of_another_planner(monkeypatch, "planner 2")
+    used = workers(peaks=PEAKS | {"remat@1": 99, "remat@0": 99})
+    _, rows, pending = run(store, like_peers=True)
+    assert {row.source for name, row in rows.items() if name.startswith("remat")} == {"planner 2"}
+    assert {name: dataclasses.replace(row, source=before[name].source) for name, row in rows.items()} == before
+    assert used.timed == pending == []
+
+
+def test_a_plan_of_another_strategy_is_not_measured_again_either(workers, monkeypatch):
+    store = Store()
+    of_another_planner(monkeypatch, "planner 1")
+    workers()
+    run(store)
+    of_another_planner(monkeypatch, "planner 2")
+    used = workers()
+    _, rows, pending = run(store, budgets="13KiB")
+    assert (rows["remat@13KiB"].same_plan_as, rows["remat@13KiB"].peak) == ("remat@1", None)
+    assert used.timed == pending == []
+
+
+@pytest.mark.parametrize(
+    ("carrier", "settings"),
+    [
+        ("another", Settings(rounds=3)),  # the plan is carried out by other code
+        ("carrier", Settings(rounds=3, retime=True)),  # times are asked for
+        ("carrier", Settings(rounds=0)),  # then the row before was not timed
+    ],
+)
+def test_equal_plans_of_another_planner_are_measured_again(workers, monkeypatch, carrier, settings):
+    store = Store()
+    of_another_planner(monkeypatch, "planner 1")
+    workers()
+    run(store, settings=settings)
+    of_another_planner(monkeypatch, "planner 2", carrier)
+    workers(peaks=PEAKS | {"remat@1": 99})
+    _, rows, _ = run(store, settings=Settings(rounds=3, retime=settings.retime))
+    assert (rows["remat@1"].peak, rows["remat@1"].same_plan_as, rows["remat@1"].rounds) == (99 * KIB, "", 3)
 
 
 def test_no_rounds_no_seconds(workers):

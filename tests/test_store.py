@@ -57,7 +57,7 @@ def test_rows_are_those_of_the_planner_measured_last():
         store.add(row)
     assert store.rows("llama", "cpu, 2 threads") == [newer, ROW]
     assert store.rows(device="NVIDIA H100") == [other_device]
-    assert store.of_planner(OURS) == [OURS]
+    assert store.get(OURS) == OURS
 
 
 def test_file_that_cannot_be_written(tmp_path):

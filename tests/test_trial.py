@@ -1,12 +1,15 @@
 """One strategy on one model: figures that can be counted, and what is refused. Nothing here is compiled by Inductor."""
 
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import rematpass
 from rematpass.compiler import partitioner
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.core.frontier import least_budget
@@ -90,7 +93,8 @@ class TestRemat:
         assert found.floor - 4 == found.planned_peak <= found.ceiling  # the floor counts the loss, an output
         assert found.budget_nbytes == found.floor
         assert len(found.plan_hash) == 12
-        assert len(found.source) == 12
+        assert len(found.source) == len(found.carrier) == 12
+        assert found.source != found.carrier
         assert found.gradient_error == 0
         assert found.planning_seconds > 0
 
@@ -166,3 +170,21 @@ def test_what_a_user_may_not_give(name, monkeypatch):
     with pytest.raises(MeasureError) as raised:
         look(Job("users:make", Strategy("eager")))
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "matters"),
+    [
+        ("core/solve/refine.py", False),
+        ("core/frontier.py", False),
+        ("core/simulate.py", True),
+        ("compiler/emit.py", True),
+    ],
+)
+def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(tmp_path, monkeypatch, changed, matters):
+    copied = tmp_path / "rematpass"
+    shutil.copytree(Path(rematpass.__file__).parent, copied)
+    monkeypatch.setattr(rematpass, "__file__", str(copied / "__init__.py"))
+    before = trial.carrier_hash(torch.device("cpu"))
+    (copied / changed).write_text("changed = True\n")
+    assert (trial.carrier_hash(torch.device("cpu")) != before) == matters

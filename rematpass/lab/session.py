@@ -1,6 +1,8 @@
 """Strategies side by side on one model: bytes by as many jobs as there are, each in a process; seconds in turns.
 
-What is in the store already is not measured again, and of strategies that come to the same plan only the first is.
+What is in the store already is not measured again, and of strategies that come to the same plan only the first is. When
+the planner was changed, it is asked for its plans anew, and those that are as they were are not measured again.
+
 The peak that a peer needed can be given to remat as its budget: at the same peak, who is faster? While step times are
 taken nothing else runs, and each is divided by plain Inductor's in the same round. So Inductor always takes part.
 
@@ -273,10 +275,8 @@ class Session:
         worker = Worker(place / "log", place / "cache")
         self._measuring.add(worker)
         blank = self.blank(strategy)
-        others = (r for r in self.store.of_planner(blank) if r.strategy != strategy.name)  # its own may be taken again
-        known = {r.plan_hash: r for r in others if r.peak is not None and r.plan_hash}
-        plans = [] if strategy.is_peer else sorted(known)
-        request = {**self._request(strategy), "do": "measure", "known_plans": plans}
+        known = {} if strategy.is_peer else self._known(blank)
+        request = {**self._request(strategy), "do": "measure", "known_plans": sorted(known)}
         try:
             answer = worker.ask(request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self._left())
             found = _found(answer, blank)
@@ -292,9 +292,10 @@ class Session:
             self.parameters = answer.get("parameters", self.parameters)
         finally:
             self._measuring.discard(worker)
-        if found.status == MEASURED and found.peak is None and found.plan_hash in known:
-            found = replace(found, same_plan_as=known[found.plan_hash].strategy)
-        if found.status == MEASURED and not found.same_plan_as:
+        is_known = found.status == MEASURED and found.peak is None and found.plan_hash in known
+        if is_known:
+            found = _with_plan_of(known[found.plan_hash], found)
+        if found.status == MEASURED and not is_known:
             self._workers[strategy] = worker
         else:
             worker.close()
@@ -303,6 +304,24 @@ class Session:
             times = {} if before is None else _times_of(before)
             self.store.add(replace(found, **times))
         self.on_stage(strategy, "done")
+
+    def _known(self, blank: Measurement) -> dict[str, Measurement]:
+        """By its hash each plan that is not to be measured again, and who was measured with it.
+
+        That is another strategy of this planner or, unless times are taken again, any of an earlier one, timed where
+        that is asked for, that was carried out by the same code.
+        """
+        known: dict[str, Measurement] = {}
+        for row in self.store.rows(blank.model, blank.device, blank.torch):
+            its_own = row.strategy == blank.strategy
+            if row.source == blank.source:
+                is_known = not its_own  # which may be taken again
+            else:
+                is_timed = row.step_seconds is not None or not self.settings.rounds
+                is_known = row.carrier == blank.carrier and is_timed and not self.settings.retime
+            if is_known and row.peak is not None and row.plan_hash and (its_own or row.plan_hash not in known):
+                known[row.plan_hash] = row
+        return known
 
     def _time_and_release(self) -> None:
         """Step seconds of all workers that wait, in turns; then all but Inductor's end."""
@@ -337,6 +356,13 @@ class Session:
             (s, timing, _quartiles(timing.relative_to(reference)) if reference else None)
             for s, timing in timings.items()
         ]
+
+
+def _with_plan_of(known: Measurement, found: Measurement) -> Measurement:
+    """What was ``found`` of a strategy that has the plan of a ``known`` row; where that is its own, what it says."""
+    if known.strategy != found.strategy:
+        return replace(found, same_plan_as=known.strategy)
+    return replace(known, source=found.source, floor=found.floor, ceiling=found.ceiling)
 
 
 def _times_of(row: Measurement) -> dict[str, Any]:

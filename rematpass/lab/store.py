@@ -66,10 +66,6 @@ class Store:
         """What was measured under the key of ``blank``."""
         return self._rows.get(blank.key)
 
-    def of_planner(self, blank: Measurement) -> list[Measurement]:
-        """All rows of the model, device, torch and planner of ``blank``."""
-        return [r for r in self._rows.values() if _but_strategy(r.key) == _but_strategy(blank.key)]
-
     def all_rows(self) -> list[Measurement]:
         """What is there, of older planners too, the oldest first."""
         return list(self._rows.values())
@@ -87,7 +83,3 @@ class Store:
     def _keep(self, measurement: Measurement) -> None:
         self._rows.pop(measurement.key, None)
         self._rows[measurement.key] = measurement
-
-
-def _but_strategy(key: Key) -> tuple[str, ...]:
-    return key[:1] + key[2:]

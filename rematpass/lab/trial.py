@@ -10,6 +10,7 @@ that finds out what the machine's compiler can do, once for all.
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +19,9 @@ from typing import Any
 
 import torch
 
+import rematpass
 from rematpass.compiler import partitioner
-from rematpass.compiler._torch import device_name, functorch_config
+from rematpass.compiler._torch import device_name, functorch_config, how_cudnn_chooses
 from rematpass.compiler.backend import remat
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.config import Config
@@ -36,6 +38,7 @@ from rematpass.units import format_bytes
 
 Gradients = dict[str, torch.Tensor]
 SEED = 0
+_ONLY_CHOOSE = ("core/solve/", "core/frontier.py", "core/hardware.py")  # sources without a say in what a plan becomes
 
 
 @dataclass(frozen=True)
@@ -171,13 +174,14 @@ def blank(job: Job) -> Measurement:
     """The measurement of a job before anything is measured: what its key is made of."""
     device = models.usable(job.device)
     name = job.target + "".join(f",{k}={v}" for k, v in sorted(job.sizes.items())) + PER_BLOCK * job.per_block
-    source = "" if job.strategy.is_peer else source_hash(device)
+    source, carrier = ("", "") if job.strategy.is_peer else (source_hash(device), carrier_hash(device))
     return Measurement(
         model=name,
         strategy=job.strategy.name,
         device=device_label(device),
         torch=str(torch.__version__),
         source=source,
+        carrier=carrier,
         budget_nbytes=job.strategy.nbytes,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     )
@@ -186,6 +190,24 @@ def blank(job: Job) -> Measurement:
 def source_hash(device: torch.device) -> str:
     """Which planner this is: every source file that has a say in a plan, the settings but the budget, and torch."""
     return RematPartitioner(Config.read({"memory_budget": 1}), device=device).uuid().hex()[:12]
+
+
+def carrier_hash(device: torch.device) -> str:
+    """What carries a plan out: the sources and settings behind ``source_hash``, but for what only chooses a plan."""
+    root = Path(rematpass.__file__).parent
+    sources = [
+        root / "config.py",
+        root / "units.py",
+        *(root / "core").rglob("*.py"),
+        *(root / "compiler").rglob("*.py"),
+    ]
+    digest = hashlib.sha256(Config.read({"memory_budget": 1}).key().encode())
+    for file in sorted(sources):
+        if not (name := file.relative_to(root).as_posix()).startswith(_ONLY_CHOOSE):
+            digest.update(name.encode() + b"\0" + file.read_bytes())
+    if device.type == "cuda":
+        digest.update(" ".join(how_cudnn_chooses()).encode())
+    return digest.hexdigest()[:12]
 
 
 def device_label(device: torch.device) -> str:

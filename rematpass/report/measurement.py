@@ -110,7 +110,8 @@ def _check_budget(strategy: Strategy, name: str) -> None:
 class Measurement:
     """What one strategy took on one model. Bytes and FLOPs are whole numbers of one training step; None: not measured.
 
-    ``device``: the device with its name; ``torch``: its version; ``source``: which code planned, of remat alone.
+    ``device``: the device with its name; ``torch``: its version; ``source``: which code planned and ``carrier``: which
+    carried the plan out, of remat alone.
     ``status``: measured, infeasible (a byte budget below ``floor``) or failed, with ``error`` in one line.
     ``planned_peak``, ``floor``, ``ceiling``: the plan's, the largest of all graphs; ``drops_outputs``: it is made for
     callers who drop forward's outputs before backward (REMAT_HOLD_OUTPUTS=0). ``saved``: alive when backward starts.
@@ -125,6 +126,7 @@ class Measurement:
     device: str
     torch: str
     source: str = ""
+    carrier: str = ""
     status: str = MEASURED
     error: str = ""
     budget_nbytes: int | None = None
