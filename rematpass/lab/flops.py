@@ -101,4 +101,4 @@ def _with_its_random_state_aside(node: fx.Node) -> tuple[Any, tuple[Any, ...], d
         return node.target, node.args, dict(node.kwargs), value
     kwargs = {name: of for name, of in node.kwargs.items() if name != "rng_state"}
     saves_the_state = node.target.name() == "run_and_save_rng_state"
-    return node.args[place], node.args[place + 1 :], kwargs, value[1] if saves_the_state else value
+    return node.args[place], node.args[place + 1 :], kwargs, value[1] if saves_the_state and value else value
