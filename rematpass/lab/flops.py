@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from rematpass.compiler._torch import CustomGraphPass, hint, inductor_config
+from rematpass.compiler._torch import CustomGraphPass, hint, inductor_config, run_and_save_rng_state
 from rematpass.compiler.dry_run import is_under_way
 from rematpass.compiler.ops import ATTENTION_FLOPS
 from rematpass.lab.measure import Step, run_step
@@ -94,11 +93,9 @@ def _with_its_random_state_aside(node: fx.Node) -> tuple[Any, tuple[Any, ...], d
     It does so in checkpointed regions, with whatever could draw numbers: attention, be its dropout 0.
     """
     value = node.meta.get("val")
-    if not isinstance(node.target, HigherOrderOperator):
-        return node.target, node.args, dict(node.kwargs), value
-    place = next((i for i, arg in enumerate(node.args[:2]) if isinstance(arg, OpOverload)), None)
+    place = next((i for i, arg in enumerate(node.args[:2]) if hasattr(arg, "overloadpacket")), None)
     if place is None:
         return node.target, node.args, dict(node.kwargs), value
     kwargs = {name: of for name, of in node.kwargs.items() if name != "rng_state"}
-    saves_the_state = node.target.name() == "run_and_save_rng_state"
+    saves_the_state = node.target is run_and_save_rng_state
     return node.args[place], node.args[place + 1 :], kwargs, value[1] if saves_the_state and value else value

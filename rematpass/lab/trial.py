@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-import rematpass
 from rematpass.compiler import partitioner
 from rematpass.compiler._torch import device_name, functorch_config, how_cudnn_chooses
 from rematpass.compiler.backend import remat
@@ -38,6 +37,7 @@ from rematpass.units import format_bytes
 
 Gradients = dict[str, torch.Tensor]
 SEED = 0
+ROOT = Path(__file__).parents[1]  # of the package
 _ONLY_CHOOSE = ("core/solve/", "core/frontier.py", "core/hardware.py")  # sources without a say in what a plan becomes
 
 
@@ -194,7 +194,7 @@ def source_hash(device: torch.device) -> str:
 
 def carrier_hash(device: torch.device) -> str:
     """What carries a plan out: the sources and settings behind ``source_hash``, but for what only chooses a plan."""
-    root = Path(rematpass.__file__).parent
+    root = ROOT
     sources = [
         root / "config.py",
         root / "units.py",
