@@ -194,16 +194,15 @@ def source_hash(device: torch.device) -> str:
 
 def carrier_hash(device: torch.device) -> str:
     """What carries a plan out: the sources and settings behind ``source_hash``, but for what only chooses a plan."""
-    root = ROOT
     sources = [
-        root / "config.py",
-        root / "units.py",
-        *(root / "core").rglob("*.py"),
-        *(root / "compiler").rglob("*.py"),
+        ROOT / "config.py",
+        ROOT / "units.py",
+        *(ROOT / "core").rglob("*.py"),
+        *(ROOT / "compiler").rglob("*.py"),
     ]
     digest = hashlib.sha256(Config.read({"memory_budget": 1}).key().encode())
     for file in sorted(sources):
-        if not (name := file.relative_to(root).as_posix()).startswith(_ONLY_CHOOSE):
+        if not (name := file.relative_to(ROOT).as_posix()).startswith(_ONLY_CHOOSE):
             digest.update(name.encode() + b"\0" + file.read_bytes())
     if device.type == "cuda":
         digest.update(" ".join(how_cudnn_chooses()).encode())
