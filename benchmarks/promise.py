@@ -22,8 +22,8 @@ import torch
 
 from rematpass import plans
 from rematpass.compiler import scratch
-from rematpass.compiler._torch import device_name
 from rematpass.compiler.backend import remat
+from rematpass.compiler.settings import device_name
 from rematpass.errors import cause_of
 from rematpass.lab import models
 from rematpass.lab.measure import measure_memory, run_step

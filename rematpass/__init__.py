@@ -43,6 +43,10 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions
+      hints.py           sizes as numbers
+      settings.py        the device and torch's settings
+      under_way.py       what is compiled now, and which modules run
+      sources.py         a hash of what a plan depends on
       calls.py           an op's call, made with arguments like its own
       allocations.py     every allocation and release of a span of code, in order
       scratch.py         the memory that calls of libraries take inside themselves, measured
@@ -50,11 +54,14 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       bodies.py          results of a region's body that are its arguments
       inside.py          bytes that regions and branches take inside themselves
       alike.py           how often a step calls what is being compiled
+      nodes.py           what one fx node says of itself
+      old_versions.py    inputs that forward overwrites
       capture.py         joint GraphModule -> JointGraph
       decisions.py       what forward has chosen is not chosen again
       marks.py           budgets of regions; values to offload
       written.py         an op that makes Inductor write its argument
       emit.py            Plan -> forward and backward GraphModule
+      slots.py           the bytes alive while Inductor's ops run in our order
       fusion.py          Inductor merges kernels only where that does not raise the peak
       order.py           Inductor runs ops in our order
       course.py          the bytes alive, line by line of what Inductor writes

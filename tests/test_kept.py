@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, kept
+from rematpass.compiler import _torch, kept, settings
 from rematpass.compiler.kept import find, key
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.config import Config
@@ -37,9 +37,8 @@ for run in json.loads(sys.argv[1]):
     handler.emit = lambda record: lines.append(record.getMessage())
     rematpass_log = logging.getLogger("rematpass")
     rematpass_log.handlers = [handler]
-    partitioner._sources_hash.cache_clear()
     if "source" in run:
-        partitioner._sources_hash = lambda: run["source"]
+        partitioner.sources_hash = lambda: run["source"]
     if run.get("enable"):
         with rematpass.enable(**run["options"]):
             train("inductor", None)
@@ -150,7 +149,7 @@ def test_with_caches_disabled_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(_torch, "cache_directory", lambda: str(tmp_path))
     compiled, partitioner = Compiled(), RematPartitioner(Config())
     with _torch.inductor_config.patch(force_disable_caches=True):
-        assert _torch.caches_are_disabled()
+        assert settings.caches_are_disabled()
         with kept.keeping(partitioner, compiled.gm, compiled.inputs, {}):
             pass
     assert list(tmp_path.iterdir()) == []

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rematpass.compiler import _torch, fusion, order
+from rematpass.compiler import _torch, order, slots
 from rematpass.compiler.dry_run import dry_run
-from rematpass.compiler.fusion import predecessors
+from rematpass.compiler.slots import predecessors
 
 AS_IT_IS, OURS = {}, order.config_patches()
 
@@ -150,7 +150,7 @@ def test_what_goes_wrong_while_kernels_are_merged_ends_no_training(part, monkeyp
     def broken(*_):
         raise IndexError("7 of 5")
 
-    monkeypatch.setattr(fusion.Timeline, part, broken)
+    monkeypatch.setattr(slots.Timeline, part, broken)
     module = traced(shares_and_their_gradient, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7))
     expected = course(module, {"reorder_for_peak_memory": False})
     with pytest.raises(Exception, match="7 of 5"):
@@ -186,7 +186,7 @@ def test_the_timeline_of_fusion_knows_what_the_wrapper_will_allocate(monkeypatch
     """What is moved, merged and overwritten, to the byte; arguments are saved values, which can be freed."""
     timelines = []
 
-    class Kept(fusion.Timeline):
+    class Kept(slots.Timeline):
         def __init__(self, *args):
             super().__init__(*args)
             timelines.append(self)

@@ -236,7 +236,7 @@ def test_whatever_can_change_a_plan_changes_the_cache_key(monkeypatch):
     ]
     keys = [RematPartitioner(Config.read(s, {})).uuid() for s in settings]
     keys.append(RematPartitioner(Config(), fuse=False).uuid())
-    monkeypatch.setattr(partitioner, "_sources_hash", lambda: "other sources")
+    monkeypatch.setattr(partitioner, "sources_hash", lambda: "other sources")
     keys.append(RematPartitioner(Config()).uuid())
     monkeypatch.setattr(partitioner, "free_bytes", lambda device: 7 << 30)
     keys.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {})).uuid())

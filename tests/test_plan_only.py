@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, settings
 from rematpass.compiler.backend import enable
 from rematpass.compiler.plan_only import plan_only
 from rematpass.config import Config
@@ -56,7 +56,7 @@ def test_enable_does_not_ask_for_a_gpu_before_a_graph_is_compiled(monkeypatch):
     def fail():
         raise AssertionError("asked for the current device")
 
-    monkeypatch.setattr(_torch, "current_device", fail)
+    monkeypatch.setattr(settings, "current_device", fail)
     before = _torch.inductor_config.custom_partitioner_fn
     with enable(memory_budget=0.5):
         assert _torch.inductor_config.custom_partitioner_fn.config.memory_budget.fraction == 0.5

@@ -7,11 +7,11 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rematpass.compiler import _torch, scratch
+from rematpass.compiler import _torch, scratch, settings
 from rematpass.compiler.allocations import course, record
 from rematpass.compiler.calls import Like, call_of
-from rematpass.compiler.capture import _computed_in
 from rematpass.compiler.course import allocated
+from rematpass.compiler.nodes import computed_in
 from rematpass.compiler.ops import traits_of
 from rematpass.core.graph import Kind
 
@@ -242,14 +242,14 @@ def test_a_gpu_hands_out_pieces_of_512_bytes():
     ],
 )
 def test_float32_that_a_gpu_rounds(device, kind, convolutions_round, dtype, monkeypatch):
-    monkeypatch.setattr(_torch, "rounds_to_tf32", lambda *, convolution: convolution and convolutions_round)
-    assert _computed_in(convolution(device), kind, "float32") == dtype
-    assert _computed_in(convolution(device), kind, "bfloat16") == "bfloat16"
+    monkeypatch.setattr(settings, "rounds_to_tf32", lambda *, convolution: convolution and convolutions_round)
+    assert computed_in(convolution(device), kind, "float32") == dtype
+    assert computed_in(convolution(device), kind, "bfloat16") == "bfloat16"
 
 
 def test_what_torch_says_of_rounding(monkeypatch):
-    assert _torch.rounds_to_tf32(convolution=True), "cuDNN's rounds by default"
-    assert not _torch.rounds_to_tf32(convolution=False)
+    assert settings.rounds_to_tf32(convolution=True), "cuDNN's rounds by default"
+    assert not settings.rounds_to_tf32(convolution=False)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +260,4 @@ def test_convolutions_are_laid_out_with_channels_last_where_it_pays(device, chan
     with FakeTensorMode():
         node.meta["val"] = torch.empty(2, 5 * channels, 6, 6, device=device)
     node.graph.output(node)
-    assert _torch.lays_channels_last(fx.GraphModule({}, node.graph)) is expected
+    assert settings.lays_channels_last(fx.GraphModule({}, node.graph)) is expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rematpass.compiler import partitioner
+from rematpass.compiler import partitioner, sources
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError
@@ -181,8 +181,11 @@ def test_what_a_user_may_not_give(name, monkeypatch):
 )
 def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(tmp_path, monkeypatch, changed, matters):
     copied = tmp_path / "rematpass"
-    shutil.copytree(trial.ROOT, copied)
-    monkeypatch.setattr(trial, "ROOT", copied)
-    before = trial.carrier_hash(torch.device("cpu"))
+    shutil.copytree(sources.ROOT, copied)
+    monkeypatch.setattr(sources, "ROOT", copied)
+    sources_hash = sources.sources_hash.__wrapped__  # not from its cache
+    monkeypatch.setattr(trial, "sources_hash", sources_hash)
+    carrier, source = trial.carrier_hash(torch.device("cpu")), sources_hash()
     (copied / changed).write_text("changed = True\n")
-    assert (trial.carrier_hash(torch.device("cpu")) != before) == matters
+    assert (trial.carrier_hash(torch.device("cpu")) != carrier) == matters
+    assert sources_hash() != source

@@ -17,7 +17,6 @@ from torch import fx
 from rematpass.errors import TorchVersionError
 
 OLDEST, BEYOND = (2, 11), (2, 16)
-_LARGEST_BOUND = 1 << 40  # a bound of an unbacked size that is higher means "any"
 
 
 def check_version(version: str) -> None:
@@ -85,6 +84,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims import rng_prims as _rng_prims
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as fx_traceback
+from torch.fx._lazy_graph_module import _make_graph_module as graph_module  # its code is made when it is asked for
 from torch.fx.experimental._backward_state import BackwardState
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
@@ -93,8 +93,10 @@ from torch.utils._python_dispatch import _disable_current_modes as without_modes
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 __all__ = [
+    "CALLS_OF_MODULES",
     "LETS_TANGENTS_GO",
     "BackwardState",
+    "CompileContext",
     "CustomGraphPass",
     "CustomPartitionerFn",
     "HigherOrderOperator",
@@ -102,59 +104,47 @@ __all__ = [
     "OrderedSet",
     "SchedulerPass",
     "StarDep",
+    "SymT",
     "V",
     "WeakDep",
     "aot_autograd",
     "backward_is_traced",
     "boxed_nop",
     "cache_directory",
-    "caches_are_disabled",
     "check_version",
     "compile_fx",
-    "compile_id",
-    "current_device",
     "default_partition",
-    "device_name",
     "device_of_random_state",
     "dynamo_counters",
     "extract_fwd_bwd_modules",
     "fake_mode_of",
-    "frame_id",
+    "free_symbols",
     "functorch_config",
     "get_dtype_size",
-    "hint",
-    "hint_in",
+    "graph_module",
     "hooks_take_what_is_saved",
-    "how_cudnn_chooses",
     "inductor_config",
     "inductor_driver",
     "inductor_graph",
     "inductor_ir",
     "inductor_memory",
     "inductor_metrics",
-    "inductor_option_names",
     "inductor_scheduler",
     "insert_offloads",
     "is_impure",
     "is_opaque_node",
-    "is_recompile",
     "is_sym_node",
-    "lays_channels_last",
     "list_mode_options",
-    "plain_settings",
     "prepare_joint",
     "preserve_rng_state",
     "pytree",
     "random_state_before",
     "region_budget_of",
-    "region_calls",
     "register_lowering",
-    "rounds_to_tf32",
     "run_and_save_rng_state",
     "run_with_rng_state",
-    "running_modules",
     "storage_key",
-    "symbols_with_hints",
+    "symbol_is_type",
     "thread_rng_states",
     "trace_structured",
     "without_modes",
@@ -165,6 +155,8 @@ default_partition = min_cut_rematerialization_partition
 # Whether a tangent is freed after its last use in backward, which empties the list that it is called with (seen on
 # 2.13); on 2.11 autograd holds them all until backward has ended. 2.12 was not tried. Only the dry run knows this.
 LETS_TANGENTS_GO = _release(torch.__version__) >= (2, 13)
+# The code of what runs while a module is being called.
+CALLS_OF_MODULES = (torch.nn.Module._call_impl.__code__, torch.nn.Module._wrapped_call_impl.__code__)
 # A scheduler pass is cached when it is one of these; torch 2.11 has one class for all passes.
 SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 
@@ -282,95 +274,10 @@ def insert_offloads(
         enable_activation_offloading(fwd, bwd, num_fwd_outputs, OrderedSet(static_inputs))
 
 
-def inductor_option_names() -> list[str]:
-    """The names that Inductor's ``options=`` accepts."""
-    return list(inductor_config.get_config_copy())
-
-
 def fake_mode_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """The fake mode that a joint graph's example values live in, to make one more of them."""
     mode = getattr(tensor, "fake_mode", None)
     return mode if mode is not None else nullcontext()
-
-
-def device_name(device: torch.device) -> str:
-    """How the device calls itself ("NVIDIA H200"), or its type where it has no name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def rounds_to_tf32(*, convolution: bool) -> bool:
-    """Whether products of float32 run as TF32 on GPUs that have it: cuDNN's do by default, cuBLAS' when asked to."""
-    place: Any = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    return bool(place.fp32_precision == "tf32")
-
-
-def lays_channels_last(module: fx.GraphModule) -> bool:
-    """Whether Inductor is going to lay this module's convolutions out with channels last, as far as can be told."""
-    return bool(inductor_graph.GraphLowering.decide_layout_opt(module, is_inference=False))
-
-
-def how_cudnn_chooses() -> tuple[str, ...]:
-    """The settings by which cuDNN chooses among its algorithms, whose workspaces differ."""
-    cudnn: Any = torch.backends.cudnn
-    return tuple(map(str, (cudnn.version(), cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision)))
-
-
-def caches_are_disabled() -> bool:
-    """Whether nothing compiled is kept for other processes."""
-    return bool(inductor_config.force_disable_caches) or not inductor_config.fx_graph_cache
-
-
-def plain_settings() -> list[tuple[str, str, Any]]:
-    """All of Inductor's and functorch's settings that are numbers or texts: what a joint graph may depend on."""
-    return [
-        (config.__name__, name, value)
-        for config in (inductor_config, functorch_config)
-        for name, value in sorted(config.get_config_copy().items())  # type: ignore[attr-defined]
-        if isinstance(value, (bool, int, float, str))
-    ]
-
-
-def current_device() -> torch.device:
-    """The GPU that this process works on, or the CPU where there is none."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def compile_id() -> str:
-    """Dynamo's name for the compilation under way, "frame/recompile", or "" outside of one."""
-    return str(CompileContext.current_compile_id() or "")
-
-
-_CALLS_OF_MODULES = (torch.nn.Module._call_impl.__code__, torch.nn.Module._wrapped_call_impl.__code__)
-
-
-def running_modules() -> list[torch.nn.Module]:
-    """The modules that are being called on this thread, from the innermost out; none of those that fx has made, nor
-    those outside of a ``torch.utils.checkpoint``, which saves nothing of what runs inside it.
-
-    Only the locals of ``Module.__call__`` are looked at: to look at a frame's would keep them alive until it ends.
-    """
-    found: list[torch.nn.Module] = []
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
-        its = frame.f_locals["self"] if frame.f_code in _CALLS_OF_MODULES else None
-        if its is not None and not isinstance(its, fx.GraphModule):
-            found.append(its)
-        frame = frame.f_back
-    return found
-
-
-def region_calls() -> list[fx.Node]:
-    """The calls, in the joint graph around it, of the region compiled once whose joint graph is being partitioned.
-
-    Nothing that the partition function is given tells of them, so they are read where torch holds them
-    (``run_joint_graph_passes_on_hops``); none outside of it.
-    """
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_name != "run_joint_graph_passes_on_hops":
-        frame = frame.f_back
-    held = {} if frame is None else frame.f_locals
-    this, calls = held.get("fw_hop_node"), held.get("fw_hop_nodes", ())  # so named in torch 2.11 and 2.13
-    return [call for call in calls if this is not None and call.args[1] == this.args[1]]
 
 
 def hooks_take_what_is_saved() -> bool:
@@ -386,57 +293,3 @@ def backward_is_traced() -> bool:
 def wrapped_modules(root: torch.nn.Module) -> list[torch.nn.Module]:
     """Those in ``root`` that ``torch.compile`` has put a wrapper around."""
     return [m._orig_mod for m in root.modules() if isinstance(m, OptimizedModule)]
-
-
-def frame_id() -> int | None:
-    """Which of the program's frames is being compiled; None outside of Dynamo."""
-    return getattr(CompileContext.current_compile_id(), "frame_id", None)
-
-
-def is_recompile() -> bool:
-    """Whether the frame has been compiled before, for other shapes, say."""
-    return bool(getattr(CompileContext.current_compile_id(), "frame_compile_id", 0))
-
-
-def hint(size: Any) -> int:
-    """The number behind a size: itself, a symbol's value at compile time, or what is assumed of an unbacked one."""
-    if not isinstance(size, torch.SymInt):
-        return int(size)
-    if size.node.has_hint():
-        return int(size.node.hint)
-    assumed = {s: _assumed(size.node.shape_env, s) for s in size.node.expr.free_symbols}
-    return int(size.node.expr.subs(assumed))
-
-
-def hint_in(graph: Any, size: Any) -> int:
-    """The same of a size in one of Inductor's graphs."""
-    if getattr(size, "free_symbols", ()):
-        size = graph.sizevars.simplify(size)
-        unbacked = [s for s in size.free_symbols if symbol_is_type(s, SymT.UNBACKED_INT)]
-        size = size.subs({s: _assumed(graph.sizevars.shape_env, s) for s in unbacked})
-    return int(graph.sizevars.optimization_hint(size, fallback=0))
-
-
-def symbols_with_hints(value: Any) -> dict[str, int]:
-    """The free symbols of a size or tensor, each with the number assumed for it."""
-    return {str(s): _assumed(_shape_env(value), s) for s in free_symbols(value)}
-
-
-def _assumed(shape_env: Any, symbol: Any) -> int:
-    """What a symbol was when compiling; of an unbacked one the most it can be, so that a peak is not too low.
-
-    ``nonzero`` of 512 tokens, say, finds 512 at most. Without such a bound it is what Inductor assumes.
-    """
-    known = shape_env.backed_var_to_val if hasattr(shape_env, "backed_var_to_val") else shape_env.var_to_val
-    if symbol in known:
-        return int(known[symbol])
-    bounds = getattr(shape_env, "var_to_range", {}).get(symbol)
-    if bounds is not None and bounds.upper.is_Integer and bounds.upper < _LARGEST_BOUND:
-        return int(bounds.upper)
-    return int(getattr(inductor_config, "unbacked_symint_fallback", 8192))
-
-
-def _shape_env(value: Any) -> Any:
-    if isinstance(value, torch.SymInt):
-        return value.node.shape_env
-    return getattr(getattr(value, "fake_mode", None), "shape_env", None)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, order
+from rematpass.compiler import _torch, order, settings
 from rematpass.compiler.kept import keeping
 from rematpass.compiler.partitioner import RematPartitioner, log
 from rematpass.compiler.steps import Compiled, watched
@@ -115,7 +115,7 @@ def inductor_patches(config: Config) -> dict[str, Any]:
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:
     """Inductor's options as they are, refused where Inductor has none of that name."""
-    known = _torch.inductor_option_names()
+    known = settings.inductor_option_names()
     for name in options:
         if name == "custom_partitioner_fn":
             raise ConfigError("custom_partitioner_fn is what the backend remat sets itself; leave it out")

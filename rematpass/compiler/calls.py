@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
+from rematpass.compiler.hints import hint
 
 # Ops whose first argument has the rows that are written at indices; all at one would take a GPU many times as long.
 _BY_INDEX = frozenset("index_put _unsafe_index_put index_add scatter scatter_add scatter_reduce index_copy".split())
@@ -100,8 +100,8 @@ def call_of(
     def described(argument: Any) -> Any:
         value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
         if not isinstance(value, torch.Tensor):
-            return _torch.hint(value) if isinstance(value, torch.SymInt) else value
-        sizes, strides = (tuple(map(_torch.hint, s)) for s in (value.shape, value.stride()))
+            return hint(value) if isinstance(value, torch.SymInt) else value
+        sizes, strides = (tuple(map(hint, s)) for s in (value.shape, value.stride()))
         if channels_last and len(sizes) == 4:
             strides = tuple(torch.empty(sizes, device="meta").to(memory_format=torch.channels_last).stride())
         found = next((i for i, (those, _) in enumerate(left) if those == sizes), None)

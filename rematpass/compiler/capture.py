@@ -4,9 +4,7 @@ A node becomes an op when it makes a storage (or a size, or an effect). A node w
 storages is a view and becomes nothing: ``emit`` replays it wherever it is read. Which is which comes from the op's
 schema first and from the fake storages second, because some passes leave views whose fake storage is their own.
 
-An input that forward overwrites gets a ``clone`` in front of its other readers, so that its old version is an ordinary
-value: saved as that clone, or never read in backward. (torch's own partitioner lets backward read the input itself,
-after the update.) A clone that nothing saves disappears again in ``emit``.
+An input that forward overwrites is read through a clone of its old version (``old_versions.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import operator
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +19,26 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
-from rematpass.compiler._torch import OpOverload, pytree
+from rematpass.compiler import _torch, settings
+from rematpass.compiler._torch import pytree
 from rematpass.compiler.bodies import read_from_the_source
+from rematpass.compiler.hints import hint, symbols_with_hints
 from rematpass.compiler.inside import as_forward, beyond_results, bodies_run_by
+from rematpass.compiler.nodes import (
+    computed_in,
+    device_of,
+    is_object,
+    is_tangent,
+    module_of,
+    mutated_arguments,
+    pinned,
+    projections,
+    source_of,
+    spanned,
+)
+from rematpass.compiler.old_versions import clone_old_version, overwritten_by_forward
 from rematpass.compiler.ops import Traits, aliased_argument, is_size, traits_of, user_mark
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
+from rematpass.core.graph import JointGraph, Kind, Op, Origin, Value
 from rematpass.errors import CaptureError, PlanError
 
 log = logging.getLogger("rematpass")
@@ -79,11 +90,11 @@ def capture(
     outputs = pytree.arg_tree_leaves(*output.args)
     fwd, bwd = tuple(outputs[:num_fwd_outputs]), tuple(outputs[num_fwd_outputs:])
     descriptions = pytree.arg_tree_leaves(output.meta.get("desc", [None] * len(outputs)))
-    primals = [n for n in module.graph.find_nodes(op="placeholder") if not _is_tangent(n)]
+    primals = [n for n in module.graph.find_nodes(op="placeholder") if not is_tangent(n)]
     static = tuple(n for i, n in enumerate(primals) if i in set(static_input_indices))
-    overwritten = _overwritten_by_forward(module.graph, primals, descriptions[:num_fwd_outputs])
-    old_versions = {_clone_old_version(module.graph, n): n for n in sorted(overwritten)}
-    channels_last = fuse and _torch.lays_channels_last(module)
+    overwritten = overwritten_by_forward(module.graph, primals, descriptions[:num_fwd_outputs])
+    old_versions = {clone_old_version(module.graph, n): n for n in sorted(overwritten)}
+    channels_last = fuse and settings.lays_channels_last(module)
     reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last, fuse)
     for node in module.graph.nodes:
         reader.read(node)
@@ -96,7 +107,7 @@ def capture(
         values=tuple(reader.values_with_marks()),
         fwd_outputs=reader.values_of(fwd),
         bwd_outputs=reader.values_of(bwd),
-        device=_device(primals),
+        device=device_of(primals),
         hints=tuple(sorted(reader.hints.items())),
         own_inputs=tuple(i for i in reader.values_of(own) if reader.values[i].origin is Origin.INPUT),
     )
@@ -187,9 +198,9 @@ class _Reader:
 
     def _input(self, node: fx.Node) -> int:
         origin = Origin.INPUT
-        if _is_tangent(node):
+        if is_tangent(node):
             origin = Origin.TANGENT
-        elif node in self.static or is_size(node.meta.get("val")) or _is_object(node):
+        elif node in self.static or is_size(node.meta.get("val")) or is_object(node):
             origin = Origin.STATIC
         return self._value(node.name, node, node.meta.get("val"), origin=origin, mutated=node in self.overwritten)
 
@@ -251,14 +262,14 @@ class _Reader:
 
     def _value(self, name: str, node: fx.Node | None, leaf: Any, **fields: Any) -> int:
         tensor = isinstance(leaf, torch.Tensor)
-        keepable = tensor or is_size(leaf) or (node is not None and _is_object(node))
+        keepable = tensor or is_size(leaf) or (node is not None and is_object(node))
         nbytes = leaf.untyped_storage().nbytes() if tensor and _torch.storage_key(leaf) is not None else 0
         if tensor or isinstance(leaf, torch.SymInt):
-            self.hints |= _torch.symbols_with_hints(leaf)
+            self.hints |= symbols_with_hints(leaf)
         self.values.append(
             Value(
                 id=len(self.values),
-                nbytes=_torch.hint(nbytes),
+                nbytes=hint(nbytes),
                 nbytes_expr=str(nbytes),
                 name=name,
                 dtype=str(leaf.dtype).removeprefix("torch.") if tensor else type(leaf).__name__,
@@ -284,7 +295,7 @@ class _Reader:
         marked = user_mark(node) == "recompute" or any(user_mark(u) == "recompute" for u in projections(node))
         must = marked and (not never or traits.honours_marks)
         must = must and not any(user_mark(n) == "save" for n in (node, *projections(node)))
-        changed = tuple(dict.fromkeys(v for n in _mutated_arguments(node) for v in _ids(self.results[n])))
+        changed = tuple(dict.fromkeys(v for n in mutated_arguments(node) for v in _ids(self.results[n])))
         overwrites_all = node.target is torch.ops.aten.copy_.default  # it does not read what it writes
         reads = self.values_of(n for n in node.all_input_nodes if not (overwrites_all and n is node.args[0]))
         self.op_node.append(node)
@@ -297,14 +308,14 @@ class _Reader:
                 mutates=changed,
                 name=node.name,
                 flops=traits.flops,
-                nbytes_read=sum(_spanned(n.meta.get("val")) for n in node.all_input_nodes),
+                nbytes_read=sum(spanned(n.meta.get("val")) for n in node.all_input_nodes),
                 nbytes_workspace=traits.workspace + max(map(self._inside, bodies_run_by(node)), default=0),
-                dtype=_computed_in(node, traits.kind, next((self.values[v].dtype for v in (*written, *reads)), "")),
+                dtype=computed_in(node, traits.kind, next((self.values[v].dtype for v in (*written, *reads)), "")),
                 never_recompute="" if must else never,
                 must_recompute=must,
-                pinned=_pinned(node, traits.kind),
-                source=_source(node),
-                module=_module(node),
+                pinned=pinned(node, traits.kind),
+                source=source_of(node),
+                module=module_of(node),
             )
         )
 
@@ -321,107 +332,5 @@ def _inside(body: fx.GraphModule, *, fuse: bool) -> int:
         return 0
 
 
-def _computed_in(node: fx.Node, kind: Kind, dtype: str) -> str:
-    """The dtype that sets the rate of an op's arithmetic: that of its results, but for float32 that runs as TF32."""
-    if dtype != "float32" or kind not in (Kind.CONVOLUTION, Kind.MATMUL):
-        return dtype
-    values = (n.meta.get("val") for n in node.all_input_nodes)
-    on_gpu = any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values)
-    return "tensorfloat32" if on_gpu and _torch.rounds_to_tf32(convolution=kind is Kind.CONVOLUTION) else dtype
-
-
-def _is_object(node: fx.Node) -> bool:
-    """An argument without bytes that torch hands on to backward: a process group, hooks of compiled autograd."""
-    return _torch.is_opaque_node(node) or isinstance(node.meta.get("val"), _torch.BackwardState)
-
-
-def _is_tangent(node: fx.Node) -> bool:
-    return "tangents" in str(node.target)
-
-
 def _ids(tree: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(v for v in pytree.tree_leaves(tree) if v is not None))
-
-
-def projections(node: fx.Node) -> list[fx.Node]:
-    return [u for u in node.users if u.target is operator.getitem]
-
-
-def _spanned(value: Any) -> int:
-    """Bytes of the elements that a tensor spans, a view counted at its own size."""
-    leaves = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
-    return sum(_torch.hint(t.numel()) * t.element_size() for t in leaves)
-
-
-def _mutated_arguments(node: fx.Node) -> list[fx.Node]:
-    target = node.target
-    if not isinstance(target, OpOverload) or not target._schema.is_mutable:
-        return []
-    written = []
-    for position, argument in enumerate(target._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            written += [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
-    return written
-
-
-def _pinned(node: fx.Node, kind: Kind) -> Side:
-    """Effects and mutations stay on their side; backward's are told by torch's tag (or by reading a tangent).
-
-    So do random draws: they take the generator on, in eager mode's order, even where nobody reads what was drawn.
-    """
-    if kind not in (Kind.EFFECT, Kind.MUTATION, Kind.RANDOM):
-        return Side.EITHER
-    return Side.BACKWARD if "backward" in node.meta.get("partitioner_tag", "") else Side.FORWARD
-
-
-def _overwritten_by_forward(
-    graph: fx.Graph, primals: Sequence[fx.Node], descriptions: Sequence[Any]
-) -> frozenset[fx.Node]:
-    """The inputs whose bytes forward changes, in the graph (``copy_``) or right after it (an output says so)."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and _pinned(node, Kind.MUTATION) is Side.FORWARD:
-            found.update(n for n in _mutated_arguments(node) if n.op == "placeholder")
-    after = {d.mutated_input for d in descriptions if hasattr(d, "mutated_input")}
-    found.update(n for n in primals if n.meta.get("desc") in after and n.meta.get("desc") is not None)
-    return frozenset(found)
-
-
-def _clone_old_version(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """A clone of the input for all its readers but those that overwrite it and the graph's outputs."""
-    with graph.inserting_after(node):
-        clone = graph.call_function(torch.ops.aten.clone.default, (node,))
-    value = node.meta.get("val")
-    with _torch.fake_mode_of(value):
-        clone.meta = {k: v for k, v in node.meta.items() if k != "desc"} | {"val": value.clone()}
-
-    def reads_only(user: fx.Node) -> bool:
-        return user is not clone and user.op != "output" and node not in _mutated_arguments(user)
-
-    node.replace_all_uses_with(clone, delete_user_cb=reads_only)
-    return clone
-
-
-def _device(primals: Sequence[fx.Node]) -> str:
-    """The device of the step: the first one that is not the CPU, by the name of its model."""
-    for node in primals:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            return _torch.device_name(value.device)
-    return "cpu"
-
-
-def _source(node: fx.Node) -> str:
-    """file:line of the innermost frame of the user's code."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    return ":".join(frames[-1]) if frames else ""
-
-
-def _module(node: fx.Node) -> str:
-    """Path of the innermost module, as Dynamo writes it: ``L['self'].layers.3.mlp`` becomes ``layers.3.mlp``."""
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
-    if not stack:
-        return ""
-    path = list(stack.values())[-1][0]
-    return re.sub(r"^L\['\w+'\]\.?|^L__\w+?___?", "", path)

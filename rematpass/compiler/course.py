@@ -19,6 +19,7 @@ import torch
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import inductor_ir
+from rematpass.compiler.hints import hint_in
 from rematpass.compiler.ops import workspace_of_call
 
 _PIECE = 512  # bytes (kMinBlockSize of c10/cuda/CUDACachingAllocator)
@@ -253,7 +254,7 @@ def origin(node: Any) -> str:
 
 
 def _nbytes(graph: Any, buffer: Any) -> int:
-    size = _torch.hint_in(graph, graph.get_allocation_storage_size(buffer))
+    size = hint_in(graph, graph.get_allocation_storage_size(buffer))
     nbytes = size * int(_torch.get_dtype_size(buffer.get_dtype()))
     device = buffer.get_device()
     return nbytes if device is None else allocated(nbytes, device)
@@ -268,7 +269,7 @@ def _workspace(graph: Any, node: Any) -> int:
     """Bytes that a call takes and gives back inside itself, as far as they are known."""
 
     def numbers(sizes: Any) -> tuple[int, ...]:
-        return tuple(_torch.hint_in(graph, size) for size in sizes)
+        return tuple(hint_in(graph, size) for size in sizes)
 
     given = [i for i in node.inputs if isinstance(i, inductor_ir.IRNode) and i.has_tensor_output()]
     laid_out = [(numbers(i.get_size()), numbers(i.get_stride())) for i in given if i.maybe_get_stride() is not None]

@@ -34,6 +34,7 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_driver, inductor_ir, inductor_metrics
 from rematpass.compiler.course import BodiesBegin, BodiesEnd, Course, Moment, allocated, origin
+from rematpass.compiler.hints import hint
 from rematpass.compiler.inside import copied
 
 _under_way = contextvars.ContextVar("rematpass dry run", default=False)
@@ -103,7 +104,7 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
         if isinstance(value, torch.Tensor) and node.name in stride_of:
             value = _restrided(value, stride_of[node.name])
         elif isinstance(value, torch.Tensor) and "tangents" in node.name:
-            nbytes = allocated(_torch.hint(value.untyped_storage().nbytes()), value.device)
+            nbytes = allocated(hint(value.untyped_storage().nbytes()), value.device)
             storage = node.name, nbytes if _torch.LETS_TANGENTS_GO else 0
             held += nbytes - storage[1]
         if_dropped.append(storage)

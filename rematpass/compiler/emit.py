@@ -224,7 +224,7 @@ class _Writer:
         old = self.captured.module.graph.find_nodes(op="output")[0]
         self.graph.output(outputs).meta = dict(old.meta)
         self.graph.lint()
-        return fx.GraphModule(self.captured.module, self.graph)
+        return _torch.graph_module(self.captured.module, self.graph)
 
 
 def _written(captured: Captured, plan: Plan) -> frozenset[tuple[int, int]]:
@@ -239,8 +239,10 @@ def _drop_strays(bwd: fx.GraphModule) -> None:
     Those are random ops that depend on no input, and forward's assertions about sizes that follow from the data, with
     all that the sizes are made of, where that can be computed from what backward has. Both would draw anew.
     """
+    before = len(bwd.graph.nodes)
     for node in reversed(list(bwd.graph.nodes)):
         ours = node.meta.get("partitioner_tag") == "is_backward" and _torch.is_impure(node)
         if node.op == "call_function" and not node.users and not ours:
             bwd.graph.erase_node(node)
-    bwd.recompile()
+    if len(bwd.graph.nodes) < before:
+        bwd.recompile()

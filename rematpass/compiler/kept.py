@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, settings
 from rematpass.compiler.partitioner import Record, RematPartitioner, tell
 from rematpass.errors import RematError
 from rematpass.report.files import render, write_text
@@ -42,7 +42,7 @@ def keeping(
 
     ``options`` are those of the compiler behind the partitioner. Nothing is raised that the compilation does not.
     """
-    name = "" if _torch.caches_are_disabled() else key(partitioner.uuid(), gm, example_inputs, options)
+    name = "" if settings.caches_are_disabled() else key(partitioner.uuid(), gm, example_inputs, options)
     yield
     if name and partitioner.planned is not None:
         keep(name, partitioner.planned)
@@ -64,7 +64,7 @@ def key(uuid: bytes, gm: fx.GraphModule, example_inputs: Sequence[Any], options:
         digest.update(f"{place} {_described(value)}\n".encode())
     autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
     plain = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
-    digest.update(repr((sorted(plain.items(), key=str), _torch.plain_settings(), autocast)).encode())
+    digest.update(repr((sorted(plain.items(), key=str), settings.plain_settings(), autocast)).encode())
     return digest.hexdigest()
 
 

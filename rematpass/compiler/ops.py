@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
+from rematpass.compiler.hints import hint
 from rematpass.compiler.scratch import OF_LIBRARIES, scratch_of
 from rematpass.core.graph import Kind
 
@@ -123,7 +124,7 @@ def _copied_weight(node: fx.Node) -> int:
     weight = argument.meta.get("val") if isinstance(argument, fx.Node) else None
     if not isinstance(weight, torch.Tensor) or weight.device.type != "cpu" or all(n == 1 for n in weight.shape[2:]):
         return 0
-    return _torch.hint(weight.numel()) * weight.element_size()
+    return hint(weight.numel()) * weight.element_size()
 
 
 def kind_of(node: fx.Node) -> Kind:
@@ -265,7 +266,7 @@ def _flops(node: fx.Node) -> int:
         return 0
     args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta.get("val"), (node.args, node.kwargs))
     try:
-        return _torch.hint(count(*args, **kwargs, out_val=node.meta.get("val")))
+        return hint(count(*args, **kwargs, out_val=node.meta.get("val")))
     except (AssertionError, IndexError, TypeError, ValueError) as error:  # its bytes are known
         log.debug("the FLOPs of %s are not known: %s", node.target, error)
         return 0
@@ -273,15 +274,15 @@ def _flops(node: fx.Node) -> int:
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Two products over (batch, heads, queries, keys, width). Several heads of queries may read one of keys."""
-    batch, heads, queries, width = (_torch.hint(n) for n in query.shape)
-    keys, width_of_values = (_torch.hint(n) for n in value.shape[-2:])
+    batch, heads, queries, width = (hint(n) for n in query.shape)
+    keys, width_of_values = (hint(n) for n in value.shape[-2:])
     return 2 * batch * heads * queries * keys * (width + width_of_values)
 
 
 def _attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
     """Five products, one of them a replay: of scores, then for the gradients of values, scores, queries and keys."""
-    batch, heads, queries, width = (_torch.hint(n) for n in query.shape)
-    keys, width_of_values = (_torch.hint(n) for n in value.shape[-2:])
+    batch, heads, queries, width = (hint(n) for n in query.shape)
+    keys, width_of_values = (hint(n) for n in value.shape[-2:])
     return 2 * batch * heads * queries * keys * (3 * width + 2 * width_of_values)
 
 

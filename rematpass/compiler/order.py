@@ -45,8 +45,10 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
-from rematpass.compiler.fusion import Gate, Node, Timeline, give_up, guard_fusion, predecessors
+from rematpass.compiler.fusion import Gate, give_up, guard_fusion
+from rematpass.compiler.hints import hint
 from rematpass.compiler.ops import kind_of
+from rematpass.compiler.slots import Node, Timeline, predecessors
 from rematpass.core.graph import Kind
 
 _NEVER_FUSED = {Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION}
@@ -98,8 +100,8 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
     def uuid(self) -> bytes:
         """A part of the cache keys."""
         here = Path(__file__)
-        sources = here.read_bytes() + here.with_name("fusion.py").read_bytes()
-        return hashlib.sha256(sources + bytes([self.split])).digest()
+        sources = [here, here.with_name("fusion.py"), here.with_name("slots.py")]
+        return hashlib.sha256(b"".join(file.read_bytes() for file in sources) + bytes([self.split])).digest()
 
 
 def in_our_order(nodes: Sequence[Node], graph: Iterable[fx.Node]) -> list[Node]:
@@ -232,7 +234,7 @@ def _nbytes(node: fx.Node) -> int:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return 0
-    return _torch.hint(value.numel()) * value.element_size()
+    return hint(value.numel()) * value.element_size()
 
 
 def _hide(graph: fx.Graph, product: fx.Node, add: fx.Node) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, scratch
+from rematpass.compiler import _torch, scratch, settings, under_way
 from rematpass.compiler.alike import calls_in_a_step, same_in_all, stand_before_the_step
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import Captured, capture
@@ -31,6 +31,7 @@ from rematpass.compiler.decisions import keep_decisions
 from rematpass.compiler.marks import offload, region_budget, within_region
 from rematpass.compiler.ops import is_one_of_its_kind
 from rematpass.compiler.probe import Probe, Probes
+from rematpass.compiler.sources import sources_hash
 from rematpass.compiler.timed import measured
 from rematpass.compiler.torchs_choice import saved_by_torch
 from rematpass.config import Budget, BudgetKind, Config
@@ -139,7 +140,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        return self._device or _torch.current_device()
+        return self._device or settings.current_device()
 
     @property
     def calls(self) -> int:
@@ -152,12 +153,12 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         if self.config.memory_budget.kind is BudgetKind.AUTO:
             self._free = free_bytes(self.device)
             free = str(self._free)
-        name = _torch.device_name(self.device)
+        name = settings.device_name(self.device)
         said = [self.config.key(), free, str(self.fuse), str(self.calls), name, torch.__version__]
-        text = "\n".join([_sources_hash(), *said])
+        text = "\n".join([sources_hash(), *said])
         text += f"{self._preset}{self._unlike_any_other}"
         if self.device.type == "cuda":
-            text += " ".join(_torch.how_cudnn_chooses())
+            text += " ".join(settings.how_cudnn_chooses())
         return hashlib.sha256(text.encode()).digest()
 
     def __call__(
@@ -186,7 +187,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         try:
             _torch.prepare_joint(gm, is_one_of_its_kind)
-            of_region = _torch.region_calls()
+            of_region = under_way.region_calls()
             captured = capture(
                 gm,
                 num_fwd_outputs=kwargs["num_fwd_outputs"],
@@ -282,13 +283,13 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         if budget.kind is BudgetKind.FRACTION:
             limit = ladder.limit(budget.fraction)
             return probes.under(limit, frontier.least_budget(limit, graph.device)) or probes.floor, limit
-        _warn_if_shared(_torch.frame_id(), budget)
+        _warn_if_shared(under_way.frame_id(), budget)
         probe = probes.under(frontier.peak_allowed(budget.nbytes, graph.device))
         if probe is not None:
             return probe, budget.nbytes
         floor = probes.floor
         message = infeasible(problem, floor.rung, floor.peak, budget.nbytes)
-        if self.config.strict or not _torch.is_recompile():
+        if self.config.strict or not under_way.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=floor.peak)
         excess = format_bytes(frontier.least_budget(floor.peak, graph.device) - budget.nbytes)
         log.warning(
@@ -328,7 +329,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
 
 def _graph_name(of_region: bool) -> str:
     """``of_region``: of a region that is compiled once for all its calls; AOTAutograd gives it no inputs."""
-    return f"graph {_torch.compile_id() or len(_records)}" + (", a region" if of_region else "")
+    return f"graph {under_way.compile_id() or len(_records)}" + (", a region" if of_region else "")
 
 
 def tell(summary: Summary, *, always: bool, cached: bool = False) -> None:
@@ -372,14 +373,3 @@ def _warn_shared_once(budget: str) -> None:
         "not for their sum. Compile the model as one graph, or lower the budget",
         budget,
     )
-
-
-@functools.cache
-def _sources_hash() -> str:
-    """A hash of every source file that has a say in a plan."""
-    root = Path(__file__).parents[1]
-    files = [root / "config.py", root / "units.py", *(root / "core").rglob("*.py"), *(root / "compiler").rglob("*.py")]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()

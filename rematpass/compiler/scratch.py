@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, settings
 from rematpass.compiler.allocations import course, record
 from rematpass.compiler.calls import Call, call_of
 from rematpass.core.graph import Kind
@@ -58,7 +58,7 @@ def scratch_of(
     device = call.device if call else None
     if call is None or device is None or not _can_be_made(call, device, flops):
         return 0
-    how = _torch.how_cudnn_chooses() if device.type == "cuda" else (str(torch.get_num_threads()),)
+    how = settings.how_cudnn_chooses() if device.type == "cuda" else (str(torch.get_num_threads()),)
     key = (call.key, str(device), *how)
     if key not in _known:
         found = _measured(call, device)

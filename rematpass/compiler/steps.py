@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, under_way
 from rematpass.compiler.partitioner import RematPartitioner, log
 from rematpass.config import BudgetKind
 from rematpass.core.sizes import evaluate
@@ -33,7 +33,7 @@ def watched(compiled: Compiled, partitioner: RematPartitioner, example_inputs: S
     """``compiled``, or a function around it that watches it."""
     symbols, config = _symbols(example_inputs), partitioner.config
     peak = functools.partial(planned_peak, partitioner, symbols)
-    name = f"graph {_torch.compile_id()}".strip()
+    name = f"graph {under_way.compile_id()}".strip()
     if symbols and config.memory_budget.kind is not BudgetKind.FRACTION:  # that goes by the sizes planned for
         compiled = _warning_of_sizes(compiled, partitioner, symbols, peak, name)
     if not config.memory_budget.is_unlimited:

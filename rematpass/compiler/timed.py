@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, settings
 from rematpass.compiler.calls import Call, call_of
 from rematpass.compiler.capture import Captured
 from rematpass.core.cost import Costs
@@ -114,7 +114,7 @@ def _of_rank_0(table: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 
 def _path(device: torch.device) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", f"{_torch.device_name(device)} {torch.__version__}".lower())
+    name = re.sub(r"[^a-z0-9]+", "-", f"{settings.device_name(device)} {torch.__version__}".lower())
     threads = f"-{torch.get_num_threads()}" if device.type == "cpu" else ""
     return Path(_torch.cache_directory()) / "rematpass" / f"seconds_{name}{threads}.json"
 

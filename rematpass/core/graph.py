@@ -336,13 +336,14 @@ class JointGraph:
 
     def ancestors(self, values: Iterable[int], stop: Container[int] = frozenset()) -> list[int]:
         """Ops that have to run to make ``values`` out of ``stop`` and the inputs, in their order."""
+        producer, ops = self.producer, self.ops
         found: set[int] = set()
         todo = [v for v in values if v not in stop]
         while todo:
-            op = self.producer[todo.pop()]
+            op = producer[todo.pop()]
             if op is not None and op not in found:
                 found.add(op)
-                todo += [v for v in self.ops[op].reads if v not in stop]
+                todo += [v for v in ops[op].reads if v not in stop]
         return sorted(found)
 
     def to_json(self) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rematpass.compiler._torch import device_name
+from rematpass.compiler.settings import device_name
 from rematpass.core.hardware import Hardware, for_device
 from rematpass.errors import MeasureError
 from rematpass.lab.measure import seconds_of

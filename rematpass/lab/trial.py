@@ -20,9 +20,11 @@ from typing import Any
 import torch
 
 from rematpass.compiler import partitioner
-from rematpass.compiler._torch import device_name, functorch_config, how_cudnn_chooses
+from rematpass.compiler._torch import functorch_config
 from rematpass.compiler.backend import remat
 from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.compiler.settings import device_name, how_cudnn_chooses
+from rematpass.compiler.sources import sources_hash
 from rematpass.config import Config
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError, RematError, cause_of
@@ -37,7 +39,6 @@ from rematpass.units import format_bytes
 
 Gradients = dict[str, torch.Tensor]
 SEED = 0
-ROOT = Path(__file__).parents[1]  # of the package
 _ONLY_CHOOSE = ("core/solve/", "core/frontier.py", "core/hardware.py")  # sources without a say in what a plan becomes
 
 
@@ -194,19 +195,10 @@ def source_hash(device: torch.device) -> str:
 
 def carrier_hash(device: torch.device) -> str:
     """What carries a plan out: the sources and settings behind ``source_hash``, but for what only chooses a plan."""
-    sources = [
-        ROOT / "config.py",
-        ROOT / "units.py",
-        *(ROOT / "core").rglob("*.py"),
-        *(ROOT / "compiler").rglob("*.py"),
-    ]
-    digest = hashlib.sha256(Config.read({"memory_budget": 1}).key().encode())
-    for file in sorted(sources):
-        if not (name := file.relative_to(ROOT).as_posix()).startswith(_ONLY_CHOOSE):
-            digest.update(name.encode() + b"\0" + file.read_bytes())
+    said = [sources_hash(but=_ONLY_CHOOSE), Config.read({"memory_budget": 1}).key()]
     if device.type == "cuda":
-        digest.update(" ".join(how_cudnn_chooses()).encode())
-    return digest.hexdigest()[:12]
+        said += how_cudnn_chooses()
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
 
 
 def device_label(device: torch.device) -> str:

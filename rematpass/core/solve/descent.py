@@ -138,6 +138,7 @@ class Search:
             hills = self._hills(limit)
             if any(lowest > limit for _, lowest in hills) or not self._try([choices for choices, _ in hills], limit):
                 break
+        self._forget_idle()  # which is large, and searches are kept
         return self.peak < start
 
     def _try(self, groups: list[list[_Choice]], target: int) -> bool:
@@ -194,12 +195,20 @@ class Search:
         if not is_better(timeline):
             return False
         self.state, self.plan, self.timeline = state, plan, timeline
+        self._forget_idle()
         return True
+
+    def _forget_idle(self) -> None:
+        vars(self).pop("_idle", None)
+
+    @cached_property
+    def _idle(self) -> _Idle:
+        """Of the plan that the search stands at, which it often asks more than once."""
+        return _Idle(self.problem, self.plan, self.timeline, self.problem.residence(self.plan), self.banned)
 
     def _hills(self, target: int) -> list[tuple[list[_Choice], int]]:
         """For each stretch above ``target``: what to let go there, and the lowest that its top can come to."""
-        live = self.timeline.live
-        idle = _Idle(self.problem, self.plan, self.timeline, self.problem.residence(self.plan), self.banned)
+        live, idle = self.timeline.live, self._idle
         hills = []
         above = [p for p, nbytes in enumerate(live) if nbytes > target]
         for _, stretch in itertools.groupby(enumerate(above), key=lambda pair: pair[1] - pair[0]):

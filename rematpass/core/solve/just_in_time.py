@@ -36,15 +36,15 @@ def just_in_time(
     saved = set(saved)
     forward = forward_ops(graph, saved)
     ran = set(forward)
-    inputs = graph.kept_inputs
+    ops, runs_once, inputs = graph.ops, graph.runs_once, graph.kept_inputs
     there = {*saved, *inputs, *graph.tangents}
     backward: list[int] = []
 
     def make_again(values: Iterable[int]) -> None:
         chain = graph.ancestors(values, there)
         for id in chain:
-            op = graph.ops[id]
-            if id in graph.runs_once:
+            op = ops[id]
+            if id in runs_once:
                 if id in ran:
                     why = op.never_recompute or "the user wants its value saved"
                     raise PlanError(f"{asked_for(op)}, which must not run twice: {why}")
