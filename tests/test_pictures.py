@@ -8,7 +8,15 @@ pytest.importorskip("matplotlib")
 
 from rematpass.errors import MeasureError
 from rematpass.report.measurement import Measurement
-from rematpass.report.pictures import _budget_lines, _frame, check, peak_against_budget, seconds_against_peak
+from rematpass.report.pictures import (
+    _budget_lines,
+    _frame,
+    _name,
+    check,
+    matplotlib,
+    peak_against_budget,
+    seconds_against_peak,
+)
 
 MIB = 2**20
 
@@ -52,6 +60,17 @@ def test_a_quartile_far_away_does_not_flatten_the_others():
     assert 0.8 < low < 1.0
     assert 1.2 < high < 1.4
     assert _frame([(1.0, 1.0, 1.0)]) == (0.95, 1.05)
+
+
+def test_names_of_near_points_do_not_cover_each_other():
+    figure = matplotlib()(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(0, 1))
+    _name(figure, {"far": (2, 0.5), "upper": (5, 0.51), "lower": (5, 0.5), "third": (5.1, 0.505)})
+    height = {note.get_text(): note.xyann[1] for note in axes.texts}
+    assert height["far"] == height["lower"] == 5 < height["third"] < height["upper"]
+    boxes = [note.get_window_extent() for note in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_without_times_nothing_is_drawn(tmp_path):

@@ -61,19 +61,33 @@ def seconds_against_peak(rows: Sequence[Measurement], heading: str, path: Path) 
     others = [(row.peak or 0, row.step_ratio or (1.0, 1.0, 1.0)) for s, row in timed if s.is_peer and s.checkpoint]
     if others:
         _line(axes, sorted(others), "torch.utils.checkpoint per block", "C2", "^")
-    for strategy, row in timed:
-        if strategy.is_peer and row.step_ratio and row.peak is not None:
-            name = f"{title(strategy)} {strategy.budget}".strip()
-            at = (row.peak / MIB, row.step_ratio[1])
-            axes.annotate(name, at, textcoords="offset points", xytext=(6, 5), fontsize=8)
     axes.set_xlabel("measured peak of a training step, MiB")
     axes.set_ylabel("step time / Inductor's")
     axes.set_title(heading, loc="left", fontsize=10)
     axes.set_xlim(left=0)
     axes.set_ylim(*_frame([row.step_ratio for _, row in timed if row.step_ratio]))
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    _name(
+        figure,
+        {
+            f"{title(strategy)} {strategy.budget}".strip(): (row.peak / MIB, row.step_ratio[1])
+            for strategy, row in timed
+            if strategy.is_peer and row.step_ratio and row.peak is not None
+        },
+    )
     _save(figure, path)
     return True
+
+
+def _name(figure: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """A name beside each point, the lowest first; one that would cover another is moved up."""
+    figure.draw_without_rendering()  # from here on places are known
+    placed: list[Any] = []
+    for name, at in sorted(points.items(), key=lambda point: (point[1][1], point[0])):
+        note = figure.axes[0].annotate(name, at, textcoords="offset points", xytext=(6, 5), fontsize=8)
+        while any(note.get_window_extent().overlaps(box) for box in placed):
+            note.xyann = (6, note.xyann[1] + 1)
+        placed.append(note.get_window_extent())
 
 
 def _frame(ratios: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
