@@ -63,10 +63,9 @@ def test_a_quartile_far_away_does_not_flatten_the_others():
 
 
 def test_names_of_near_points_do_not_cover_each_other():
-    figure = matplotlib()(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    axes = matplotlib()(figsize=(8, 4.5), layout="constrained").subplots()
     axes.set(xlim=(0, 10), ylim=(0, 1))
-    _name(figure, {"far": (2, 0.5), "upper": (5, 0.51), "lower": (5, 0.5), "third": (5.1, 0.505)})
+    _name(axes, {"far": (2, 0.5), "upper": (5, 0.51), "lower": (5, 0.5), "third": (5.1, 0.505)})
     height = {note.get_text(): note.xyann[1] for note in axes.texts}
     assert height["far"] == height["lower"] == 5 < height["third"] < height["upper"]
     boxes = [note.get_window_extent() for note in axes.texts]

@@ -68,7 +68,7 @@ def seconds_against_peak(rows: Sequence[Measurement], heading: str, path: Path) 
     axes.set_ylim(*_frame([row.step_ratio for _, row in timed if row.step_ratio]))
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     _name(
-        figure,
+        axes,
         {
             f"{title(strategy)} {strategy.budget}".strip(): (row.peak / MIB, row.step_ratio[1])
             for strategy, row in timed
@@ -79,12 +79,12 @@ def seconds_against_peak(rows: Sequence[Measurement], heading: str, path: Path) 
     return True
 
 
-def _name(figure: Any, points: Mapping[str, tuple[float, float]]) -> None:
+def _name(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
     """A name beside each point, the lowest first; one that would cover another is moved up."""
-    figure.draw_without_rendering()  # from here on places are known
+    axes.figure.draw_without_rendering()  # from here on places are known
     placed: list[Any] = []
     for name, at in sorted(points.items(), key=lambda point: (point[1][1], point[0])):
-        note = figure.axes[0].annotate(name, at, textcoords="offset points", xytext=(6, 5), fontsize=8)
+        note = axes.annotate(name, at, textcoords="offset points", xytext=(6, 5), fontsize=8)
         while any(note.get_window_extent().overlaps(box) for box in placed):
             note.xyann = (6, note.xyann[1] + 1)
         placed.append(note.get_window_extent())
