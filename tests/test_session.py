@@ -16,7 +16,7 @@ from rematpass.lab import session, trial
 from rematpass.lab.session import Session, Settings, Wanted
 from rematpass.lab.store import Store
 from rematpass.lab.worker import WorkerDied
-from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy, parse_list
+from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Measurement, Strategy, parse_list
 
 KIB = 1024
 PEAKS = {"eager": 13, "inductor": 11, "inductor@0.2": 17, "remat@1": 10, "remat@0": 5}
@@ -48,7 +48,7 @@ class Worker:
     def __init__(self, workers):
         self.workers, self.name, self.is_open = workers, "", True
 
-    def ask(self, request, *, on_stage=lambda _: None, timeout=math.inf):
+    def ask(self, request, *, on_stage=lambda _: None, is_known=lambda _: False, timeout=math.inf):
         self.name = request.get("strategy", self.name)
         self.workers.asked.append((request["do"], self.name))
         if request["do"] == "warm up":
@@ -58,9 +58,9 @@ class Worker:
         if request["do"] == "time":
             return {"seconds": self.workers.seconds[self.name]}
         on_stage("compiling")
-        return self.measure(request)
+        return self.measure(request, is_known)
 
-    def measure(self, request):
+    def measure(self, request, is_known):
         answer = self.workers.peaks.get(self.name)
         if isinstance(answer, BaseException):
             raise answer
@@ -79,7 +79,7 @@ class Worker:
             }
             if strategy.nbytes is not None and strategy.nbytes < 5 * KIB:
                 fields |= {"status": INFEASIBLE, "error": "the floor is 5.00 KiB", "peak": None}
-            elif fields["plan_hash"] in request["known_plans"]:
+            elif is_known(fields["plan_hash"]):
                 fields |= {"peak": None, "gradients": None}
         return {"found": Measurement(**fields).to_json(), "parameters": 7}
 
@@ -375,3 +375,38 @@ def test_who_waits_for_whom(workers, monkeypatch, draws):
     assert pending == []
     assert {row.same_plan_as for name, row in rows.items() if name.endswith("B")} == {"remat@1"}
     assert used.alive == 0
+
+
+@pytest.mark.parametrize("first_fails", [False, True])
+def test_equal_plans_at_the_same_time_are_measured_once(workers, monkeypatch, first_fails):
+    """Two workers come to one plan, and neither is done when the other asks; one that fails leaves it to the other."""
+    budgets = {"remat@13KiB", "remat@12KiB"}
+    used = workers(peaks=dict.fromkeys(budgets, 9) | PEAKS, seconds=dict.fromkeys(budgets, 1.0) | SECONDS)
+    both_asked = threading.Barrier(2)
+    asked, first = [], []
+    ask = Worker.ask
+
+    def following(worker, request, *, is_known=lambda _: False, **options):
+        def with_the_other(plan):
+            known = is_known(plan)
+            asked.append(request["strategy"])
+            if len(asked) <= 2:
+                first.extend([] if known else [request["strategy"]])
+                both_asked.wait(30)
+            return known
+
+        answer = ask(worker, request, is_known=with_the_other, **options)
+        return {"failed": "ValueError: odd"} if first_fails and request.get("strategy") in first else answer
+
+    monkeypatch.setattr(Worker, "ask", following)
+    _, rows, pending = run(Store(), "none", "13KiB,12KiB", settings=Settings(rounds=1, jobs=2))
+    (one,) = first
+    (other,) = budgets - {one}
+    assert (pending, used.alive) == ([], 0)
+    if first_fails:
+        assert asked[2:] == [other]
+        assert (rows[one].status, rows[other].status, rows[other].peak) == (FAILED, MEASURED, 9 * KIB)
+    else:
+        assert len(asked) == 2
+        assert (rows[one].peak, rows[other].peak, rows[other].same_plan_as) == (9 * KIB, None, one)
+        assert set(used.timed) == {"inductor", one}

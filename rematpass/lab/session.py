@@ -1,7 +1,8 @@
 """Strategies side by side on one model: bytes by as many jobs as there are, each in a process; seconds in turns.
 
-What is in the store already is not measured again, and of strategies that come to the same plan only the first is. When
-the planner was changed, it is asked for its plans anew, and those that are as they were are not measured again.
+What is in the store already is not measured again, and of strategies that come to the same plan only the first is, at
+the same time too. When the planner was changed, it is asked for its plans anew, and those that are as they were are not
+measured again.
 
 The peak that a peer needed can be given to remat as its budget: at the same peak, who is faster? While step times are
 taken nothing else runs, and each is divided by plain Inductor's in the same round. So Inductor always takes part.
@@ -117,6 +118,9 @@ class Session:
         self._warming_up = threading.Lock()
         self._draws_random = True  # as long as that is not known
         self._has_inductors = threading.Event()  # gradients
+        self._planned: dict[str, Strategy] = {}  # which of those under way came to a plan, by its hash, first
+        self._twins: dict[Strategy, Measurement] = {}  # what came to one later; rows once the first is measured
+        self._planning = threading.Lock()
         # Compilers that a killed worker has started may still write into it.
         self._scratch = TemporaryDirectory(prefix="rematpass_", ignore_cleanup_errors=True)
 
@@ -179,6 +183,7 @@ class Session:
                     for done in wait(running, return_when=FIRST_COMPLETED).done:
                         del running[done]
                         done.result()
+                    begun -= self._settle()
             except BaseException:
                 self._end()  # else the pool would wait for what is being measured
                 raise
@@ -256,6 +261,8 @@ class Session:
         try:
             self._measure_in_turn(strategy)
         finally:
+            with self._planning:
+                self._planned = {plan: first for plan, first in self._planned.items() if first != strategy}
             if strategy == INDUCTOR:
                 self._has_inductors.set()
 
@@ -263,7 +270,7 @@ class Session:
         if self._is_over():
             return
         place = Path(self._scratch.name) / strategy.name.replace("@", "_")
-        (place / "cache").mkdir(parents=True)
+        (place / "cache").mkdir(parents=True, exist_ok=True)
         if strategy.runner != "eager":
             self._warm_up()
             if self._draws_random and strategy != INDUCTOR:
@@ -275,10 +282,13 @@ class Session:
         worker = Worker(place / "log", place / "cache")
         self._measuring.add(worker)
         blank = self.blank(strategy)
-        known = {} if strategy.is_peer else self._known(blank)
-        request = {**self._request(strategy), "do": "measure", "known_plans": sorted(known)}
         try:
-            answer = worker.ask(request, on_stage=lambda stage: self.on_stage(strategy, stage), timeout=self._left())
+            answer = worker.ask(
+                {**self._request(strategy), "do": "measure"},
+                on_stage=lambda stage: self.on_stage(strategy, stage),
+                is_known=lambda plan: self._is_known(strategy, plan),
+                timeout=self._left(),
+            )
             found = _found(answer, blank)
         except WorkerDied as error:
             if self._is_over():
@@ -292,18 +302,43 @@ class Session:
             self.parameters = answer.get("parameters", self.parameters)
         finally:
             self._measuring.discard(worker)
-        is_known = found.status == MEASURED and found.peak is None and found.plan_hash in known
-        if is_known:
-            found = _with_plan_of(known[found.plan_hash], found)
-        if found.status == MEASURED and not is_known:
+        if found.status == MEASURED and found.peak is not None:
             self._workers[strategy] = worker
         else:
             worker.close()
-        before = self.store.get(blank)
+        if found.status == MEASURED and found.peak is None:
+            with self._planning:
+                self._twins[strategy] = found
+        else:
+            self._add(strategy, found)
+
+    def _add(self, strategy: Strategy, found: Measurement) -> None:
+        before = self.store.get(found)
         if before is None or before.status == FAILED or found.status == MEASURED:
             times = {} if before is None else _times_of(before)
             self.store.add(replace(found, **times))
         self.on_stage(strategy, "done")
+
+    def _is_known(self, strategy: Strategy, plan: str) -> bool:
+        """Whether a plan was measured, or another of those under way came to it before."""
+        with self._planning:
+            return plan in self._known(self.blank(strategy)) or self._planned.setdefault(plan, strategy) != strategy
+
+    def _settle(self) -> set[Strategy]:
+        """Add the rows of twins whose first is measured; return those whose first has failed, to be begun again.
+
+        So are those of several graphs that had one plan in common, and not all.
+        """
+        with self._planning:
+            ready = [s for s, found in self._twins.items() if found.plan_hash not in self._planned]
+            twins = {strategy: self._twins.pop(strategy) for strategy in ready}
+        again = set()
+        for strategy, found in twins.items():
+            if (first := self._known(found).get(found.plan_hash)) is not None:
+                self._add(strategy, _with_plan_of(first, found))
+            else:
+                again.add(strategy)
+        return again
 
     def _known(self, blank: Measurement) -> dict[str, Measurement]:
         """By its hash each plan that is not to be measured again, and who was measured with it.

@@ -73,7 +73,7 @@ class Store:
     def rows(self, model: str = "", device: str = "", torch: str = "") -> list[Measurement]:
         """What is there of a model on a device (all of them by default); of each strategy the last that was added."""
         latest: dict[tuple[str, str, str, str], Measurement] = {}
-        for row in self._rows.values():
+        for row in list(self._rows.values()):  # others may add meanwhile
             wanted = model in ("", row.model) and device in ("", row.device) and torch in ("", row.torch)
             if wanted:
                 latest.pop(row.key[:4], None)

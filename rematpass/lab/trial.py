@@ -48,7 +48,6 @@ class Job:
     ``per_block``: whether each of its blocks is compiled by itself, and nothing else of it.
 
     ``inductor_gradients``: a file for plain Inductor's gradients, written by it and read by the other compiled ones.
-    ``known_plans``: hashes of plans that were measured before; a single graph with one of them is not compiled.
     """
 
     target: str
@@ -57,7 +56,6 @@ class Job:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     per_block: bool = False
     inductor_gradients: str = ""
-    known_plans: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Subject:
 
 
 class PlanKnown(BaseException):
-    """Ends a compilation whose plan was measured before; not an Exception, which the partitioner would fall back on."""
+    """Ends a compilation whose plan another measures; not an Exception, which the partitioner would fall back on."""
 
 
 def look(job: Job) -> Subject:
@@ -102,17 +100,21 @@ def look(job: Job) -> Subject:
 
 
 def measure(
-    job: Job, subject: Subject, stage: Callable[[str], None] = lambda _: None
+    job: Job,
+    subject: Subject,
+    stage: Callable[[str], None] = lambda _: None,
+    is_known: Callable[[str], bool] = lambda _: False,
 ) -> tuple[Measurement, Callable[[], None] | None]:
     """Measure the job's strategy on its model, which is changed by it; and a function that runs one more step.
 
-    A strategy that fails gives a Measurement that says so, and None.
+    A strategy that fails gives a Measurement that says so, and None. So does, but for the failure, one with a graph
+    whose plan ``is_known`` by its hash: nothing is compiled then, and nothing but the plan is told.
     """
     found = blank(job)
     model, strategy = subject.model, job.strategy
     step = partial(run_step, model.step, model.parameters)
     partitioner.plans(clear=True)
-    partitioner.listeners[:] = [_stop_at(frozenset(job.known_plans))]
+    partitioner.listeners[:] = [_stop_at(is_known)]
     try:
         apply(strategy, model, job.per_block)
         stage("compiling" if strategy.runner != "eager" else "measuring")
@@ -208,9 +210,9 @@ def device_label(device: torch.device) -> str:
     return name if device.type == "cuda" else f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _stop_at(known: frozenset[str]) -> Callable[[partitioner.Record], None]:
+def _stop_at(is_known: Callable[[str], bool]) -> Callable[[partitioner.Record], None]:
     def listener(record: partitioner.Record) -> None:
-        if record.summary.plan_hash in known:
+        if is_known(record.summary.plan_hash):
             raise PlanKnown
 
     return listener

@@ -6,12 +6,17 @@ The parent asks in JSON, one line each, and is answered likewise::
     {"do": "time"}                                                       -> {"seconds": 0.31}
     {"do": "warm up", ...}     (the model's eager step, then something small is compiled)  -> {"draws_random": false}
 
-The worker stays alive between the two, with its compiled step: all strategies can then be timed in turns, without
+Before it compiles a plan it asks back whether another has measured it, or is about to::
+
+    {"plan": "f8f2ad7663be"}   -> {"is_known": true}      (then it stops there, and answers with the plan alone)
+
+The worker stays alive between the first two, with its compiled step: all strategies can then be timed in turns, without
 compiling anything twice. It ends when its input does, so it never outlives its parent.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -56,9 +61,14 @@ class Worker:
             )
 
     def ask(
-        self, request: dict[str, Any], *, on_stage: Callable[[str], None] = lambda _: None, timeout: float = math.inf
+        self,
+        request: dict[str, Any],
+        *,
+        on_stage: Callable[[str], None] = lambda _: None,
+        is_known: Callable[[str], bool] = lambda _: False,
+        timeout: float = math.inf,
     ) -> dict[str, Any]:
-        """The answer to a request.
+        """The answer to a request. ``is_known`` is asked about each plan, by its hash, before that is compiled.
 
         Raises:
             WorkerDied: the process ended, or was ended after ``timeout`` seconds.
@@ -76,9 +86,12 @@ class Worker:
             self._write(request)
             while line := self._readline():
                 answer: dict[str, Any] = json.loads(line)
-                if "stage" not in answer:
+                if "stage" in answer:
+                    on_stage(answer["stage"])
+                elif "plan" in answer:
+                    self._write({"is_known": is_known(answer["plan"])})
+                else:
                     return answer
-                on_stage(answer["stage"])
         finally:
             timer.cancel()
         if late.is_set():
@@ -124,6 +137,10 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         answers.write(json.dumps(fields) + "\n")
         answers.flush()
 
+    def is_known(plan: str) -> bool:
+        answer(plan=plan)
+        return bool(json.loads(next(requests))["is_known"])
+
     for line in requests:
         request = json.loads(line)
         try:
@@ -133,7 +150,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
                 answer(draws_random=subject.draws_random)
             elif what == "measure":
                 device = request.get("device", "cpu")
-                found, step = _measure(request, lambda stage: answer(stage=stage))
+                found, step = _measure(request, lambda stage: answer(stage=stage), is_known)
                 answer(**found)
             elif step is None:
                 answer(error="nothing is compiled that could be timed")
@@ -152,14 +169,18 @@ def _job(request: dict[str, Any]) -> Job:
     return Job(**{**request, "strategy": Strategy.parse(request["strategy"])})
 
 
-def _measure(request: dict[str, Any], stage: Callable[[str], None]) -> tuple[dict[str, Any], Callable[[], None] | None]:
+def _measure(
+    request: dict[str, Any], stage: Callable[[str], None], is_known: Callable[[str], bool]
+) -> tuple[dict[str, Any], Callable[[], None] | None]:
     from rematpass.lab import trial
 
     stage("building")
     job = _job(request)
     subject = trial.look(job)
-    found, step = trial.measure(job, subject, stage)
+    found, step = trial.measure(job, subject, stage, is_known)
     trial.release(job.device)
+    gc.collect()
+    gc.freeze()  # else each collection before a timed step would walk all that a compiler leaves behind (0.3 s)
     parameters = sum(p.numel() for p in subject.model.parameters)
     return {"found": found.to_json(), "parameters": parameters, "draws_random": subject.draws_random}, step
 
