@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -189,3 +190,25 @@ def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(tmp_p
     (copied / changed).write_text("changed = True\n")
     assert (trial.carrier_hash(torch.device("cpu")) != carrier) == matters
     assert sources_hash() != source
+
+
+class TestEagerStepOfAnotherProcess:
+    def test_is_read_for_a_model_of_the_catalog(self, tmp_path, monkeypatch):
+        job = Job("chain", Strategy("eager"), sizes=SIZES, eager_step=str(tmp_path / "eager_step"))
+        first = look(job)
+        trial.keep(first, tmp_path / "eager_step")
+        assert [path.name for path in tmp_path.iterdir()] == ["eager_step"]
+        monkeypatch.delattr(trial, "eager_flops")  # no further step
+        second = look(job)
+        assert (second.flops, second.draws_random) == (first.flops, False)
+        assert second.gradients.keys() == first.gradients.keys()
+        assert all(torch.equal(gradient, first.gradients[name]) for name, gradient in second.gradients.items())
+        assert all(map(torch.equal, second.model.parameters, first.model.parameters))
+
+    def test_is_not_for_a_function_of_ones_own(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "users", users := types.ModuleType("users"))
+        users.model = lambda: ((module := nn.Linear(2, 1)), lambda: module(torch.ones(1, 2)).sum())
+        job = Job("users:model", Strategy("eager"), eager_step=str(tmp_path / "eager_step"))
+        (tmp_path / "eager_step").write_text("not read")
+        first, second = look(job), look(job)
+        assert all(map(torch.equal, first.model.parameters, second.model.parameters))  # by the seed

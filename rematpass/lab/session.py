@@ -250,7 +250,7 @@ class Session:
             "device": self.settings.device,
             "sizes": dict(self.settings.sizes),
             "per_block": self.settings.per_block,
-            "inductor_gradients": str(Path(self._scratch.name) / "inductor_gradients"),
+            **{name: str(Path(self._scratch.name) / name) for name in ("eager_step", "inductor_gradients")},
         }
 
     def _job(self, strategy: Strategy) -> trial.Job:

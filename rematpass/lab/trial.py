@@ -47,7 +47,8 @@ class Job:
     """What to measure. ``target``: a model of the catalog or package.module:function; ``sizes``: of the former;
     ``per_block``: whether each of its blocks is compiled by itself, and nothing else of it.
 
-    ``inductor_gradients``: a file for plain Inductor's gradients, written by it and read by the other compiled ones.
+    ``eager_step``: a file for what ``keep`` writes of a model of the catalog, which every process builds alike;
+    ``inductor_gradients``: one for plain Inductor's gradients, written by it and read by the other compiled ones.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Job:
     device: str = "cpu"
     sizes: Mapping[str, Any] = field(default_factory=dict)
     per_block: bool = False
+    eager_step: str = ""
     inductor_gradients: str = ""
 
 
@@ -73,14 +75,17 @@ class PlanKnown(BaseException):
 
 
 def look(job: Job) -> Subject:
-    """Build the model and train it one eager step.
+    """Build the model and train it one eager step, unless another process has done that and kept what it is like.
 
     Raises:
         MeasureError: it cannot be built, or its step does not train it; the message says which.
     """
     if job.target in MODELS or ":" not in job.target:
         model = models.build(job.target, device=job.device, seed=SEED, **job.sizes)
+        if Path(job.eager_step).is_file():
+            return Subject(model, **torch.load(job.eager_step, weights_only=False))
     else:
+        torch.manual_seed(SEED)  # so that all processes have the same weights
         model = models.load(job.target)
     torch.manual_seed(SEED)
     seeded = _random_state()
@@ -97,6 +102,13 @@ def look(job: Job) -> Subject:
     gradients = _moved_away(_gradients(model))
     _clear(model)
     return Subject(model, gradients, flops, draws)
+
+
+def keep(subject: Subject, file: Path) -> None:
+    """Write what is known of the eager step, all at once: another process may look meanwhile."""
+    unfinished = file.with_suffix(".unfinished")
+    torch.save({name: known for name, known in vars(subject).items() if name != "model"}, unfinished)
+    unfinished.replace(file)
 
 
 def measure(

@@ -128,7 +128,7 @@ class Worker:
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
     """The worker's side: answer until there are no more requests. An error of the job is an answer as well."""
-    from rematpass.lab.trial import look, warm_seconds, warm_up
+    from rematpass.lab.trial import keep, look, warm_seconds, warm_up
 
     step: Callable[[], None] | None = None
     device = "cpu"
@@ -146,6 +146,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
         try:
             if (what := request.pop("do")) == "warm up":
                 subject = look(_job(request))
+                keep(subject, Path(request["eager_step"]))
                 warm_up(request["device"])
                 answer(draws_random=subject.draws_random)
             elif what == "measure":
