@@ -30,7 +30,7 @@ class Workers:
         self.peaks, self.seconds = peaks, seconds
         self.asked, self.alive, self.most_alive = [], 0, 0
 
-    def __call__(self, log, cache):
+    def __call__(self, log, cache, device):
         self.alive += 1
         self.most_alive = max(self.most_alive, self.alive)
         return Worker(self)

@@ -1,7 +1,8 @@
 """A process of its own: answers, errors, crashes and time limits. Each test starts one, which takes seconds."""
 
-import io
 import json
+import threading
+from multiprocessing import Pipe
 
 import pytest
 
@@ -11,19 +12,22 @@ JOB = {"do": "measure", "target": "chain", "strategy": "eager", "sizes": {"layer
 
 
 @pytest.fixture
-def worker(tmp_path, monkeypatch):
+def worker(tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "users.py").write_text(
         "import os, sys, time\n"
         "def crash(): print('about to go', file=sys.stderr, flush=True); os.abort()\n"
         "def hang(): time.sleep(600)\n"
         "def talk(): print('this is no answer'); raise KeyError('x')\n"
+        "def tell(): raise KeyError(os.environ['OF_THE_PARENT'], os.environ['TORCHINDUCTOR_CACHE_DIR'], os.getsid(0))\n"
     )
-    made = Worker(tmp_path / "log", tmp_path / "cache")
+    monkeypatch.setenv("OF_THE_PARENT", "quiet")
+    made = Worker(tmp_path / "log", tmp_path / "cache", getattr(request, "param", "cpu"))
     yield made
     made.close()
 
 
+@pytest.mark.parametrize("worker", ["cpu", "cuda"], indirect=True)  # forked, and started from nothing
 def test_measure_then_time(worker):
     stages = []
     answer = worker.ask(dict(JOB), on_stage=stages.append)
@@ -51,10 +55,21 @@ def test_what_others_print_is_no_answer(worker):
     assert "Traceback" in answer["traceback"]
 
 
+def test_it_is_as_if_the_parent_had_started_it(worker, tmp_path):
+    answer = worker.ask(JOB | {"target": "users:tell", "sizes": {}})
+    told = "quiet", str(tmp_path / "cache"), worker._process.pid  # which leads a session of its own
+    assert answer["error"] == f"users:tell raised KeyError: {told}"
+
+
 def test_requests_in_this_process():
-    requests = io.StringIO("".join(json.dumps(r) + "\n" for r in ({"do": "time"}, JOB | {"target": "chian"})))
-    answers = io.StringIO()
-    serve(requests, answers)
-    first, *_, last = map(json.loads, answers.getvalue().splitlines())
-    assert first["error"] == "nothing is compiled that could be timed"
-    assert last["error"].startswith("no model 'chian'; there are llama")
+    ours, its = Pipe()
+    thread = threading.Thread(target=serve, args=(its,))
+    thread.start()
+    ours.send({"do": "time"})
+    assert ours.recv()["error"] == "nothing is compiled that could be timed"
+    ours.send(JOB | {"target": "chian"})
+    assert ours.recv() == {"stage": "building"}
+    assert ours.recv()["error"].startswith("no model 'chian'; there are llama")
+    ours.close()
+    thread.join(30)
+    assert not thread.is_alive()

@@ -231,7 +231,7 @@ class Session:
                 return
             self._warm_cache.mkdir()
             self.on_stage(INDUCTOR, "trying model and compiler")
-            worker = Worker(Path(self._scratch.name) / "log", self._warm_cache)
+            worker = Worker(Path(self._scratch.name) / "log", self._warm_cache, self.settings.device)
             self._measuring.add(worker)
             try:
                 answer = worker.ask({**self._request(INDUCTOR), "do": "warm up"}, timeout=self._left())
@@ -279,7 +279,7 @@ class Session:
         if self._is_over():
             return
         self.on_stage(strategy, "starting")
-        worker = Worker(place / "log", place / "cache")
+        worker = Worker(place / "log", place / "cache", self.settings.device)
         self._measuring.add(worker)
         blank = self.blank(strategy)
         try:

@@ -1,6 +1,6 @@
 """A process of its own for one strategy: a crash ends a row and not the comparison, and caches are its own.
 
-The parent asks in JSON, one line each, and is answered likewise::
+The parent asks, and is answered; both send dicts::
 
     {"do": "measure", "target": "llama", "strategy": "remat@0.5", ...}   -> {"stage": "compiling"}, ..., {"found": ...}
     {"do": "time"}                                                       -> {"seconds": 0.31}
@@ -11,30 +11,32 @@ Before it compiles a plan it asks back whether another has measured it, or is ab
     {"plan": "f8f2ad7663be"}   -> {"is_known": true}      (then it stops there, and answers with the plan alone)
 
 The worker stays alive between the first two, with its compiled step: all strategies can then be timed in turns, without
-compiling anything twice. It ends when its input does, so it never outlives its parent.
+compiling anything twice. It ends when the parent's end of the pipe does, so it never outlives its parent.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
-import json
 import math
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from rematpass.config import child_environment
+from rematpass.config import child_environment, set_environment
 from rematpass.errors import MeasureError
 
 if TYPE_CHECKING:
     from rematpass.lab.trial import Job
+
+_IMPORTED_ONCE = ["rematpass.lab.trial", "transformers.modeling_utils"]
 
 
 class WorkerDied(MeasureError):
@@ -42,23 +44,24 @@ class WorkerDied(MeasureError):
 
 
 class Worker:
-    """The parent's side. ``log``: a file for everything the process prints; ``cache``: its Inductor's directory."""
+    """The parent's side. ``log``: a file for everything the process prints; ``cache``: its Inductor's directory.
 
-    def __init__(self, log: Path, cache: Path, **variables: str) -> None:
-        root = str(Path(__file__).parents[2])  # for a package that is run from its checkout
-        path = os.pathsep.join(filter(None, [child_environment().get("PYTHONPATH", ""), root]))
-        environment = child_environment(PYTHONPATH=path, TORCHINDUCTOR_CACHE_DIR=str(cache), **variables)
+    Processes for a CPU are forked from one that has imported what all of them need, which takes seconds, and has done
+    nothing else. A fork of one that has asked for a CUDA device cannot use it, so others start from nothing.
+    """
+
+    def __init__(self, log: Path, cache: Path, device: str = "cpu", **variables: str) -> None:
         self.log = log
-        with log.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-                start_new_session=True,  # an interrupt at the terminal is for the parent, who ends this one
-            )
+        log.touch()
+        get = multiprocessing.get_context
+        context = get("forkserver") if device == "cpu" else get("spawn")
+        context.set_forkserver_preload(_IMPORTED_ONCE)
+        environment = child_environment(TORCHINDUCTOR_CACHE_DIR=str(cache), **variables)
+        self._connection, its_end = context.Pipe()
+        self._process = context.Process(target=_run, args=(its_end, log, Path.cwd(), environment))
+        self._process.start()
+        its_end.close()
+        atexit.register(self.close)  # before multiprocessing's own, which would wait for it
 
     def ask(
         self,
@@ -83,13 +86,12 @@ class Worker:
         timer.daemon = True
         timer.start()
         try:
-            self._write(request)
-            while line := self._readline():
-                answer: dict[str, Any] = json.loads(line)
+            self._send(request)
+            while answer := self._receive():
                 if "stage" in answer:
                     on_stage(answer["stage"])
                 elif "plan" in answer:
-                    self._write({"is_known": is_known(answer["plan"])})
+                    self._send({"is_known": is_known(answer["plan"])})
                 else:
                     return answer
         finally:
@@ -100,33 +102,32 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
+        atexit.unregister(self.close)
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                with suppress(BrokenPipeError):  # of what was not sent any more
-                    stream.close()
+        self._process.join()
+        self._connection.close()
 
-    def _write(self, request: dict[str, Any]) -> None:
-        assert self._process.stdin
+    def _send(self, request: dict[str, Any]) -> None:
+        with suppress(OSError):  # the missing answer will say so
+            self._connection.send(request)
+
+    def _receive(self) -> dict[str, Any]:
+        """What the process says; nothing, if it has ended."""
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the missing answer will say so
-
-    def _readline(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline()
+            answer: dict[str, Any] = self._connection.recv()
+        except (EOFError, OSError):
+            return {}
+        return answer
 
     def _how_it_ended(self) -> str:
-        code = self._process.wait()
+        self._process.join()
+        code = self._process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return f"the process was {how}" + (f"; it last said: {said[-1][:200]}" if said else "")
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
+def serve(connection: Connection) -> None:
     """The worker's side: answer until there are no more requests. An error of the job is an answer as well."""
     from rematpass.lab.trial import keep, look, warm_seconds, warm_up
 
@@ -134,15 +135,17 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
     device = "cpu"
 
     def answer(**fields: Any) -> None:
-        answers.write(json.dumps(fields) + "\n")
-        answers.flush()
+        connection.send(fields)
 
     def is_known(plan: str) -> bool:
         answer(plan=plan)
-        return bool(json.loads(next(requests))["is_known"])
+        return bool(connection.recv()["is_known"])
 
-    for line in requests:
-        request = json.loads(line)
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
         try:
             if (what := request.pop("do")) == "warm up":
                 subject = look(_job(request))
@@ -186,12 +189,12 @@ def _measure(
     return {"found": found.to_json(), "parameters": parameters, "draws_random": subject.draws_random}, step
 
 
-def main() -> None:
-    """Answer on what was standard output; everything that others print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    serve(sys.stdin, answers)
-
-
-if __name__ == "__main__":
-    main()
+def _run(connection: Connection, log: Path, directory: Path, environment: dict[str, str]) -> None:
+    """The process: as a program would be that was started by the parent, in its directory and with its environment."""
+    os.setsid()  # an interrupt at the terminal is for the parent, who ends this one
+    set_environment(**environment)
+    os.chdir(directory)
+    with log.open("wb") as file:
+        for output in (1, 2):
+            os.dup2(file.fileno(), output)
+    serve(connection)
