@@ -191,6 +191,7 @@ def _measure(
 
 def _run(connection: Connection, log: Path, directory: Path, environment: dict[str, str]) -> None:
     """The process: as a program would be that was started by the parent, in its directory and with its environment."""
+    multiprocessing.set_start_method(None, force=True)  # ours is not for what a library starts or locks in here
     os.setsid()  # an interrupt at the terminal is for the parent, who ends this one
     set_environment(**environment)
     os.chdir(directory)
