@@ -99,6 +99,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       check.py           a training run measures its own first steps
       calibrate.py       what this machine sustains, for the cost model
       demo.py            with and without a budget, side by side
+      heap.py            freed memory stays with the process
       trial.py           one strategy on one model, in this process
       worker.py          the same in a process of its own
       store.py           measurements in a file

@@ -28,7 +28,7 @@ from rematpass.compiler.sources import sources_hash
 from rematpass.config import Config
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError, RematError, cause_of
-from rematpass.lab import models
+from rematpass.lab import heap, models
 from rematpass.lab.catalog import MODELS
 from rematpass.lab.flops import Flops, compiled_flops, eager_flops
 from rematpass.lab.measure import compile_seconds, gradient_error, measure_memory, run_step, seconds_of
@@ -329,6 +329,7 @@ def warm_seconds(step: Callable[[], None], device: str) -> float:
 
 
 def release(device: str) -> None:
-    """Give a GPU's memory back while others take their turn: strategies wait in processes of their own."""
+    """Give memory back while others take their turn: strategies wait in processes of their own."""
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
+    heap.give_back()

@@ -176,12 +176,13 @@ def _job(request: dict[str, Any]) -> Job:
 def _measure(
     request: dict[str, Any], stage: Callable[[str], None], is_known: Callable[[str], bool]
 ) -> tuple[dict[str, Any], Callable[[], None] | None]:
-    from rematpass.lab import trial
+    from rematpass.lab import heap, trial
 
     stage("building")
     job = _job(request)
     subject = trial.look(job)
     found, step = trial.measure(job, subject, stage, is_known)
+    heap.keep_freed_memory()
     trial.release(job.device)
     gc.collect()
     gc.freeze()  # else each collection before a timed step would walk all that a compiler leaves behind (0.3 s)
