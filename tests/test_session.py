@@ -410,3 +410,25 @@ def test_equal_plans_at_the_same_time_are_measured_once(workers, monkeypatch, fi
         assert len(asked) == 2
         assert (rows[one].peak, rows[other].peak, rows[other].same_plan_as) == (9 * KIB, None, one)
         assert set(used.timed) == {"inductor", one}
+
+
+def test_graphs_that_share_one_plan_of_several_are_begun_twice_at_most(workers, monkeypatch):
+    used = workers(peaks={"remat@1": 10, "remat@0.5": 8, "remat@0": 5} | PEAKS, seconds={"remat@0.5": 5.0} | SECONDS)
+    measure = Worker.measure
+
+    def of_two_graphs(worker, request, is_known):
+        row = Measurement.from_json(measure(worker, request, lambda _: False)["found"])
+        if worker.name != "inductor":
+            stopped = is_known("shared")
+            time.sleep(0.05)  # so that some are under way together
+            fields = {"plan_hash": "shared", "peak": None} if stopped else {"plan_hash": f"shared+{worker.name}"}
+            row = dataclasses.replace(row, **fields)
+        return {"found": row.to_json()}
+
+    monkeypatch.setattr(Worker, "measure", of_two_graphs)
+    _, rows, pending = run(Store(), "none", "1,0.5,0", settings=Settings(rounds=1, jobs=3))
+    assert (pending, used.alive) == ([], 0)
+    assert {name: row.peak for name, row in rows.items()} == {"remat@1": 10240, "remat@0.5": 8192, "remat@0": 5120}
+    begun = [used.measured.count(name) for name in rows]
+    assert max(begun) == 2
+    assert min(begun) == 1

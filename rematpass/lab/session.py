@@ -120,6 +120,7 @@ class Session:
         self._has_inductors = threading.Event()  # gradients
         self._planned: dict[str, Strategy] = {}  # which of those under way came to a plan, by its hash, first
         self._twins: dict[Strategy, Measurement] = {}  # what came to one later; rows once the first is measured
+        self._begun_again: set[Strategy] = set()
         self._planning = threading.Lock()
         # Compilers that a killed worker has started may still write into it.
         self._scratch = TemporaryDirectory(prefix="rematpass_", ignore_cleanup_errors=True)
@@ -322,12 +323,14 @@ class Session:
     def _is_known(self, strategy: Strategy, plan: str) -> bool:
         """Whether a plan was measured, or another of those under way came to it before."""
         with self._planning:
-            return plan in self._known(self.blank(strategy)) or self._planned.setdefault(plan, strategy) != strategy
+            if plan in self._known(self.blank(strategy)):
+                return True
+            return self._planned.setdefault(plan, strategy) != strategy and strategy not in self._begun_again
 
     def _settle(self) -> set[Strategy]:
         """Add the rows of twins whose first is measured; return those whose first has failed, to be begun again.
 
-        So are those of several graphs that had one plan in common, and not all.
+        So are those of several graphs that had one plan in common, and not all. None is begun more than twice.
         """
         with self._planning:
             ready = [s for s, found in self._twins.items() if found.plan_hash not in self._planned]
@@ -338,6 +341,7 @@ class Session:
                 self._add(strategy, _with_plan_of(first, found))
             else:
                 again.add(strategy)
+        self._begun_again |= again
         return again
 
     def _known(self, blank: Measurement) -> dict[str, Measurement]:
