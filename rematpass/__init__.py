@@ -101,6 +101,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       demo.py            with and without a budget, side by side
       heap.py            freed memory stays with the process
       trial.py           one strategy on one model, in this process
+      imported.py        what all processes of the next import
       worker.py          the same in a process of its own
       store.py           measurements in a file
       session.py         strategies side by side on one model

@@ -36,8 +36,6 @@ from rematpass.errors import MeasureError
 if TYPE_CHECKING:
     from rematpass.lab.trial import Job
 
-_IMPORTED_ONCE = ["rematpass.lab.trial", "transformers.modeling_utils"]
-
 
 class WorkerDied(MeasureError):
     """A worker ended before it answered: how, and the last thing it said."""
@@ -55,7 +53,7 @@ class Worker:
         log.touch()
         get = multiprocessing.get_context
         context = get("forkserver") if device == "cpu" else get("spawn")
-        context.set_forkserver_preload(_IMPORTED_ONCE)
+        context.set_forkserver_preload(["rematpass.lab.imported"])
         environment = child_environment(TORCHINDUCTOR_CACHE_DIR=str(cache), **variables)
         self._connection, its_end = context.Pipe()
         self._process = context.Process(target=_run, args=(its_end, log, Path.cwd(), environment))
