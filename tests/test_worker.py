@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 
 import pytest
@@ -47,6 +48,16 @@ def test_crash_says_how_and_the_last_words(worker):
 def test_time_limit(worker):
     with pytest.raises(WorkerDied, match=r"^not done after 0\.5 s$"):
         worker.ask(JOB | {"target": "users:hang", "sizes": {}}, timeout=0.5)
+
+
+def test_closed_by_several_while_it_is_asked(worker):
+    """As a session closes all its workers, and each thread its own, when one of them has failed."""
+    with ThreadPoolExecutor(5) as pool:
+        asking = pool.submit(worker.ask, JOB | {"target": "users:hang", "sizes": {}})
+        closing = [pool.submit(worker.close) for _ in range(4)]
+        assert [each.result(30) for each in closing] == [None] * 4
+        with pytest.raises(WorkerDied, match="killed by SIGKILL"):
+            asking.result(30)
 
 
 def test_what_others_print_is_no_answer(worker):

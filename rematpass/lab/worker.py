@@ -55,6 +55,7 @@ class Worker:
         context = get("forkserver") if device == "cpu" else get("spawn")
         context.set_forkserver_preload(["rematpass.lab.imported"])
         environment = child_environment(TORCHINDUCTOR_CACHE_DIR=str(cache), **variables)
+        self._waiting = threading.Lock()
         self._connection, its_end = context.Pipe()
         self._process = context.Process(target=_run, args=(its_end, log, Path.cwd(), environment))
         self._process.start()
@@ -99,11 +100,15 @@ class Worker:
         raise WorkerDied(self._how_it_ended())
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; whoever is asking it is told."""
+        # The pipe closes with its last reference: closed while a thread reads, its number may be a new file's by then.
         atexit.unregister(self.close)
         self._process.kill()
-        self._process.join()
-        self._connection.close()
+        self._wait()
+
+    def _wait(self) -> None:
+        with self._waiting:  # one at a time: the exit code can be read once
+            self._process.join()
 
     def _send(self, request: dict[str, Any]) -> None:
         with suppress(OSError):  # the missing answer will say so
@@ -118,7 +123,7 @@ class Worker:
         return answer
 
     def _how_it_ended(self) -> str:
-        self._process.join()
+        self._wait()
         code = self._process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
