@@ -432,3 +432,11 @@ def test_graphs_that_share_one_plan_of_several_are_begun_twice_at_most(workers, 
     begun = [used.measured.count(name) for name in rows]
     assert max(begun) == 2
     assert min(begun) == 1
+
+
+def test_a_worker_that_starts_while_the_session_ends_is_closed(workers):
+    used = workers()
+    with Session("llama", Store(), Settings()) as one:
+        pass
+    worker = one._begin(Path("log"), Path("cache"))
+    assert (worker.is_open, used.alive) == (False, 0)

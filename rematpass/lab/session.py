@@ -35,6 +35,7 @@ from rematpass.errors import MeasureError
 from rematpass.lab import trial
 from rematpass.lab.measure import Timing
 from rematpass.lab.store import Store
+from rematpass.lab.twins import Twins
 from rematpass.lab.worker import Worker, WorkerDied
 from rematpass.report.measurement import FAILED, MEASURED, Measurement, Strategy, unique
 
@@ -118,10 +119,7 @@ class Session:
         self._warming_up = threading.Lock()
         self._draws_random = True  # as long as that is not known
         self._has_inductors = threading.Event()  # gradients
-        self._planned: dict[str, Strategy] = {}  # which of those under way came to a plan, by its hash, first
-        self._twins: dict[Strategy, Measurement] = {}  # what came to one later; rows once the first is measured
-        self._begun_again: set[Strategy] = set()
-        self._planning = threading.Lock()
+        self._twins = Twins()
         # Compilers that a killed worker has started may still write into it.
         self._scratch = TemporaryDirectory(prefix="rematpass_", ignore_cleanup_errors=True)
 
@@ -232,8 +230,7 @@ class Session:
                 return
             self._warm_cache.mkdir()
             self.on_stage(INDUCTOR, "trying model and compiler")
-            worker = Worker(Path(self._scratch.name) / "log", self._warm_cache, self.settings.device)
-            self._measuring.add(worker)
+            worker = self._begin(Path(self._scratch.name) / "log", self._warm_cache)
             try:
                 answer = worker.ask({**self._request(INDUCTOR), "do": "warm up"}, timeout=self._left())
                 _found(answer, self.blank(INDUCTOR))
@@ -243,6 +240,14 @@ class Session:
             finally:
                 self._measuring.discard(worker)
                 worker.close()
+
+    def _begin(self, log: Path, cache: Path) -> Worker:
+        """A worker that ends with the session, be that while it starts, which takes seconds."""
+        worker = Worker(log, cache, self.settings.device)
+        self._measuring.add(worker)
+        if self._ended:
+            worker.close()
+        return worker
 
     def _request(self, strategy: Strategy) -> dict[str, Any]:
         return {
@@ -262,8 +267,7 @@ class Session:
         try:
             self._measure_in_turn(strategy)
         finally:
-            with self._planning:
-                self._planned = {plan: first for plan, first in self._planned.items() if first != strategy}
+            self._twins.end(strategy)
             if strategy == INDUCTOR:
                 self._has_inductors.set()
 
@@ -280,8 +284,7 @@ class Session:
         if self._is_over():
             return
         self.on_stage(strategy, "starting")
-        worker = Worker(place / "log", place / "cache", self.settings.device)
-        self._measuring.add(worker)
+        worker = self._begin(place / "log", place / "cache")
         blank = self.blank(strategy)
         try:
             answer = worker.ask(
@@ -308,8 +311,7 @@ class Session:
         else:
             worker.close()
         if found.status == MEASURED and found.peak is None:
-            with self._planning:
-                self._twins[strategy] = found
+            self._twins.wait(strategy, found)
         else:
             self._add(strategy, found)
 
@@ -322,26 +324,17 @@ class Session:
 
     def _is_known(self, strategy: Strategy, plan: str) -> bool:
         """Whether a plan was measured, or another of those under way came to it before."""
-        with self._planning:
-            if plan in self._known(self.blank(strategy)):
-                return True
-            return self._planned.setdefault(plan, strategy) != strategy and strategy not in self._begun_again
+        return plan in self._known(self.blank(strategy)) or self._twins.is_of_another(plan, strategy)
 
     def _settle(self) -> set[Strategy]:
-        """Add the rows of twins whose first is measured; return those whose first has failed, to be begun again.
-
-        So are those of several graphs that had one plan in common, and not all. None is begun more than twice.
-        """
-        with self._planning:
-            ready = [s for s, found in self._twins.items() if found.plan_hash not in self._planned]
-            twins = {strategy: self._twins.pop(strategy) for strategy in ready}
+        """Add the rows of twins whose first is measured; return those that waited in vain, to be begun again."""
         again = set()
-        for strategy, found in twins.items():
+        for strategy, found in self._twins.ready().items():
             if (first := self._known(found).get(found.plan_hash)) is not None:
                 self._add(strategy, _with_plan_of(first, found))
             else:
+                self._twins.begin_again(strategy)
                 again.add(strategy)
-        self._begun_again |= again
         return again
 
     def _known(self, blank: Measurement) -> dict[str, Measurement]:
