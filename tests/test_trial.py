@@ -196,7 +196,7 @@ class TestEagerStepOfAnotherProcess:
     def test_is_read_for_a_model_of_the_catalog(self, tmp_path, monkeypatch):
         job = Job("chain", Strategy("eager"), sizes=SIZES, eager_step=str(tmp_path / "eager_step"))
         first = look(job)
-        trial.keep(first, tmp_path / "eager_step")
+        trial.keep(job, first)
         assert [path.name for path in tmp_path.iterdir()] == ["eager_step"]
         monkeypatch.delattr(trial, "eager_flops")  # no further step
         second = look(job)
@@ -209,6 +209,9 @@ class TestEagerStepOfAnotherProcess:
         monkeypatch.setitem(sys.modules, "users", users := types.ModuleType("users"))
         users.model = lambda: ((module := nn.Linear(2, 1)), lambda: module(torch.ones(1, 2)).sum())
         job = Job("users:model", Strategy("eager"), eager_step=str(tmp_path / "eager_step"))
+        first = look(job)
+        trial.keep(job, first)
+        assert list(tmp_path.iterdir()) == []
         (tmp_path / "eager_step").write_text("not read")
-        first, second = look(job), look(job)
+        second = look(job)
         assert all(map(torch.equal, first.model.parameters, second.model.parameters))  # by the seed

@@ -16,18 +16,18 @@ import ctypes
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's names for them
 _NEVER = -1
+_libc = ctypes.CDLL(None)
+_IS_GLIBC = hasattr(_libc, "malloc_trim")
 
 
 def keep_freed_memory() -> None:
     """From now on, for all of this process."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+    if _IS_GLIBC:
+        _libc.mallopt(_MMAP_MAX, 0)
+        _libc.mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def give_back() -> None:
     """Hand what is free back to the system, for others to use."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(ctypes.c_size_t(0))
+    if _IS_GLIBC:
+        _libc.malloc_trim(ctypes.c_size_t(0))

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from types import TracebackType
 from typing import Any
 
@@ -274,8 +274,8 @@ class Session:
     def _measure_in_turn(self, strategy: Strategy) -> None:
         if self._is_over():
             return
-        place = Path(self._scratch.name) / strategy.name.replace("@", "_")
-        (place / "cache").mkdir(parents=True, exist_ok=True)
+        place = Path(mkdtemp(dir=self._scratch.name))  # what is begun again finds nothing compiled either
+        (place / "cache").mkdir()
         if strategy.runner != "eager":
             self._warm_up()
             if self._draws_random and strategy != INDUCTOR:
@@ -306,11 +306,12 @@ class Session:
             self.parameters = answer.get("parameters", self.parameters)
         finally:
             self._measuring.discard(worker)
-        if found.status == MEASURED and found.peak is not None:
+        is_twin = found.status == MEASURED and found.peak is None
+        if found.status == MEASURED and not is_twin:
             self._workers[strategy] = worker
         else:
             worker.close()
-        if found.status == MEASURED and found.peak is None:
+        if is_twin:
             self._twins.wait(strategy, found)
         else:
             self._add(strategy, found)

@@ -104,8 +104,11 @@ def look(job: Job) -> Subject:
     return Subject(model, gradients, flops, draws)
 
 
-def keep(subject: Subject, file: Path) -> None:
-    """Write what is known of the eager step, all at once: another process may look meanwhile."""
+def keep(job: Job, subject: Subject) -> None:
+    """Write what is known of a catalog model's eager step, all at once: another process may look meanwhile."""
+    if job.target not in MODELS:
+        return  # nobody would read it
+    file = Path(job.eager_step)
     unfinished = file.with_suffix(".unfinished")
     torch.save({name: known for name, known in vars(subject).items() if name != "model"}, unfinished)
     unfinished.replace(file)

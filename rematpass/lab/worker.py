@@ -151,8 +151,8 @@ def serve(connection: Connection) -> None:
             return
         try:
             if (what := request.pop("do")) == "warm up":
-                subject = look(_job(request))
-                keep(subject, Path(request["eager_step"]))
+                subject = look(job := _job(request))
+                keep(job, subject)
                 warm_up(request["device"])
                 answer(draws_random=subject.draws_random)
             elif what == "measure":
