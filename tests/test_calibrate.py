@@ -18,6 +18,7 @@ def small(monkeypatch):
     monkeypatch.setattr(lab, "_matrix_rate", lambda size, dtype, _: 1e9 * torch.finfo(dtype).bits)
     monkeypatch.setattr(lab, "_bandwidth", lambda nbytes, _: 1e10)
     monkeypatch.setattr(lab, "_vector_rate", lambda elements, _: 3e9)
+    monkeypatch.setattr(lab, "_mask_seconds", lambda elements, _: 2e-9)
 
 
 @pytest.mark.slow
@@ -28,6 +29,7 @@ def test_rates_are_of_this_machine():
     assert 1e8 < found.bandwidth < 1e13
     assert 1e7 < found.vector_flops < 1e14
     assert 1e-8 < found.launch_seconds < 1e-2
+    assert 0 <= found.mask < 1e5
     assert found.name.startswith("cpu, ")
 
 
@@ -36,6 +38,7 @@ def test_the_command_writes_a_preset_that_the_planner_takes(small, tmp_path, cap
     assert cli.main(["calibrate", "--output", str(path)]) == 0
     assert f"wrote {path}" in "".join(capsys.readouterr().out.split("\n"))
     assert dict(preset(str(path)).flops)["float32"] == 32e9
+    assert preset(str(path)).mask == 6.0
     module = nn.Sequential(nn.Linear(8, 8), nn.GELU())
     torch.compile(module, backend="remat_aot_eager", options={"hardware": str(path)})(
         torch.randn(2, 8)

@@ -78,6 +78,19 @@ def test_keeping_costs_a_read_and_a_write_where_nothing_else_writes():
     assert estimate(graph, SLOW).keep == (10 / 2, 14 / 2 * 2, 22 / 2, 26 / 2, 34 / 2)
 
 
+def test_a_device_may_take_its_time_to_pack_truth_values_and_to_unpack_them():
+    b = Builder()
+    x = b.input(10)
+    inside, out = b.op([x], 14, 22, kind=Kind.POINTWISE)
+    graph = b.build([out], [b.op([inside], 34, kind=Kind.POINTWISE)])
+    values = tuple(dataclasses.replace(v, dtype="bool" if v.id in (inside, out) else "float32") for v in graph.values)
+    graph = dataclasses.replace(graph, values=values)
+    packs = dataclasses.replace(SLOW, mask=50.0)  # ten seconds each
+    assert estimate(graph, packs).keep == (10 / 2, 2 * (14 / 2 + 140), 22 / 2 + 220, 34 / 2)
+    assert estimate(graph, packs).run == (36 / 5 + 22 + 2 * 220, 34 / 5 + 34)  # only what goes to memory
+    assert estimate(graph, SLOW).keep == (10 / 2, 2 * 14 / 2, 22 / 2, 34 / 2)
+
+
 def test_a_step_is_every_op_once():
     assert Costs(run=(3.0, 5.0, 11.0), keep=(7.0,)).step == 19.0
 

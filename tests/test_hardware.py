@@ -70,7 +70,7 @@ def test_a_device_is_known_by_its_description(description, name):
 
 
 def test_a_preset_goes_to_a_file_and_back(tmp_path):
-    here = Hardware("here", (("float32", 3e11), ("bfloat16", 5e11)), 7e10, 1.1e10, 1.3e-6, 0.4, 300.0)
+    here = Hardware("here", (("float32", 3e11), ("bfloat16", 5e11)), 7e10, 1.1e10, 1.3e-6, 0.4, 300.0, 70.0)
     (tmp_path / "here.json").write_text(here.to_json())
     assert preset(str(tmp_path / "here.json")) == here
 
@@ -84,7 +84,8 @@ def test_a_preset_goes_to_a_file_and_back(tmp_path):
         ('{"name": "x"}', "is no hardware preset as rematpass calibrate writes it: KeyError('flops')"),
         (Hardware("x", (), 1.0, 1.0, 0.0).to_json(), "a rate is not above 0"),
         (Hardware("x", (("float32", 1.0),), 1.0, 0.0, 0.0).to_json(), "a rate is not above 0"),
-        (Hardware("x", (("float32", 1.0),), 1.0, 1.0, -1.0).to_json(), "a rate is not above 0"),
+        (Hardware("x", (("float32", 1.0),), 1.0, 1.0, -1.0).to_json(), "a cost below it"),
+        (Hardware("x", (("float32", 1.0),), 1.0, 1.0, 0.0, mask=-1.0).to_json(), "a cost below it"),
     ],
 )
 def test_a_file_that_holds_no_preset_says_so(content, message, tmp_path):

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import os
@@ -347,6 +348,25 @@ def test_a_graph_that_cannot_be_read_is_left_to_torch(monkeypatch, caplog):
     assert warned(caplog)[0].startswith(
         "planning failed (CaptureError: a joint graph holds no such thing); torch's own"
     )
+
+
+def test_the_cycle_collector_rests_from_capture_to_the_modules(monkeypatch):
+    seen = []
+
+    def watched(name):
+        original = getattr(partitioner, name)
+
+        def wrapper(*args, **kwargs):
+            seen.append((name, gc.isenabled()))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(partitioner, name, wrapper)
+
+    watched("capture")
+    watched("summarize")
+    assert gc.isenabled()
+    train(memory_budget=0.5)
+    assert (seen, gc.isenabled()) == ([("capture", False), ("summarize", False)], True)
 
 
 def test_compiling_in_several_threads_at_once():

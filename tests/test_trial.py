@@ -105,6 +105,12 @@ class TestRemat:
         assert found.status == MEASURED
         assert found.planned_peak == first.planned_peak
 
+    def test_one_plan_with_a_limit_and_without_is_carried_out_in_two_ways(self):
+        free, _ = tried("remat@1")
+        torch._dynamo.reset()
+        limited, _ = tried("remat@1GiB")
+        assert free.plan_hash == f"{limited.plan_hash}, no limit"
+
     def test_budget_below_the_floor(self):
         found, step = tried("remat@1KiB")
         floor = tried("remat@0")[0].floor

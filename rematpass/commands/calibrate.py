@@ -57,5 +57,6 @@ def table(found: Hardware) -> object:
         made.add_row(f"matrix products, {dtype}", f"{rate / 1e9:,.1f} GFLOP/s")
     made.add_row("other arithmetic", f"{found.vector_flops / 1e9:,.1f} GFLOP/s")
     made.add_row("memory", f"{found.bandwidth / 1e9:,.1f} GB/s")
+    made.add_row("a truth value, written or read", f"{found.mask / found.vector_flops * 1e9:.2f} ns")
     made.add_row("one more kernel", f"{found.launch_seconds * 1e6:.1f} us")
     return made

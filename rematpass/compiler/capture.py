@@ -26,7 +26,7 @@ from rematpass.compiler.hints import hint, symbols_with_hints
 from rematpass.compiler.inside import as_forward, beyond_results, bodies_run_by
 from rematpass.compiler.nodes import (
     computed_in,
-    device_of,
+    device_name_of,
     is_object,
     is_tangent,
     module_of,
@@ -107,7 +107,7 @@ def capture(
         values=tuple(reader.values_with_marks()),
         fwd_outputs=reader.values_of(fwd),
         bwd_outputs=reader.values_of(bwd),
-        device=device_of(primals),
+        device=device_name_of(primals),
         hints=tuple(sorted(reader.hints.items())),
         own_inputs=tuple(i for i in reader.values_of(own) if reader.values[i].origin is Origin.INPUT),
     )

@@ -66,7 +66,7 @@ def computed_in(node: fx.Node, kind: Kind, dtype: str) -> str:
     return "tensorfloat32" if on_gpu and settings.rounds_to_tf32(convolution=kind is Kind.CONVOLUTION) else dtype
 
 
-def device_of(primals: Sequence[fx.Node]) -> str:
+def device_name_of(primals: Sequence[fx.Node]) -> str:
     """The device of the step: the first one that is not the CPU, by the name of its model."""
     for node in primals:
         value = node.meta.get("val")

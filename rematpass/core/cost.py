@@ -7,7 +7,7 @@ is nearly free and a recomputed matmul is not.
 
 A value is *materialized* when some kernel boundary forces it into memory: its producer is not fusible, or a reader is
 not, or it is an output. Saving a materialized value costs one read in backward; saving another one costs the write as
-well.
+well. Truth values are few bytes and not always cheap: a CPU packs and unpacks them one by one.
 
 Source: the roofline model, Williams, Waterman and Patterson 2009; recomputing what fuses for free, the design of
 torch's min-cut partitioner (dev-discuss.pytorch.org, "Min-cut optimal recomputation", 2022).
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rematpass.core.graph import JointGraph, Kind, Op
+from rematpass.core.graph import JointGraph, Kind, Op, Value
 from rematpass.core.hardware import FLOPS_PER_ELEMENT, Hardware
 
 FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM, Kind.SEEDED})
@@ -42,7 +42,7 @@ def estimate(graph: JointGraph, hardware: Hardware) -> Costs:
     """The roofline estimate of every op and value of ``graph`` on ``hardware``."""
     in_memory = materialized(graph)
     run = tuple(_run_seconds(graph, op, hardware, in_memory) for op in graph.ops)
-    keep = tuple(v.nbytes * (1 if v.id in in_memory else 2) / hardware.bandwidth for v in graph.values)
+    keep = tuple((1 if v.id in in_memory else 2) * _access_seconds(v, hardware) for v in graph.values)
     return Costs(run=run, keep=keep)
 
 
@@ -58,15 +58,21 @@ def materialized(graph: JointGraph) -> frozenset[int]:
     return frozenset(found)
 
 
+def _access_seconds(value: Value, hardware: Hardware) -> float:
+    """Of one write of a value to memory, or one read."""
+    packing = value.nbytes * hardware.mask / hardware.vector_flops if value.dtype == "bool" else 0.0
+    return value.nbytes / hardware.bandwidth + packing
+
+
 def _run_seconds(graph: JointGraph, op: Op, hardware: Hardware, in_memory: frozenset[int]) -> float:
     written = sum(graph.values[v].nbytes for v in op.writes)
     if op.kind in FREE:
         return 0.0
     if op.kind in FUSIBLE:
         elements = max(written, op.nbytes_read) / 4
-        to_memory = sum(graph.values[v].nbytes for v in op.writes if v in in_memory)
+        to_memory = sum(_access_seconds(graph.values[v], hardware) for v in op.writes if v in in_memory)
         flops = elements * (hardware.draw if op.kind is Kind.SEEDED else FLOPS_PER_ELEMENT)
-        return flops / hardware.vector_flops + 2 * to_memory / hardware.bandwidth
+        return flops / hardware.vector_flops + 2 * to_memory
     moved = op.nbytes_read + 2 * written
     rate = hardware.matrix_rate(op.dtype) * (hardware.attention if op.kind is Kind.ATTENTION else 1.0)
     return hardware.launch_seconds + max(op.flops / rate, moved / hardware.bandwidth)

@@ -150,7 +150,7 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
         ContradictoryMarks: no plan exists.
         PlanError: a solver made a plan that runs an op without its inputs.
     """
-    with _without_collection():
+    with without_collection():
         rungs = [Rung(plan, problem.timeline(plan)) for plan in dict.fromkeys(SOLVERS[solver](problem))]
     # A hair above the limit, so that recomputing exactly one forward is not lost to the rounding of a sum.
     allowed = problem.max_recompute * problem.forward_seconds * (1 + 1e-9)
@@ -159,7 +159,7 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
 
 
 @contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
     """Without Python's cycle collector: solvers make millions of small objects and no cycles, and it would walk them
     all again and again, for half of their time."""
     enabled = gc.isenabled()

@@ -1,8 +1,9 @@
 """Measure once what a device sustains, as a preset for the cost model.
 
 Each rate is the median of a few runs of the plainest work that shows it: a large matrix product for each dtype, a copy
-of much more than any cache holds, a chain of multiply-adds that Inductor fuses into one kernel, attention, and a kernel
-with nothing to do. What the vendors' data sheets say is a bound; this is what a kernel gets.
+of much more than any cache holds, a chain of multiply-adds that Inductor fuses into one kernel, attention, kernels that
+write and read truth values, and one with nothing to do. What the vendors' data sheets say is a bound; this is what a
+kernel gets.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ def calibrate(device: str = "cpu", *, on_stage: Callable[[str], None] = lambda _
         bandwidth = _bandwidth(2**30 if large else 2**28, place)
         on_stage("arithmetic")
         vector = _vector_rate(2**28 if large else 2**22, place)
+        on_stage("masks")
+        mask = vector * _mask_seconds(2**28 if large else 2**22, place)
         on_stage("kernels")
         launch = _launch_seconds(place)
     except torch.OutOfMemoryError as error:
         raise MeasureError(f"{device} has too little memory free to be measured: {error}") from None
     name = device_name(place) if large else f"cpu, {torch.get_num_threads()} threads"
-    return Hardware(name, tuple(rates), vector, bandwidth, launch, attention, for_device(name).draw)
+    return Hardware(name, tuple(rates), vector, bandwidth, launch, attention, for_device(name).draw, mask)
 
 
 def _median(run: Callable[[], object], device: torch.device) -> float:
@@ -105,6 +108,28 @@ def _vector_rate(elements: int, device: torch.device) -> float:
     compiled = torch.compile(chain)
     with torch.no_grad():
         return 2 * length * elements / _median(lambda: compiled(x), device)
+
+
+def _mask_seconds(elements: int, device: torch.device) -> float:
+    """Of one truth value that a fused kernel writes or reads, beyond what a number in its place takes."""
+    numbers = torch.zeros(elements, device=device)
+    truths = numbers > 0
+
+    def write(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return x > 0
+
+    def read(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, x, 0.5)
+
+    def neither(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return x + 0.5
+
+    def seconds(of: Callable[..., torch.Tensor]) -> float:
+        compiled = torch.compile(of)
+        return _median(lambda: compiled(numbers, truths), device)
+
+    with torch.no_grad():
+        return max(0.0, (seconds(write) + seconds(read)) / 2 - seconds(neither)) / elements
 
 
 def _launch_seconds(device: torch.device) -> float:

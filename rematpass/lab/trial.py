@@ -227,10 +227,15 @@ def device_label(device: torch.device) -> str:
 
 def _stop_at(is_known: Callable[[str], bool]) -> Callable[[partitioner.Record], None]:
     def listener(record: partitioner.Record) -> None:
-        if is_known(record.summary.plan_hash):
+        if is_known(_carried_out(record.summary)):
             raise PlanKnown
 
     return listener
+
+
+def _carried_out(plan: Summary) -> str:
+    """The plan's hash, and whether it has a limit: where it has none, more is fused (``order.config_patches``)."""
+    return plan.plan_hash if plan.budget_nbytes is not None else f"{plan.plan_hash}, no limit"
 
 
 def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
@@ -249,7 +254,7 @@ def _with_plan(found: Measurement, plans: Sequence[Summary]) -> Measurement:
         floor=max(max(plan.floor, plan.planned_peak if at_floor else 0) for plan in plans),
         ceiling=max(plan.ceiling for plan in plans),
         drops_outputs=any(not plan.holds_outputs for plan in plans),
-        plan_hash="+".join(plan.plan_hash for plan in plans),
+        plan_hash="+".join(_carried_out(plan) for plan in plans),
         planning_seconds=sum(plan.planning_seconds for plan in plans),
         fallback="; ".join(plan.fallback for plan in plans if plan.fallback),
     )
