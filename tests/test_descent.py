@@ -9,6 +9,7 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import Origin
 from rematpass.core.schedule import Run
 from rematpass.core.simulate import simulate
+from rematpass.core.solve import descent
 from rematpass.core.solve.baselines import save_all
 from rematpass.core.solve.descent import Search, State, descend
 from rematpass.core.solve.just_in_time import just_in_time
@@ -139,3 +140,30 @@ def test_a_stride_ends_where_nothing_more_can_be_let_go():
     start = State(frozenset([0, 1]))
     search = Search(problem, start, start.plan(problem, "s"))
     assert not search.lower_to(5 + 31 + 5 - 1)  # the op at the top of the hill has both in memory, and the output
+
+
+def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
+    monkeypatch.setattr(descent, "_MOST_IN_VAIN", 3)
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
+    start = State(frozenset([0, 1]))
+    search = Search(problem, start, just_in_time(graph, [0, 1], "s"))
+    for _ in range(2):
+        assert search.may_try
+        assert not search._takes(start, 0)
+    assert search._accept(frozenset([(1, 0)]), 41)  # which helps
+    for _ in range(3):
+        assert search.may_try
+        assert not search._takes(start, 0)
+    assert not search.may_try
+    assert search.left > 0
+    assert not search.finer()
+
+
+def test_a_plan_that_recomputes_too_much_is_not_simulated():
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)
+    search = Search(problem, State(frozenset([0, 1])), just_in_time(graph, [0, 1], "s"))
+    simulated = len(problem._timelines)
+    assert not search._accept(frozenset([(1, -1)]), search.peak - 1)
+    assert len(problem._timelines) == simulated

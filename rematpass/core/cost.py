@@ -16,6 +16,10 @@ torch's min-cut partitioner (dev-discuss.pytorch.org, "Min-cut optimal recomputa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rematpass.core.graph import JointGraph, Kind, Op, Value
 from rematpass.core.hardware import FLOPS_PER_ELEMENT, Hardware
@@ -31,6 +35,11 @@ class Costs:
 
     run: tuple[float, ...]
     keep: tuple[float, ...]
+
+    @cached_property
+    def run_array(self) -> NDArray[np.float64]:
+        """``run``, to reckon with."""
+        return np.array(self.run)
 
     @property
     def step(self) -> float:

@@ -113,18 +113,19 @@ class _Lives:
         self.known = len(handed_in) + np.cumsum(writes) - writes  # copies that have come to be before each run
         self.known[split:] += len(tangents)
         self.gone = np.full(self.count, _NEVER)  # the first position at which a copy is there no more
-        self._by_value = np.argsort(self.value, kind="stable")
+        by_value = np.argsort(self.value, kind="stable")
+        self._copy_at, self._value_of = np.append(by_value, -1), np.append(self.value, -1)  # at -1 there is none
+        self._places = self.value[by_value] * (self.count + 1) + by_value
 
     def newest(self, values: Ints, known: Ints | int, position: Ints | int) -> Ints:
         """Of each of ``values`` the newest copy that lives at ``position``, where ``known`` copies have come to be.
 
         -1 where there is none.
         """
-        order = self._by_value
-        at = np.searchsorted(self.value[order] * (self.count + 1) + order, values * (self.count + 1) + known) - 1
+        at = np.searchsorted(self._places, values * (self.count + 1) + known) - 1
         while True:
-            copy = np.append(order, -1)[at]  # at -1 there is none
-            copy[np.append(self.value, -1)[copy] != values] = -1
+            copy = self._copy_at[at]
+            copy[self._value_of[copy] != values] = -1
             stale = (copy >= 0) & (self.gone[copy] <= position)
             if not stale.any():
                 return copy

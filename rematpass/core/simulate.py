@@ -31,7 +31,7 @@ from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
 from rematpass.core.graph import JointGraph, Kind
 from rematpass.core.liveness import Trace, last_of, trace
 from rematpass.core.rows import Bools, Ints, Lazy, Rows
-from rematpass.core.schedule import Plan, Run
+from rematpass.core.schedule import Plan, Run, Steps
 
 # A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one
 # reader (by whether the device is a CPU) or in each of several. Sums that grow term by term end here.
@@ -179,23 +179,27 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
     used = np.where(graph.marked(plan.saved)[lives.value[held]], last[held], -1)
     since = np.maximum(used + 1, lives.first_backward)
 
-    forward, backward = (
-        np.bincount(ops, minlength=len(graph.ops))
-        for ops in (lives.op[: lives.first_backward], lives.op[lives.first_backward :])
-    )
-    again = np.where(forward > 0, backward, np.maximum(backward - 1, 0))
-    run = np.array(costs.run)
-    kept = [costs.keep[v] for v in plan.saved]
+    recompute_seconds, step_seconds = seconds_of(graph, plan, costs)
     return Timeline(
         lives.runs,
         lives.first_backward,
         tuple(live.tolist()),
         _Tenants(there, born, end, nbytes, np.flatnonzero(counted)),
-        math.fsum(again * run),
-        math.fsum([*((forward + backward) * run), *kept]),
+        recompute_seconds,
+        step_seconds,
         tuple(_sums(since, end[held], nbytes[held], count).tolist()),
         of_others,
     )
+
+
+def seconds_of(graph: JointGraph, plan: Plan, costs: Costs) -> tuple[float, float]:
+    """What backward spends on running ops again, and the whole step: a timeline's, at a small part of its price."""
+    sides = (Steps.of(side).runs.op for side in (plan.fwd, plan.bwd))
+    forward, backward = (np.bincount(ops, minlength=len(graph.ops)) for ops in sides)
+    again = np.where(forward > 0, backward, np.maximum(backward - 1, 0))
+    run = costs.run_array
+    kept = [costs.keep[v] for v in plan.saved]
+    return math.fsum((again * run).tolist()), math.fsum([*((forward + backward) * run).tolist(), *kept])
 
 
 class _Tenants(Lazy[Tenant]):

@@ -31,7 +31,7 @@ import numpy as np
 
 from rematpass.core.graph import Side
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Residence, Tenant, Timeline
+from rematpass.core.simulate import Residence, Tenant, Timeline, seconds_of
 from rematpass.core.solve.problem import Letting, Problem
 from rematpass.core.solve.room import Room
 from rematpass.errors import PlanError
@@ -39,6 +39,7 @@ from rematpass.errors import PlanError
 _STEP = 0.04  # a target lies this far below the peak
 _LEAST = 0.002  # progress in the peak that is worth going on for
 _MOST_TRIALS = 80  # simulations of one descent
+_MOST_IN_VAIN = 24  # of them one after another that bring it no further
 _MOST_OF_A_STRIDE = 3  # simulations of one
 _MOST_FILLS = 3  # rounds of filling up what one level leaves free
 
@@ -100,6 +101,7 @@ class Search:
     plan: Plan
     banned: set[frozenset[Letting]] = field(default_factory=set)
     left: int = field(init=False)  # trials, each a simulation
+    in_vain: int = 0  # since the last that helped
     step: float = _STEP
 
     def __post_init__(self) -> None:
@@ -114,11 +116,15 @@ class Search:
     def seconds(self) -> float:
         return self.timeline.step_seconds
 
+    @property
+    def may_try(self) -> bool:
+        return self.left > 0 and self.in_vain < _MOST_IN_VAIN
+
     def lower(self) -> bool:
         """Bring the peak down by one step; whether that was possible."""
         start = self.timeline.peak
         target = int(start * (1 - self.step))
-        while self.timeline.peak > target and self.left > 0:
+        while self.timeline.peak > target and self.may_try:
             hills = self._hills(target)
             reach = max(max(lowest for _, lowest in hills), target)
             if reach >= self.timeline.peak * (1 - _LEAST):
@@ -134,7 +140,7 @@ class Search:
     def lower_to(self, limit: int) -> bool:
         """Bring the peak down to ``limit`` in one stride, or as far as that goes; whether it went anywhere."""
         start, self.left = self.peak, _MOST_OF_A_STRIDE
-        while self.peak > limit and self.left > 0:
+        while self.peak > limit and self.may_try:
             hills = self._hills(limit)
             if any(lowest > limit for _, lowest in hills) or not self._try([choices for choices, _ in hills], limit):
                 break
@@ -146,7 +152,7 @@ class Search:
         lettings = frozenset().union(*(c.lettings for group in groups for c in group))
         if self._accept(lettings, target):
             return True
-        if len(groups) > 1 and self.left > 0:
+        if len(groups) > 1 and self.may_try:
             middle = len(groups) // 2
             halves = [self._try(half, target) for half in (groups[:middle], groups[middle:])]
             return any(halves)
@@ -158,14 +164,16 @@ class Search:
         most = self.problem.max_recompute * self.problem.forward_seconds
         above = 0.98 * _above(self.timeline, target)
         return self._go_on(
-            self.state.after(lettings), lambda new: new.recompute_seconds <= most and _above(new, target) < above
+            self.state.after(lettings),
+            is_fast_enough=lambda recompute_seconds, _: recompute_seconds <= most,
+            is_better=lambda new: _above(new, target) < above,
         )
 
     def finer(self) -> bool:
         """Go on with smaller steps, and with what did not help further up; whether they are worth going."""
         self.step /= 2
         self.banned.clear()
-        return self.step > 2 * _LEAST and self.left > 0
+        return self.step > 2 * _LEAST and self.may_try
 
     def fill(self, limit: int, rounds: int = _MOST_FILLS, but: frozenset[int] = frozenset()) -> bool:
         """Save what is recomputed ``but`` these, as far as it fits under ``limit``; whether anything was gained."""
@@ -182,19 +190,27 @@ class Search:
     def _takes(self, state: State, limit: int) -> bool:
         """Go on from ``state`` if it is faster and stays under ``limit``."""
         seconds = self.timeline.step_seconds
-        return self._go_on(state, lambda new: new.peak <= limit and new.step_seconds < seconds)
+        return self._go_on(
+            state,
+            is_fast_enough=lambda _, step_seconds: step_seconds < seconds,
+            is_better=lambda new: new.peak <= limit,
+        )
 
-    def _go_on(self, state: State, is_better: Callable[[Timeline], bool]) -> bool:
-        """Simulate ``state``, and go on from it if it is better."""
-        self.left -= 1
+    def _go_on(
+        self, state: State, is_fast_enough: Callable[[float, float], bool], is_better: Callable[[Timeline], bool]
+    ) -> bool:
+        """Simulate ``state`` if its seconds (recomputing, step) are few enough, and go on from it if it is better."""
+        self.left, self.in_vain = self.left - 1, self.in_vain + 1
         try:
             plan = state.plan(self.problem, "descent")
         except PlanError:  # something that must not run twice would have to
             return False
+        if not is_fast_enough(*seconds_of(self.problem.graph, plan, self.problem.costs)):
+            return False
         timeline = self.problem.timeline(plan)
         if not is_better(timeline):
             return False
-        self.state, self.plan, self.timeline = state, plan, timeline
+        self.state, self.plan, self.timeline, self.in_vain = state, plan, timeline, 0
         self._forget_idle()
         return True
 

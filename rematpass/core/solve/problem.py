@@ -20,6 +20,8 @@ from rematpass.errors import PlanTimeout
 # so beyond that the number of trials falls as the ops rise, and planning stays near-linear.
 _FULL_EFFORT = 2500
 
+_KEPT = 16  # residences, of plans that a search may come back to
+
 # A value that is let go, and after which of backward's own ops.
 Letting = tuple[int, int]
 
@@ -84,10 +86,12 @@ class Problem:
         return self._timelines[plan]
 
     def residence(self, plan: Plan) -> Residence:
-        """What of ``plan`` takes bytes: kept for the plan that was asked for last, since it is large."""
-        if plan not in self._latest:
-            self._latest.clear()
-            self._latest[plan] = residence(self.graph, plan, fuse=self.fuse)
+        """What of ``plan`` takes bytes: kept for the plans that were asked for last, since it is large."""
+        if plan in self._latest:
+            return self._latest[plan]
+        while len(self._latest) >= self.trials(_KEPT):
+            del self._latest[next(iter(self._latest))]
+        self._latest[plan] = residence(self.graph, plan, fuse=self.fuse)
         return self._latest[plan]
 
     @cached_property

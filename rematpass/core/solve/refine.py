@@ -32,6 +32,7 @@ from rematpass.core.solve.problem import Problem
 
 _REACHES = (1.1, 2.0)  # times a limit: how high a plan may lie that is brought down to it; for large graphs the first
 _NARROW = 1.004  # a step from one peak to the next that holds no other
+_WORTH = 1.5e-4  # of a step's seconds, on average over all limits, that filling a hole has to promise
 
 
 class Point(Protocol):
@@ -95,9 +96,12 @@ def refine(problem: Problem, found: Iterable[tuple[State, Plan]], trials: int) -
 def largest_hole(ladder: Sequence[Point], but: set[tuple[int, int]]) -> tuple[int, int] | None:
     """The two neighbouring peaks of ``ladder``, the lower first, whose step encloses most area with the convex hull.
 
-    ``but``: pairs that are left out; None where no others are there.
+    ``but``: pairs that are left out; None where no others are there that are worth a search.
     """
     points = [(p.peak, p.seconds) for p in reversed(ladder)]
+    if not points or not points[0][0]:
+        return None
+    least = _WORTH * points[-1][1] * math.log(points[-1][0] / points[0][0])
     corners = hull(points)
     peaks, seconds = [p for p, _ in corners], [s for _, s in corners]
     sizes: list[tuple[float, tuple[int, int]]] = []
@@ -105,7 +109,8 @@ def largest_hole(ladder: Sequence[Point], but: set[tuple[int, int]]) -> tuple[in
         if high > low * _NARROW and (low, high) not in but:
             above = slower - float(np.interp(math.sqrt(low * high), peaks, seconds))
             sizes.append((above * math.log(high / low), (low, high)))
-    return max(sizes)[1] if sizes else None
+    size, hole = max(sizes, default=(0.0, None))
+    return hole if size > least else None
 
 
 def hull(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
