@@ -179,27 +179,38 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
     used = np.where(graph.marked(plan.saved)[lives.value[held]], last[held], -1)
     since = np.maximum(used + 1, lives.first_backward)
 
-    recompute_seconds, step_seconds = seconds_of(graph, plan, costs)
     return Timeline(
         lives.runs,
         lives.first_backward,
         tuple(live.tolist()),
         _Tenants(there, born, end, nbytes, np.flatnonzero(counted)),
-        recompute_seconds,
-        step_seconds,
+        recompute_seconds(graph, plan, costs),
+        step_seconds(graph, plan, costs),
         tuple(_sums(since, end[held], nbytes[held], count).tolist()),
         of_others,
     )
 
 
-def seconds_of(graph: JointGraph, plan: Plan, costs: Costs) -> tuple[float, float]:
-    """What backward spends on running ops again, and the whole step: a timeline's, at a small part of its price."""
+def recompute_seconds(graph: JointGraph, plan: Plan, costs: Costs) -> float:
+    """What backward spends on running ops again: its timeline's, without making that."""
+    forward, backward = _counts(graph, plan)
+    again = np.where(forward > 0, backward, np.maximum(backward - 1, 0))
+    some = np.flatnonzero(again)
+    return math.fsum((again[some] * costs.run_array[some]).tolist())
+
+
+def step_seconds(graph: JointGraph, plan: Plan, costs: Costs) -> float:
+    """What the whole step takes, in the same way."""
+    forward, backward = _counts(graph, plan)
+    kept = [costs.keep[v] for v in plan.saved]
+    return math.fsum([*((forward + backward) * costs.run_array).tolist(), *kept])
+
+
+def _counts(graph: JointGraph, plan: Plan) -> tuple[Ints, Ints]:
+    """How often forward and backward run each op."""
     sides = (Steps.of(side).runs.op for side in (plan.fwd, plan.bwd))
     forward, backward = (np.bincount(ops, minlength=len(graph.ops)) for ops in sides)
-    again = np.where(forward > 0, backward, np.maximum(backward - 1, 0))
-    run = costs.run_array
-    kept = [costs.keep[v] for v in plan.saved]
-    return math.fsum((again * run).tolist()), math.fsum([*((forward + backward) * run).tolist(), *kept])
+    return forward, backward
 
 
 class _Tenants(Lazy[Tenant]):

@@ -29,9 +29,8 @@ from functools import cached_property
 
 import numpy as np
 
-from rematpass.core.graph import Side
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Residence, Tenant, Timeline, seconds_of
+from rematpass.core.simulate import Residence, Tenant, Timeline, recompute_seconds, step_seconds
 from rematpass.core.solve.problem import Letting, Problem
 from rematpass.core.solve.room import Room
 from rematpass.errors import PlanError
@@ -165,7 +164,7 @@ class Search:
         above = 0.98 * _above(self.timeline, target)
         return self._go_on(
             self.state.after(lettings),
-            is_fast_enough=lambda recompute_seconds, _: recompute_seconds <= most,
+            is_fast_enough=lambda plan: recompute_seconds(self.problem.graph, plan, self.problem.costs) <= most,
             is_better=lambda new: _above(new, target) < above,
         )
 
@@ -192,20 +191,20 @@ class Search:
         seconds = self.timeline.step_seconds
         return self._go_on(
             state,
-            is_fast_enough=lambda _, step_seconds: step_seconds < seconds,
+            is_fast_enough=lambda plan: step_seconds(self.problem.graph, plan, self.problem.costs) < seconds,
             is_better=lambda new: new.peak <= limit,
         )
 
     def _go_on(
-        self, state: State, is_fast_enough: Callable[[float, float], bool], is_better: Callable[[Timeline], bool]
+        self, state: State, is_fast_enough: Callable[[Plan], bool], is_better: Callable[[Timeline], bool]
     ) -> bool:
-        """Simulate ``state`` if its seconds (recomputing, step) are few enough, and go on from it if it is better."""
+        """Simulate ``state`` if its plan is fast enough, and go on from it if it is better."""
         self.left, self.in_vain = self.left - 1, self.in_vain + 1
         try:
             plan = state.plan(self.problem, "descent")
         except PlanError:  # something that must not run twice would have to
             return False
-        if not is_fast_enough(*seconds_of(self.problem.graph, plan, self.problem.costs)):
+        if not is_fast_enough(plan):
             return False
         timeline = self.problem.timeline(plan)
         if not is_better(timeline):
@@ -253,7 +252,7 @@ class _Idle:
         self.problem, self.timeline, self.banned = problem, timeline, banned
         self.lives, self.saved = there.lives, frozenset(plan.saved)
         graph, first = problem.graph, timeline.first_backward
-        own = np.array([side is Side.BACKWARD for side in graph.sides])[self.lives.op[first:]]
+        own = graph.is_backwards[self.lives.op[first:]].astype(np.int64)
         self.moment: list[int] = (np.cumsum(own) - own).tolist()  # for each run of backward, whose op it is for
         tenants = sorted(timeline.tenants, key=lambda t: t.born)
         self.tenants = [t for t in tenants if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
@@ -267,10 +266,12 @@ class _Idle:
         self.values, self.born_at = self.lives.value.tolist(), self.lives.born.tolist()
         self.last_read = np.where(self.lives.outlives, len(timeline.runs), self.lives.last_read).tolist()
         numbers = self.lives.number.tolist()
-        self.made_from: dict[tuple[int, int], list[int]] = {}  # (value, copy) in memory -> virtual copies made of it
+        made_from: dict[int, list[int]] = {}
         for copy, sources in there.made_of.items():
             for s in sources:
-                self.made_from.setdefault((self.values[s], numbers[s]), []).append(copy)
+                made_from.setdefault(s, []).append(copy)
+        # (value, copy) in memory -> virtual copies made of it
+        self.made_from = {(self.values[s], numbers[s]): copies for s, copies in made_from.items()}
 
     def _can_be_made_again(self, value: int) -> bool:
         producer = self.problem.graph.producer[value]
@@ -323,7 +324,7 @@ class _Idle:
 
     def _is_backwards(self, value: int) -> bool:
         producer = self.problem.graph.producer[value]
-        return producer is not None and self.problem.graph.sides[producer] is Side.BACKWARD
+        return producer is not None and bool(self.problem.graph.is_backwards[producer])
 
     def _priced(self, lettings: set[Letting], t: Tenant, after: int) -> _Choice | None:
         graph = self.problem.graph
