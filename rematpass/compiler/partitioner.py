@@ -178,7 +178,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         """
         kwargs.update(num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=static_lifetime_input_indices)
         try:
-            with frontier.without_collection():  # a third of the rest of planning, and a tenth of a dry run
+            with frontier.without_collection():  # a quarter of planning, and a tenth of dry runs
                 return self._partition(gm, joint_inputs, kwargs)
         finally:
             scratch.settle()

@@ -20,7 +20,7 @@ from rematpass.errors import PlanTimeout
 # so beyond that the number of trials falls as the ops rise, and planning stays near-linear.
 _FULL_EFFORT = 2500
 
-_KEPT = 16  # residences, of plans that a search may come back to
+_KEPT = 16  # residences, of plans that a search may ask for again
 
 # A value that is let go, and after which of backward's own ops.
 Letting = tuple[int, int]
@@ -86,7 +86,7 @@ class Problem:
         return self._timelines[plan]
 
     def residence(self, plan: Plan) -> Residence:
-        """What of ``plan`` takes bytes: kept for the plans that were asked for last, since it is large."""
+        """What of ``plan`` takes bytes: kept for the plans that came last, since it is large."""
         if plan in self._latest:
             return self._latest[plan]
         while len(self._latest) >= self.trials(_KEPT):
