@@ -74,8 +74,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from rematpass.lab.catalog import MODELS as KNOWN
     from rematpass.lab.compare import Watcher, expected, progress_bar
     from rematpass.lab.results import write_results
-    from rematpass.lab.session import Session, Settings, Wanted
+    from rematpass.lab.session import Session
     from rematpass.lab.store import Store
+    from rematpass.lab.wanted import Settings, Wanted
     from rematpass.report.measurement import Strategy, parse_list
 
     models.usable(arguments.device)

@@ -105,6 +105,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       worker.py          the same in a process of its own
       store.py           measurements in a file
       twins.py           strategies that come to one plan at the same time
+      wanted.py          what to measure of a model, and how
       session.py         strategies side by side on one model
       results.py         tables and pictures of what a store holds
       compare.py         the command that shows them

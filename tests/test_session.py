@@ -13,8 +13,9 @@ import pytest
 from rematpass.core.frontier import least_budget
 from rematpass.errors import MeasureError
 from rematpass.lab import session, trial
-from rematpass.lab.session import Session, Settings, Wanted
+from rematpass.lab.session import Session
 from rematpass.lab.store import Store
+from rematpass.lab.wanted import Settings, Wanted
 from rematpass.lab.worker import WorkerDied
 from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Measurement, Strategy, parse_list
 

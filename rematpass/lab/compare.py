@@ -17,9 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rematpass.errors import MeasureError
 from rematpass.lab import models
 from rematpass.lab.catalog import MODELS
-from rematpass.lab.session import INDUCTOR, Session, Settings, Wanted
+from rematpass.lab.session import INDUCTOR, Session
 from rematpass.lab.store import Store
 from rematpass.lab.trial import device_label
+from rematpass.lab.wanted import Settings, Wanted
 from rematpass.report import pictures
 from rematpass.report.comparison import OF_BLOCKS, same_peak, table, title
 from rematpass.report.measurement import FAILED, Measurement, Strategy, parse_list, resolve
