@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -133,7 +134,15 @@ def test_a_hole_is_between_two_neighbours_and_what_is_left_out_of_a_ladder_is_be
     ladder = pareto([Point(*point) for point in points.items()])
     steps = {*itertools.pairwise([p.peak for p in reversed(ladder)])}
     hole = largest_hole(ladder, set())
-    assert hole in steps or hole is None
+    corners = hull([(p.peak, p.seconds) for p in reversed(ladder)])
+    whole = ladder[0].seconds * math.log(ladder[0].peak / ladder[-1].peak)
+
+    def promised(low, high):
+        on_the_hull = np.interp(math.sqrt(low * high), *zip(*corners, strict=True))
+        return (next(p.seconds for p in ladder if p.peak == low) - on_the_hull) * math.log(high / low)
+
+    left = [step for step in steps if step[1] > 1.004 * step[0] and promised(*step) > 2e-4 * whole]
+    assert hole in steps if left else hole is None
     assert all(any(p.peak <= peak and p.seconds <= seconds for p in ladder) for peak, seconds in points.items())
 
 
