@@ -6,7 +6,6 @@ Everything else in ``compiler/`` and ``lab/`` imports from this one. The support
 # ruff: noqa: E402  (the version is checked before anything private is imported)
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -244,9 +243,7 @@ def is_opaque_node(node: fx.Node) -> bool:
 
 def is_impure(node: fx.Node) -> bool:
     """Whether the call has an effect besides its results; drawing random numbers does not count."""
-    if "impure_random" in inspect.signature(fx.Node.is_impure).parameters:
-        return node.is_impure(impure_random=False)
-    return node.is_impure()
+    return node.is_impure(impure_random=False)
 
 
 def storage_key(tensor: torch.Tensor) -> int | None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -276,9 +276,45 @@ class JointGraph:
 
     @cached_property
     def own_ops(self) -> tuple[Op, ...]:
-        """Backward's own ops in their order; mutations come last, when all has read the bytes that they overwrite."""
-        own = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]
+        """Backward's own ops in the order in which they run. That is the graph's, but for two things: of two products
+        of one gradient, what is returned is made first; and mutations come last, when all has read the bytes that they
+        overwrite.
+        """
+        own = self._returned_first([op for op in self.ops if self.sides[op.id] is Side.BACKWARD])
         return tuple(sorted(own, key=lambda op: op.kind is Kind.MUTATION))
+
+    def _returned_first(self, own: Sequence[Op]) -> list[Op]:
+        """``own``, and of two products of one gradient first the one whose result backward does not go on with.
+
+        That result stays to the end in either order, and what only it is made from is gone a product sooner::
+
+            grad_x = grad_y @ w.T                          grad_w = x.T @ grad_y
+            grad_w = x.T @ grad_y     x waits for both     grad_x = grad_y @ w.T     x is gone, for grad_x to take
+
+        Autograd makes the gradient of an ``addmm``'s argument first, and that of a ``linear`` without a bias last.
+        """
+        returned = set(self.bwd_outputs)
+        goes_on = {v for op in own if not op.writes or not returned.issuperset(op.writes) for v in op.reads}
+        order: list[Op] = []
+        first = -1  # where the latest product stands whose result backward goes on with
+        for op in own:
+            order.append(op)
+            if op.kind is not Kind.MATMUL:
+                continue
+            if not goes_on.isdisjoint(op.writes):
+                first = len(order) - 1
+            elif first >= 0 and self._frees_more(op, order[first]):
+                needed, rest = _what_it_needs(op, order[first:])
+                if order[first] in rest and not any(other.never_recompute for other in needed):
+                    order[first:] = [*needed, *rest]
+                    first += len(needed)
+        return order
+
+    def _frees_more(self, op: Op, other: Op) -> bool:
+        """Whether the two read something in common, and ``op`` frees more bytes besides than ``other`` does."""
+        mine, its = ({*a.reads} - {*b.reads} - {*self.parameters} for a, b in ((op, other), (other, op)))
+        freed, kept = (sum(self.values[v].nbytes for v in values) for values in (mine, its))
+        return freed > kept and not set(op.reads).isdisjoint(other.reads)
 
     @cached_property
     def own_mutations(self) -> tuple[Op, ...]:
@@ -379,6 +415,16 @@ class JointGraph:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GraphError(f"not a joint graph: {error}") from error
+
+
+def _what_it_needs(op: Op, ops: Sequence[Op]) -> tuple[list[Op], list[Op]]:
+    """Of ``ops``, in their order: what has to run for ``op``, itself included, and the rest."""
+    wanted, needed = set(op.reads), {op.id}
+    for before in reversed(ops):
+        if not wanted.isdisjoint(before.writes):
+            needed.add(before.id)
+            wanted.update(before.reads)
+    return [o for o in ops if o.id in needed], [o for o in ops if o.id not in needed]
 
 
 def _op(fields: dict[str, Any]) -> Op:

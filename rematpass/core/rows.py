@@ -61,7 +61,7 @@ class Rows:
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Rows:
         start = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(row) for row in rows], out=start[1:])
+        np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=start[1:])
         return cls(start, np.fromiter(itertools.chain.from_iterable(rows), np.int64, int(start[-1])))
 
     def count(self, rows: Ints) -> Ints:

@@ -80,6 +80,11 @@ class Timeline:
         """The most bytes at one moment."""
         return max(self.live, default=0)
 
+    @cached_property
+    def live_array(self) -> Ints:
+        """``live``, to reckon with."""
+        return np.array(self.live, np.int64)
+
     @property
     def peak_without_outputs(self) -> int:
         """The same if the caller lets go of forward's outputs before backward starts."""

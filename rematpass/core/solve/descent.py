@@ -225,7 +225,7 @@ class Search:
         """For each stretch above ``target``: what to let go there, and the lowest that its top can come to."""
         live, idle = self.timeline.live, self._idle
         hills = []
-        above = [p for p, nbytes in enumerate(live) if nbytes > target]
+        above = np.flatnonzero(self.timeline.live_array > target).tolist()
         for _, stretch in itertools.groupby(enumerate(above), key=lambda pair: pair[1] - pair[0]):
             top = max((p for _, p in stretch), key=lambda p: live[p])
             taken: list[_Choice] = []
@@ -240,7 +240,7 @@ class Search:
 
 
 def _above(timeline: Timeline, target: int) -> int:
-    return int(np.maximum(np.array(timeline.live, np.int64) - target, 0).sum())
+    return int(np.maximum(timeline.live_array - target, 0).sum())
 
 
 class _Idle:
@@ -268,8 +268,9 @@ class _Idle:
         numbers = self.lives.number.tolist()
         made_from: dict[int, list[int]] = {}
         for copy, sources in there.made_of.items():
-            for s in sources:
-                made_from.setdefault(s, []).append(copy)
+            if self.last_read[copy] > first:  # others are over when backward lets go of anything
+                for s in sources:
+                    made_from.setdefault(s, []).append(copy)
         # (value, copy) in memory -> virtual copies made of it
         self.made_from = {(self.values[s], numbers[s]): copies for s, copies in made_from.items()}
 

@@ -109,7 +109,7 @@ class Moments:
 
     def live(self, timeline: Timeline) -> NDArray[np.float64]:
         """Bytes at each moment: the most while its op, or a recomputation for it, runs."""
-        return self._most(timeline, np.array(timeline.live, np.float64))
+        return self._most(timeline, timeline.live_array.astype(np.float64))
 
     def _most(self, timeline: Timeline, nbytes: NDArray[np.float64]) -> NDArray[np.float64]:
         """At each moment the most of ``nbytes``, one for each run; a recomputation is for the op that comes next."""

@@ -20,7 +20,7 @@ from rematpass.errors import PlanTimeout
 # so beyond that the number of trials falls as the ops rise, and planning stays near-linear.
 _FULL_EFFORT = 2500
 
-_KEPT = 16  # residences, of plans that a search may ask for again
+_KEPT = 32  # residences, of plans that a search may ask for again
 
 # A value that is let go, and after which of backward's own ops.
 Letting = tuple[int, int]

@@ -32,7 +32,7 @@ from rematpass.core.solve.problem import Problem
 
 _REACHES = (1.1, 2.0)  # times a limit: how high a plan may lie that is brought down to it; for large graphs the first
 _NARROW = 1.004  # a step from one peak to the next that holds no other
-_WORTH = 2e-4  # of a step's seconds, on average over all limits, that filling a hole has to promise
+_WORTH = 4e-4  # of a step's seconds, on average over all limits, that filling a hole has to promise
 
 
 class Point(Protocol):

@@ -39,7 +39,7 @@ class Room:
     def worth_saving(self, but: frozenset[int] = frozenset()) -> list[int]:
         """Values ``but`` these that fit all together, those that spare most seconds per byte first."""
         graph, costs = self.problem.graph, self.problem.costs
-        free = self.limit - np.array(self.timeline.live, np.int64)
+        free = self.limit - self.timeline.live_array
         made, again = self._spans
         found = []
         for value in set(self._that_fit(free)) - but:
