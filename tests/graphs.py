@@ -93,7 +93,7 @@ def three_layers(**fields: Any) -> JointGraph:
         parameter 1 (5) ─▲──────────────────────────────▲
         tangent 5 (13), op3: 5, 1 ─▶ 6 (17), op4: 5, 3 ─▶ 7 (19), op5: 6, 2 ─▶ 8 (23), op6: 8, 0 ─▶ 9 (29)
 
-    Gradients are 7 and 9. Backward reads 0, 1, 2 and 3 of what is there before it.
+    Gradients are 7 and 9; so op4 runs before op3. Backward reads 0, 1, 2 and 3 of what is there before it.
     """
     b = Builder()
     x, w = b.input(3), b.input(5, Origin.STATIC)

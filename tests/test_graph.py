@@ -211,6 +211,67 @@ def test_sides_are_closed_and_no_larger_than_they_must_be(graph):
                 assert Side.FORWARD not in wanted_by
 
 
+def two_products(
+    x: int = 11, w: int = 13, parameter: bool = True, between: str = "", kind: Kind = Kind.MATMUL
+) -> JointGraph:
+    """A layer y = x w and its backward as ``addmm``'s is written: the gradient of x first (op1), then that of w (op2).
+
+    ``x``, ``w``: bytes; ``between``: what makes an argument of the second from that of the first.
+    """
+    b = Builder()
+    weight = b.input(w, Origin.STATIC) if parameter else b.op([b.input(3)], w, name="weight")
+    below = b.op([b.input(5)], x, name="below")
+    out = b.op([below, weight], 7, name="out")
+    tangent = b.input(7, Origin.TANGENT)
+    grad_x = b.op([tangent, weight], x, name="grad_x", kind=kind)
+    other = below
+    if between == "what needs grad_x":
+        other = b.op([grad_x], x, name="between", kind=Kind.POINTWISE)
+    elif between:
+        never = "it communicates" if between == "a collective" else ""
+        kind = Kind.COLLECTIVE if never else Kind.POINTWISE
+        other = b.op([below], x, name="between", kind=kind, never_recompute=never, pinned=Side.BACKWARD)
+        b.op([grad_x], 3, name="aside", kind=Kind.POINTWISE)
+    grad_w = b.op([tangent, other], w, name="grad_w")
+    cast = b.op([grad_w], 2 * w, name="cast", kind=Kind.POINTWISE)
+    rest = b.op([grad_x], 5, name="rest")
+    return b.build([out], [cast, b.op([rest], 5, name="end")])
+
+
+AS_WRITTEN = ["grad_x", "grad_w", "cast", "rest", "end"]
+RETURNED_FIRST = ["grad_w", "grad_x", "cast", "rest", "end"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "order"),
+    [
+        ({}, RETURNED_FIRST),
+        ({"kind": Kind.POINTWISE}, AS_WRITTEN),  # no product
+        ({"parameter": False}, AS_WRITTEN),  # grad_x frees the weight, which is larger
+        ({"parameter": False, "x": 17}, RETURNED_FIRST),
+        ({"parameter": False, "x": 13}, AS_WRITTEN),
+        ({"between": "an op"}, ["between", "grad_w", "grad_x", "aside", "cast", "rest", "end"]),
+        ({"between": "a collective"}, ["grad_x", "between", "aside", "grad_w", "cast", "rest", "end"]),  # in its order
+        ({"between": "what needs grad_x"}, ["grad_x", "between", "grad_w", "cast", "rest", "end"]),
+    ],
+)
+def test_of_two_products_of_a_gradient_the_one_to_return_runs_first(fields, order):
+    graph = two_products(**fields)
+    assert [op.name for op in graph.own_ops] == order
+
+
+@given(joint_graphs())
+def test_own_ops_run_after_what_they_read_and_what_runs_once_in_its_order(graph):
+    own = graph.own_ops
+    assert sorted(op.id for op in own) == [op.id for op in graph.ops if graph.sides[op.id] is Side.BACKWARD]
+    place = {v: i for i, op in enumerate(own) for v in op.writes}
+    assert all(place.get(v, -1) < i for i, op in enumerate(own) for v in op.reads)
+    mutations = [op.id for op in own if op.kind is Kind.MUTATION]
+    assert [op.id for op in own[len(own) - len(mutations) :]] == mutations == sorted(mutations)
+    others = [op.id for op in own if op.kind is not Kind.MUTATION and op.never_recompute]
+    assert others == sorted(others)
+
+
 def test_producers_readers_and_what_an_op_touches():
     b = Builder()
     x = b.input(3)

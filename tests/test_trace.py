@@ -34,7 +34,7 @@ def test_forward_backward_and_recompute_have_a_track_each():
         by_track[tracks[event["tid"]]].append(event["name"])
     assert by_track == {
         "forward": ["op0", "op1", "op2"],
-        "backward": ["op3", "op4", "op5", "op6"],
+        "backward": ["op4", "op3", "op5", "op6"],
         "recomputed in backward": ["op0"],
     }
 
