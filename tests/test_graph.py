@@ -214,9 +214,10 @@ def test_sides_are_closed_and_no_larger_than_they_must_be(graph):
 def two_products(
     x: int = 11, w: int = 13, parameter: bool = True, between: str = "", kind: Kind = Kind.MATMUL
 ) -> JointGraph:
-    """A layer y = x w and its backward as ``addmm``'s is written: the gradient of x first (op1), then that of w (op2).
+    """A layer y = x w and its backward as ``addmm``'s is written: the gradient of x first, then that of w.
 
-    ``x``, ``w``: bytes; ``between``: what makes an argument of the second from that of the first.
+    ``x``, ``w``: bytes; ``parameter``: whether w is one; ``between``: what stands between the two and makes an argument
+    of the second; ``kind``: of the first.
     """
     b = Builder()
     weight = b.input(w, Origin.STATIC) if parameter else b.op([b.input(3)], w, name="weight")
@@ -228,9 +229,9 @@ def two_products(
     if between == "what needs grad_x":
         other = b.op([grad_x], x, name="between", kind=Kind.POINTWISE)
     elif between:
-        never = "it communicates" if between == "a collective" else ""
-        kind = Kind.COLLECTIVE if never else Kind.POINTWISE
-        other = b.op([below], x, name="between", kind=kind, never_recompute=never, pinned=Side.BACKWARD)
+        collective = {"kind": Kind.COLLECTIVE, "never_recompute": "it communicates"}
+        more = collective if between == "a collective" else {"kind": Kind.POINTWISE}
+        other = b.op([below], x, name="between", pinned=Side.BACKWARD, **more)
         b.op([grad_x], 3, name="aside", kind=Kind.POINTWISE)
     grad_w = b.op([tangent, other], w, name="grad_w")
     cast = b.op([grad_w], 2 * w, name="cast", kind=Kind.POINTWISE)

@@ -141,7 +141,7 @@ def test_a_hole_is_between_two_neighbours_and_what_is_left_out_of_a_ladder_is_be
         on_the_hull = np.interp(math.sqrt(low * high), *zip(*corners, strict=True))
         return (next(p.seconds for p in ladder if p.peak == low) - on_the_hull) * math.log(high / low)
 
-    left = [step for step in steps if step[1] > 1.004 * step[0] and promised(*step) > 2e-4 * whole]
+    left = [step for step in steps if step[1] > 1.004 * step[0] and promised(*step) > 4e-4 * whole]
     assert hole in steps if left else hole is None
     assert all(any(p.peak <= peak and p.seconds <= seconds for p in ladder) for peak, seconds in points.items())
 
