@@ -7,7 +7,7 @@ same examples every time and prints how to repeat one that fails.
 import os
 
 import pytest
-from graphs import show
+from support.graphs import show
 from hypothesis import HealthCheck, settings
 
 from rematpass.core.graph import JointGraph

@@ -3,7 +3,7 @@
     python tests/fuzz.py --programs 2000 --seed 0
 
 Seeds are those of ``fuzz_grammar.write``: ``--programs 1 --seed 17`` is the program of seed 17 again. What differs is
-shrunk to the statements that it takes and printed as a program for ``tests/programs.py``. Exit code 1 if any did.
+shrunk to the statements that it takes and printed as a program for ``tests/support/programs.py``. Exit code 1 if any did.
 
 A program counts as right when all that ``programs.run`` sees equals eager mode bit for bit (``--backend
 remat_aot_eager``) or to tolerance (``--backend remat``: by the lowest precision that the program computes in, since
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 import torch
 import torch._inductor.config
-from fuzz_grammar import write
-from fuzz_writer import Source
-from programs import Seen, differences, run
+from support.fuzz_grammar import write
+from support.fuzz_writer import Source
+from support.programs import Seen, differences, run
 from rich.console import Console
 from rich.progress import track
 

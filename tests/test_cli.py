@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from reports import TINY_GPT
+from support.reports import TINY_GPT
 
 from rematpass import cli
 from rematpass.errors import BudgetInfeasible, ConfigError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import afresh, captured
+from support.programs import afresh, captured
 from torch import nn
 
 from rematpass import plans

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 import torch._inductor.config
-from programs import afresh
+from support.programs import afresh
 
 from rematpass import plans
 from rematpass.lab import models

@@ -8,9 +8,9 @@ from pathlib import Path
 import fuzz
 import pytest
 import torch
-from fuzz_grammar import write
-from fuzz_writer import Source
-from programs import afresh, run
+from support.fuzz_grammar import write
+from support.fuzz_writer import Source
+from support.programs import afresh, run
 
 from rematpass.compiler import emit, ops
 

@@ -6,7 +6,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import afresh
+from support.programs import afresh
 from torch.utils.checkpoint import checkpoint
 
 from rematpass import plans
@@ -44,7 +44,7 @@ def runs_again(kind):
 
 def kernels():
     pytest.importorskip("triton")
-    from triton_kernels import Launched, doubled_sine
+    from support.triton_kernels import Launched, doubled_sine
 
     return {"launched": Launched.apply, "triton_op": doubled_sine}
 

@@ -7,7 +7,7 @@ convolutions take inside themselves, which is known roughly, counts for more tha
 
 import pytest
 import torch
-from programs import afresh
+from support.programs import afresh
 from torch import nn
 from torch.nn import functional as F
 

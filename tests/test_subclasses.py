@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from programs import afresh, differences
+from support.programs import afresh, differences
 from torch import nn
 from torch.utils._python_dispatch import return_and_correct_aliasing
 

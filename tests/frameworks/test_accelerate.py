@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from programs import afresh
+from support.programs import afresh
 from small import assert_as_planned, close, gradients, llama, peak_of, tokens
 
 import rematpass

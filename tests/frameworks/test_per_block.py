@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from programs import afresh
+from support.programs import afresh
 from small import close, gradients, llama, tokens
 
 import rematpass

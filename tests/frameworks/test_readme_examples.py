@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch._inductor.config
-from programs import afresh
+from support.programs import afresh
 from small import llama, tokens
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from programs import afresh
+from support.programs import afresh
 from small import assert_as_planned, close, llama, peak_of, tokens, weights
 
 import rematpass

@@ -1,0 +1,241 @@
+"""``rematpass plan`` as a CI without a GPU uses it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support.reports import TINY_GPT
+
+from rematpass import cli
+
+BLOCKER = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ImportError("no torch here")
+sys.meta_path.insert(0, Blocked())
+try:
+    import torch
+except ImportError:
+    pass
+else:
+    sys.exit("the blocker does not block")
+from rematpass.cli import main
+code = main(sys.argv[1:])
+assert not any(m.split(".")[0] == "torch" for m in sys.modules)
+sys.exit(code)
+"""
+
+
+def run(capsys, *arguments):
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as exit:
+        code = exit.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch):
+    for name in ("REMAT_MEMORY_BUDGET", "REMAT_SOLVER", "REMAT_HARDWARE", "REMAT_MAX_RECOMPUTE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def graph(tmp_path):
+    return shutil.copy(TINY_GPT, tmp_path / "gpt.graph.json")
+
+
+def peaks(out):
+    return [document["summary"]["planned_peak"] for document in json.loads(out)]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["plan", "GRAPH", "--budget", "0.3", "--frontier"], ["explain", "GRAPH", "--output", "DIR"]]
+)
+def test_it_needs_no_torch(graph, tmp_path, arguments):
+    given = [{"GRAPH": str(graph), "DIR": str(tmp_path / "out")}.get(a, a) for a in arguments]
+    done = subprocess.run([sys.executable, "-c", BLOCKER, *given], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "planned peak" in done.stdout
+    assert "▶ this plan" in done.stdout
+
+
+def test_one_line_says_what_it_takes(capsys, graph):
+    code, out, err = run(capsys, "plan", graph, "--device", "h200", "--budget", "0")
+    assert (code, err) == (0, "")
+    assert out.startswith("gpt.graph.json: planned peak ")
+    assert " on h200 by its cost model" in out
+    assert out.count("\n") == 1
+
+
+def test_json_has_the_whole_frontier_and_a_budget_chooses_from_it(capsys, graph):
+    documents = []
+    for budget in ("0", "1"):
+        code, out, _ = run(capsys, "plan", graph, "--budget", budget, "--json", "--device", "h100")
+        assert code == 0
+        documents.append(json.loads(out))
+    least, fastest = documents
+    assert least["frontier"] == fastest["frontier"]
+    assert least["hardware"] == "h100"
+    assert least["summary"]["planned_peak"] == least["summary"]["floor"] == least["frontier"][-1]["peak"]
+    assert fastest["summary"]["planned_peak"] == fastest["summary"]["ceiling"] == fastest["frontier"][0]["peak"]
+    assert least["summary"]["planned_peak"] < fastest["summary"]["planned_peak"]
+
+
+def test_another_device_has_other_seconds(capsys, graph):
+    seconds = {}
+    for device in ("h200", "cpu"):
+        _, out, _ = run(capsys, "plan", graph, "--device", device, "--solver", "save_all", "--json")
+        seconds[device] = json.loads(out)["summary"]["step_seconds"]
+    assert seconds["h200"] < seconds["cpu"]
+
+
+def test_the_environment_counts_and_the_command_line_wins(capsys, graph, monkeypatch):
+    monkeypatch.setenv("REMAT_MEMORY_BUDGET", "0")
+    _, out, _ = run(capsys, "plan", graph, "--json")
+    _, other, _ = run(capsys, "plan", graph, "--json", "--budget", "1")
+    assert json.loads(out)["summary"]["planned_peak"] < json.loads(other)["summary"]["planned_peak"]
+
+
+def test_outputs_that_the_caller_lets_go_of_do_not_count(capsys, graph, monkeypatch):
+    _, held, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
+    monkeypatch.setenv("REMAT_HOLD_OUTPUTS", "0")
+    _, let_go, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
+    held, let_go = json.loads(held)["summary"], json.loads(let_go)["summary"]
+    assert let_go["planned_peak"] == let_go["peak_without_outputs"] < held["planned_peak"]
+
+
+class TestLock:
+    @pytest.fixture
+    def lock(self, capsys, graph, tmp_path):
+        assert (
+            run(capsys, "plan", graph, "--budget", "0.3", "--device", "h100", "--lock", tmp_path / "lock.json")[0] == 0
+        )
+        return tmp_path / "lock.json"
+
+    def edit(self, lock, name="gpt.graph.json", **fields):
+        document = json.loads(lock.read_text())
+        document["graphs"][name].update(fields)
+        lock.write_text(json.dumps(document))
+
+    def test_it_keeps_settings_and_peak(self, capsys, graph, lock):
+        entry = json.loads(lock.read_text())["graphs"]["gpt.graph.json"]
+        _, out, _ = run(capsys, "plan", graph, "--budget", "0.3", "--device", "h100", "--json")
+        summary = json.loads(out)["summary"]
+        assert entry == {
+            "memory_budget": "0.3",
+            "device": "h100",
+            "solver": "ladder",
+            "max_recompute": "1",
+            **{name: summary[name] for name in ("planned_peak", "floor", "ceiling", "plan_hash")},
+        }
+
+    def test_nothing_has_changed(self, capsys, graph, lock):
+        code, out, _ = run(capsys, "plan", graph, "--check", lock)
+        assert code == 0
+        assert "gpt.graph.json: as committed: " in out
+
+    def test_a_risen_peak_is_exit_code_1(self, capsys, graph, lock):
+        peak = json.loads(lock.read_text())["graphs"]["gpt.graph.json"]["planned_peak"]
+        self.edit(lock, planned_peak=peak - 1024)
+        code, out, _ = run(capsys, "plan", graph, "--check", lock)
+        assert code == 1
+        assert "gpt.graph.json: RISEN by 1.00 KiB (" in out
+
+    def test_a_fallen_peak_is_good_news(self, capsys, graph, lock):
+        peak = json.loads(lock.read_text())["graphs"]["gpt.graph.json"]["planned_peak"]
+        self.edit(lock, planned_peak=peak + 1024)
+        code, out, _ = run(capsys, "plan", graph, "--check", lock, "--json")
+        assert code == 0
+        assert json.loads(out)["check"].startswith("fallen by 1.00 KiB (")
+        assert json.loads(out)["check"].endswith("--lock commits it")
+
+    def test_the_environment_has_no_say_in_a_check(self, capsys, graph, lock, monkeypatch):
+        monkeypatch.setenv("REMAT_MEMORY_BUDGET", "1")
+        assert run(capsys, "plan", graph, "--check", lock)[0] == 0
+
+    def test_the_command_line_has(self, capsys, graph, lock):
+        assert run(capsys, "plan", graph, "--check", lock, "--budget", "1")[0] == 1
+
+    def test_several_graphs_and_one_that_has_risen(self, capsys, graph, tmp_path):
+        other = shutil.copy(TINY_GPT, tmp_path / "other.json")
+        lock = tmp_path / "two.json"
+        assert run(capsys, "plan", graph, other, "--solver", "save_all", "--lock", lock)[0] == 0
+        self.edit(lock, planned_peak=1)
+        code, out, _ = run(capsys, "plan", graph, other, "--check", lock, "--json")
+        checks = [document["check"] for document in json.loads(out)]
+        assert code == 1
+        assert (checks[0][:5], checks[1][:12]) == ("RISEN", "as committed")
+        assert len(set(peaks(out))) == 1
+
+    def test_a_report_of_a_changed_model_is_held_to_the_lock_of_the_one_before(self, capsys, graph, tmp_path):
+        """A report's files have the plan's hash in their names, which changes with the plan."""
+        before, after = (tmp_path / f"graph-0-0-{digits * 6}.graph.json" for digits in ("0f", "a3"))
+        before.write_text(graph.read_text())
+        lock = tmp_path / "reports.lock.json"
+        assert run(capsys, "plan", before, "--budget", "0.3", "--lock", lock)[0] == 0
+        assert list(json.loads(lock.read_text())["graphs"]) == ["graph-0-0.graph.json"]
+        after.write_text(graph.read_text())
+        code, out, _ = run(capsys, "plan", after, "--check", lock)
+        assert (code, "as committed" in out) == (0, True)
+        self.edit(lock, "graph-0-0.graph.json", planned_peak=1)
+        assert run(capsys, "plan", after, "--check", lock)[0] == 1
+
+    def test_two_graphs_of_one_name_are_refused_before_anything_is_planned(self, capsys, graph, tmp_path):
+        both = [tmp_path / f"graph-0-0-{digits * 6}.graph.json" for digits in ("0f", "a3")]
+        for path in both:
+            path.write_text(graph.read_text())
+        code, out, err = run(capsys, "plan", *both, "--lock", tmp_path / "lock.json")
+        assert (code, out) == (2, "")
+        assert f"{both[0]} and {both[1]} are both graph-0-0.graph.json to a lock" in err
+        assert not (tmp_path / "lock.json").exists()
+        assert run(capsys, "plan", *both, "--json")[0] == 0
+
+    def test_a_graph_that_the_lock_does_not_know(self, capsys, tmp_path, lock):
+        other = shutil.copy(TINY_GPT, tmp_path / "other.json")
+        code, _, err = run(capsys, "plan", other, "--check", lock)
+        assert code == 2
+        assert err == (
+            f"rematpass: error: {lock} knows no other.json; it knows gpt.graph.json. --lock writes it anew\n"
+        )
+
+    def test_a_file_that_is_no_lock(self, capsys, graph, tmp_path, lock):
+        for text, reason in (("{", "is no lock file"), ('{"format": 7}', "is of another format than 1")):
+            (tmp_path / "x.json").write_text(text)
+            code, _, err = run(capsys, "plan", graph, "--check", tmp_path / "x.json")
+            assert code == 2
+            assert reason in err
+        code, _, err = run(capsys, "plan", graph, "--check", tmp_path / "missing.json")
+        assert (code, "No such file or directory; --lock writes it" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json"], "cannot read missing.json: No such file or directory"),
+        ([__file__], "not a joint graph: "),
+        (["GRAPH", "--device", "h300"], "unknown hardware 'h300'; valid names are a100, cpu,"),
+        (["GRAPH", "--budget", "auto"], "the budget auto asks the device what is free, and a file has none"),
+        (["GRAPH", "--budget", "16"], "option memory_budget='16': a number without a unit; did you mean 16GiB?"),
+        (["GRAPH", "--budget", "1048576", "--solver", "leader"], "did you mean ladder?"),
+        (["GRAPH", "--budget", "0.5", "--max-recompute", "0"], "option max_recompute='0': has to be above 0."),
+        (["GRAPH", "--lock", "a", "--check", "b"], "argument --check: not allowed with argument --lock"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(capsys, graph, arguments, message):
+    code, out, err = run(capsys, "plan", *[str(graph) if a == "GRAPH" else a for a in arguments])
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_budget_that_cannot_be_reached_names_the_floor(capsys, graph, monkeypatch):
+    monkeypatch.setattr("rematpass.config.LEAST_BARE_BYTES", 1)
+    code, _, err = run(capsys, "plan", graph, "--budget", "4KiB")
+    assert code == 2
+    assert "no plan stays under 4.00 KiB; the lowest peak is " in err

@@ -1,0 +1,169 @@
+import dataclasses
+
+import pytest
+from support.graphs import Builder, chain, joint_graphs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rematpass.core.cost import Costs
+from rematpass.core.graph import Origin
+from rematpass.core.schedule import Run
+from rematpass.core.simulate import simulate
+from rematpass.core.solve import descent
+from rematpass.core.solve.baselines import save_all
+from rematpass.core.solve.descent import Search, State, descend
+from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.problem import Problem
+from rematpass.core.verify import verify
+from rematpass.errors import ContradictoryMarks
+
+
+def equal_costs(graph, run=1.0):
+    return Costs((run,) * len(graph.ops), (0.0,) * len(graph.values))
+
+
+def read_at_both_ends():
+    """Value 1 (7 bytes, from the input in one step) is read by backward's first op and by its last; a hill between.
+
+    ::
+
+        input 0 (3) ─▶ op0 ─▶ 1 (7) ─▶ op1 ─▶ 2 (5), the output
+        tangent 3 (5); op2: 3, 1 ─▶ 4 (5); op3: 4 ─▶ 5 (31); op4: 5 ─▶ 6 (5); op5: 6, 1 ─▶ 7 (5), the gradient
+    """
+    b = Builder()
+    x = b.input(3)
+    h = b.op([x], 7)
+    y = b.op([h], 5)
+    g = b.input(5, Origin.TANGENT)
+    first = b.op([g, h], 5)
+    hill = b.op([first], 31)
+    small = b.op([hill], 5)
+    return b.build([y], [b.op([small, h], 5)])
+
+
+def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand():
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
+    start = problem.timeline(just_in_time(graph, [0, 1], "s"))
+    assert start.peak == 5 + 7 + 5 + 31  # output, value 1, and the two of op3
+    plans = [plan for _, plan in descend(problem, State(frozenset([0, 1])))]
+    assert [problem.timeline(p).peak for p in plans][:1] == [5 + 31 + 5]  # without value 1
+    assert Run(0, 1) in plans[0].bwd
+    assert 1 not in plans[0].saved or plans[0].bwd.index(Run(0, 1)) > plans[0].bwd.index(Run(4))
+    verify(graph, plans[0])
+
+
+def test_nothing_is_recomputed_beyond_what_is_allowed():
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)  # one op of two is a half
+    plans = [plan for _, plan in descend(problem, State(frozenset([0, 1])))]
+    assert all(problem.timeline(p).recompute_seconds <= 0.8 for p in plans)
+
+
+@pytest.mark.parametrize("n", [16, 36, 64])
+def test_a_chain_takes_less_than_two_square_roots_of_it(n):
+    """Chen et al. 2016 save sqrt(n) values and recompute one segment of sqrt(n) at a time: 2 sqrt(n) activations."""
+    nbytes = 7
+    graph = chain(n, nbytes)
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=1.0)
+    root = round(n**0.5)
+    boundaries = frozenset([0, *range(root, n, root)])
+    chen = problem.timeline(just_in_time(graph, boundaries, "chen")).peak
+    plans = [plan for _, plan in descend(problem, State(boundaries))]
+    lowest = min(problem.timeline(p).peak for p in plans)
+    assert lowest < chen
+    assert lowest <= (2 * root + 2) * nbytes
+    assert all(problem.timeline(p).recompute_seconds <= n for p in plans)
+
+
+@given(st.data())
+def test_the_way_down_goes_down_and_passes_the_judge(data):
+    graph = data.draw(joint_graphs())
+    problem = Problem(graph, equal_costs(graph), fuse=data.draw(st.booleans()), max_recompute=3.0)
+    try:
+        (first,) = save_all(problem)
+    except ContradictoryMarks:
+        return
+    peak = problem.timeline(first).peak
+    for state, plan in descend(problem, State(frozenset(first.saved))):
+        verify(graph, plan)
+        assert plan == state.plan(problem, "descent")
+        assert problem.timeline(plan).peak <= peak
+        peak = problem.timeline(plan).peak
+
+
+def test_a_state_forgets_and_saves():
+    state = State(frozenset([1, 2]), frozenset([(3, 0), (2, 1)]))
+    after = state.after(frozenset([(1, -1), (4, 2)]))
+    assert after == State(frozenset([2]), frozenset([(3, 0), (2, 1), (4, 2)]))
+    assert after.saving(frozenset([4, 1])) == State(frozenset([1, 2, 4]), frozenset([(3, 0), (2, 1)]))
+
+
+def test_what_the_simulator_says_decides():
+    """With the same seconds and other bytes the same values are let go or not."""
+    graph = read_at_both_ends()
+    flat = dataclasses.replace(graph, values=tuple(dataclasses.replace(v, nbytes=5) for v in graph.values))
+    problem = Problem(flat, equal_costs(flat), fuse=False, max_recompute=2.0)
+    before = simulate(flat, just_in_time(flat, [0, 1], "s"), problem.costs, fuse=False).peak
+    assert all(problem.timeline(plan).peak <= before for _, plan in descend(problem, State(frozenset([0, 1]))))
+
+
+def test_larger_steps_take_the_way_down_in_fewer_plans():
+    nbytes = 7
+    graph = chain(64, nbytes)
+    problem = Problem(graph, equal_costs(graph), fuse=False)
+    start = State(frozenset(range(64)))
+    small, large = (list(descend(problem, start, stride=stride)) for stride in (1.0, 4.0))
+    before = problem.timeline(start.plan(problem, "s")).peak
+    first = [problem.timeline(found[0][1]).peak for found in (small, large)]
+    assert 0.9 * before < first[0] < before
+    assert first[1] <= 0.85 * before
+
+
+def test_a_stride_takes_every_hill_at_once():
+    """From a chain that saves all: down to less than half in three simulations, where small steps take dozens."""
+    nbytes = 7
+    graph = chain(64, nbytes)
+    problem = Problem(graph, equal_costs(graph), fuse=False)
+    start = State(frozenset(range(64)))
+    search = Search(problem, start, start.plan(problem, "s"))
+    limit = search.peak * 2 // 5
+    assert search.lower_to(limit)
+    assert search.peak <= limit
+    assert search.timeline.recompute_seconds <= 64
+    verify(graph, search.plan)
+
+
+def test_a_stride_ends_where_nothing_more_can_be_let_go():
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
+    start = State(frozenset([0, 1]))
+    search = Search(problem, start, start.plan(problem, "s"))
+    assert not search.lower_to(5 + 31 + 5 - 1)  # the op at the top of the hill has both in memory, and the output
+
+
+def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
+    monkeypatch.setattr(descent, "_MOST_IN_VAIN", 3)
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
+    start = State(frozenset([0, 1]))
+    search = Search(problem, start, just_in_time(graph, [0, 1], "s"))
+    for _ in range(2):
+        assert search.may_try
+        assert not search._takes(start, 0)
+    assert search._accept(frozenset([(1, 0)]), 41)  # which helps
+    for _ in range(3):
+        assert search.may_try
+        assert not search._takes(start, 0)
+    assert not search.may_try
+    assert search.left > 0
+    assert not search.finer()
+
+
+def test_a_plan_that_recomputes_too_much_is_not_simulated():
+    graph = read_at_both_ends()
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)
+    search = Search(problem, State(frozenset([0, 1])), just_in_time(graph, [0, 1], "s"))
+    simulated = len(problem._timelines)
+    assert not search._accept(frozenset([(1, -1)]), search.peak - 1)
+    assert len(problem._timelines) == simulated

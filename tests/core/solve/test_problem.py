@@ -1,0 +1,47 @@
+"""What every solver is given."""
+
+from dataclasses import replace
+
+import numpy as np
+from support.graphs import chain
+
+from rematpass.core.cost import Costs
+from rematpass.core.simulate import residence, simulate
+from rematpass.core.solve.baselines import recompute_all, save_all
+from rematpass.core.solve.problem import Problem
+
+GRAPH = chain(5)
+COSTS = Costs((1.0,) * len(GRAPH.ops), (0.0,) * len(GRAPH.values))
+
+
+def same(one, other):
+    """Whether two residences say the same of the same copies."""
+    fields = ("in_memory", "reader", "read")
+    return all(np.array_equal(getattr(one, f), getattr(other, f)) for f in fields) and one.made_of == other.made_of
+
+
+class TestProblem:
+    def test_a_small_graph_gets_every_trial(self):
+        assert Problem(GRAPH, COSTS).trials(80) == 80
+
+    def test_trials_fall_as_ops_rise_but_not_below_the_least(self):
+        """Twice the ops for which all are given: half of the trials, so the same work."""
+        large = chain(2500)  # 5,000 ops
+        problem = Problem(large, Costs((1.0,) * len(large.ops), (0.0,) * len(large.values)))
+        assert (len(large.ops), problem.trials(80), problem.trials(1), problem.trials(2, least=2)) == (5000, 40, 1, 2)
+        assert problem.trials(1, least=0) == 0
+
+    def test_what_it_says_of_a_plan_is_the_simulators_word(self):
+        problem = Problem(GRAPH, COSTS)
+        plans = [*save_all(problem), *recompute_all(problem)]
+        for plan in (*plans, *plans):
+            assert problem.timeline(plan) == simulate(GRAPH, plan, COSTS)
+            assert same(problem.residence(plan), residence(GRAPH, plan))
+
+    def test_whether_ops_fuse_is_respected(self):
+        problem = Problem(GRAPH, COSTS, fuse=False)
+        (plan,) = save_all(problem)
+        assert problem.timeline(plan) == simulate(GRAPH, plan, COSTS, fuse=False)
+        assert same(problem.residence(plan), residence(GRAPH, plan, fuse=False))
+        assert not same(problem.residence(plan), residence(GRAPH, plan))
+        assert replace(problem, fuse=True).timeline(plan) == simulate(GRAPH, plan, COSTS)

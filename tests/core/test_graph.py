@@ -1,0 +1,328 @@
+import dataclasses
+import json
+
+import pytest
+from support.graphs import Builder, chain, effect, joint_graphs, overwritten_input, pinned_backward, pinned_forward
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
+from rematpass.errors import GraphError
+
+X = Value(0, 3, Origin.INPUT)
+V = Value(1, 5)
+
+
+@pytest.mark.parametrize(
+    ("ops", "values", "fwd", "bwd", "message"),
+    [
+        ([Op(1, Kind.MATMUL)], [], [], [], "op 1 stands at position 0; ids are positions"),
+        ([], [X, Value(7, 5)], [], [], "value 7 stands at position 1; ids are positions"),
+        (
+            [Op(0, Kind.MATMUL, (1,), name="mm")],
+            [X, V],
+            [],
+            [],
+            "op 0 (mm) reads value 1, which nothing before it writes",
+        ),
+        (
+            [Op(0, Kind.MATMUL, (0, 2), (1,)), Op(1, Kind.MATMUL, (), (2,))],
+            [X, V, Value(2, 7)],
+            [],
+            [],
+            "op 0 () reads value 2, which nothing before it writes",
+        ),
+        ([Op(0, Kind.MATMUL, (-1,), (1,))], [X, V], [], [], "op 0 () reads value -1, which nothing before it writes"),
+        (
+            [Op(0, Kind.MUTATION, (0,), mutates=(1,))],
+            [X, V],
+            [],
+            [],
+            "op 0 () reads value 1, which nothing before it writes",
+        ),
+        (
+            [Op(0, Kind.MATMUL, (0,), (1,)), Op(1, Kind.MATMUL, (0,), (1,), name="again")],
+            [X, V],
+            [],
+            [],
+            "op 1 (again) writes value 1, which has a producer already or no entry",
+        ),
+        (
+            [Op(0, Kind.MATMUL, (), (1, 1))],
+            [X, V],
+            [],
+            [],
+            "op 0 () writes value 1, which has a producer already or no entry",
+        ),
+        (
+            [Op(0, Kind.MATMUL, (), (0,))],
+            [X],
+            [],
+            [],
+            "op 0 () writes value 0, which has a producer already or no entry",
+        ),
+        (
+            [Op(0, Kind.MATMUL, (), (1,))],
+            [X],
+            [],
+            [],
+            "op 0 () writes value 1, which has a producer already or no entry",
+        ),
+        (
+            [Op(0, Kind.MATMUL, (), (-1,))],
+            [X, V],
+            [],
+            [],
+            "op 0 () writes value -1, which has a producer already or no entry",
+        ),
+        ([], [X, V], [1], [], "output value 1 is written by nothing"),
+        ([], [X], [], [2], "output value 2 is written by nothing"),
+    ],
+)
+def test_an_invalid_graph_is_refused(ops, values, fwd, bwd, message):
+    with pytest.raises(GraphError) as caught:
+        JointGraph(tuple(ops), tuple(values), tuple(fwd), tuple(bwd))
+    assert str(caught.value) == message
+
+
+TEXTS = st.text(max_size=5)
+
+
+@given(joint_graphs(), st.lists(st.tuples(TEXTS, st.integers()), max_size=2), TEXTS, TEXTS, TEXTS)
+def test_a_graph_survives_json(graph, hints, name, source, shape):
+    last = dataclasses.replace(graph.ops[-1], source=source, module=name, flops=2**70, nbytes_read=11, dtype="float32")
+    value = dataclasses.replace(graph.values[-1], shape=(shape, "3"), nbytes_expr="4*s0", dtype="bfloat16")
+    graph = dataclasses.replace(
+        graph,
+        ops=(*graph.ops[:-1], last),
+        values=(*graph.values[:-1], value),
+        hints=tuple(hints),
+        name=name,
+        device="NVIDIA H200",
+    )
+    again = JointGraph.from_json(graph.to_json())
+    assert again == graph
+    assert hash(again) == hash(graph), "lists in place of tuples would be equal to nothing, and not hashable"
+    assert (again.sides, again.producer) == (graph.sides, graph.producer)
+
+
+def changed(**fields):
+    return json.dumps({**json.loads(chain(1).to_json()), **fields})
+
+
+@pytest.mark.parametrize(
+    ("text", "ending"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("[]", ""),
+        ("null", ""),
+        ("7", ""),
+        ("{}", "'format'"),
+        (changed(format=2), "this joint graph is of another format than 1; capture it again"),
+        (changed(ops=[{}]), "'reads'"),
+        (changed(ops=7), ""),
+        (changed(hints=[["s0"]]), ""),
+        (changed(bwd_outputs=[7]), "output value 7 is written by nothing"),
+        (changed(fwd_outputs=None), ""),
+        (changed(colour="red"), "unexpected keyword argument 'colour'"),
+        (chain(1).to_json().replace("matmul", "matmuls"), "'matmuls' is not a valid Kind"),
+        (chain(1).to_json().replace('"reads":[0]', '"reads":[[0]]'), ""),
+        (chain(1).to_json().replace('"tangent"', '"gradient"'), "'gradient' is not a valid Origin"),
+        (chain(1).to_json().replace('"id":1', '"id":"1"', 1), "op 1 stands at position 1; ids are positions"),
+    ],
+)
+def test_what_is_no_graph_is_refused(text, ending):
+    with pytest.raises(GraphError) as caught:
+        JointGraph.from_json(text)
+    assert str(caught.value).endswith(ending)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (changed(format=2), "this joint graph is of another format than 1; capture it again"),
+        (changed(bwd_outputs=[7]), "output value 7 is written by nothing"),
+        ("7", "not a joint graph: 'int' object has no attribute 'pop'"),
+    ],
+)
+def test_a_graph_with_an_error_is_still_said_to_be_a_graph(text, message):
+    with pytest.raises(GraphError) as caught:
+        JointGraph.from_json(text)
+    assert str(caught.value) == message
+
+
+def everything():
+    """One op of each fate; its name says which side it has to be on."""
+    b = Builder()
+    x = b.input(3)
+    weight = b.input(5, Origin.STATIC)
+    state, old = overwritten_input(b, 7)
+    out = b.op([x, weight, old], 11, name="forward: an output needs it")
+    into_state = b.op([x], 7, name="forward: a mutation needs it")
+    into_print = b.op([x], 13, name="forward: an effect needs it")
+    aside = b.op([out], 17, name="either: only backward needs it")
+    below, _ = b.op([aside], 19, 23, name="either: only what only backward needs, needs it")
+    b.op([x], 29, name="either: nothing needs it")
+    asked_in_backward = b.op([x], 31, name="either: an effect of backward needs it")
+    buffer = b.op([], 41, name="forward: a mutation overwrites it")
+    effect(b, [into_print], Side.FORWARD)
+    pinned_forward(b, [into_state], [state, buffer])
+    effect(b, [asked_in_backward], Side.BACKWARD)
+    tangent = b.input(11, Origin.TANGENT)
+    gradient = b.op([tangent, below], 3, name="backward: it reads a tangent")
+    answer = b.op([asked_in_backward], 43, kind=Kind.EFFECT, pinned=Side.BACKWARD)
+    b.op([answer], 47, name="backward: it reads what an effect of backward makes")
+    farther = b.op([gradient, out], 5, name="backward: it reads what comes of a tangent")
+    pinned_backward(b, [farther], [x])
+    b.op([tangent], 37, name="backward: though nothing needs it")
+    return b.build([out], [gradient, farther, weight])
+
+
+def test_sides_by_hand():
+    graph = everything()
+    sides = {op.name: side.value for op, side in zip(graph.ops, graph.sides, strict=True)}
+    named = {name: side for name, side in sides.items() if ":" in name}
+    assert len(named) == 12
+    assert named == {name: name.split(":")[0] for name in named}
+    pinned = [op.pinned for op in graph.ops if op.pinned is not Side.EITHER]
+    assert pinned == [graph.sides[op.id] for op in graph.ops if op.pinned is not Side.EITHER]
+
+
+@given(joint_graphs())
+def test_sides_are_closed_and_no_larger_than_they_must_be(graph):
+    made_on = {v: graph.sides[op.id] for op in graph.ops for v in op.writes}
+    made_on |= {v.id: Side.BACKWARD for v in graph.values if v.origin is Origin.TANGENT}
+    read_on = {v.id: {graph.sides[op.id] for op in graph.ops if v.id in op.reads} for v in graph.values}
+    assert {made_on[v] for v in graph.fwd_outputs if v in made_on} <= {Side.FORWARD}
+    for op in graph.ops:
+        arguments = {made_on[v] for v in op.reads if v in made_on}
+        wanted_by = set().union(*(read_on[v] for v in op.writes))
+        match graph.sides[op.id]:
+            case Side.FORWARD:
+                assert arguments <= {Side.FORWARD}
+                is_output = not set(op.writes).isdisjoint(graph.fwd_outputs)
+                assert op.pinned is Side.FORWARD or is_output or Side.FORWARD in wanted_by
+            case Side.BACKWARD:
+                assert op.pinned is Side.BACKWARD or Side.BACKWARD in arguments
+                assert wanted_by <= {Side.BACKWARD}
+            case Side.EITHER:
+                assert op.pinned is Side.EITHER
+                assert Side.BACKWARD not in arguments
+                assert Side.FORWARD not in wanted_by
+
+
+def two_products(
+    x: int = 11, w: int = 13, parameter: bool = True, between: str = "", kind: Kind = Kind.MATMUL
+) -> JointGraph:
+    """A layer y = x w and its backward as ``addmm``'s is written: the gradient of x first, then that of w.
+
+    ``x``, ``w``: bytes; ``parameter``: whether w is one; ``between``: what stands between the two and makes an argument
+    of the second; ``kind``: of the first.
+    """
+    b = Builder()
+    weight = b.input(w, Origin.STATIC) if parameter else b.op([b.input(3)], w, name="weight")
+    below = b.op([b.input(5)], x, name="below")
+    out = b.op([below, weight], 7, name="out")
+    tangent = b.input(7, Origin.TANGENT)
+    grad_x = b.op([tangent, weight], x, name="grad_x", kind=kind)
+    other = below
+    if between == "what needs grad_x":
+        other = b.op([grad_x], x, name="between", kind=Kind.POINTWISE)
+    elif between:
+        collective = {"kind": Kind.COLLECTIVE, "never_recompute": "it communicates"}
+        more = collective if between == "a collective" else {"kind": Kind.POINTWISE}
+        other = b.op([below], x, name="between", pinned=Side.BACKWARD, **more)
+        b.op([grad_x], 3, name="aside", kind=Kind.POINTWISE)
+    grad_w = b.op([tangent, other], w, name="grad_w")
+    cast = b.op([grad_w], 2 * w, name="cast", kind=Kind.POINTWISE)
+    rest = b.op([grad_x], 5, name="rest")
+    return b.build([out], [cast, b.op([rest], 5, name="end")])
+
+
+AS_WRITTEN = ["grad_x", "grad_w", "cast", "rest", "end"]
+RETURNED_FIRST = ["grad_w", "grad_x", "cast", "rest", "end"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "order"),
+    [
+        ({}, RETURNED_FIRST),
+        ({"kind": Kind.POINTWISE}, AS_WRITTEN),  # no product
+        ({"parameter": False}, AS_WRITTEN),  # grad_x frees the weight, which is larger
+        ({"parameter": False, "x": 17}, RETURNED_FIRST),
+        ({"parameter": False, "x": 13}, AS_WRITTEN),
+        ({"between": "an op"}, ["between", "grad_w", "grad_x", "aside", "cast", "rest", "end"]),
+        ({"between": "a collective"}, ["grad_x", "between", "aside", "grad_w", "cast", "rest", "end"]),  # in its order
+        ({"between": "what needs grad_x"}, ["grad_x", "between", "grad_w", "cast", "rest", "end"]),
+    ],
+)
+def test_of_two_products_of_a_gradient_the_one_to_return_runs_first(fields, order):
+    graph = two_products(**fields)
+    assert [op.name for op in graph.own_ops] == order
+
+
+@given(joint_graphs())
+def test_own_ops_run_after_what_they_read_and_what_runs_once_in_its_order(graph):
+    own = graph.own_ops
+    assert sorted(op.id for op in own) == [op.id for op in graph.ops if graph.sides[op.id] is Side.BACKWARD]
+    place = {v: i for i, op in enumerate(own) for v in op.writes}
+    assert all(place.get(v, -1) < i for i, op in enumerate(own) for v in op.reads)
+    mutations = [op.id for op in own if op.kind is Kind.MUTATION]
+    assert [op.id for op in own[len(own) - len(mutations) :]] == mutations == sorted(mutations)
+    others = [op.id for op in own if op.kind is not Kind.MUTATION and op.never_recompute]
+    assert others == sorted(others)
+
+
+def test_producers_readers_and_what_an_op_touches():
+    b = Builder()
+    x = b.input(3)
+    left, right = b.op([x], 5, 7)
+    b.op([right, x, right], 11)
+    pinned_forward(b, [left], [x])
+    graph = b.build([left], [])
+    assert graph.producer == (None, 0, 0, 1)
+    assert graph.readers == ((0, 1, 2), (2,), (1,), ())
+    assert graph.touched == ((0,), (2, 0), (1, 0))
+
+
+def test_backward_reads_what_it_reads_or_returns_and_does_not_make():
+    graph = everything()
+    read = {graph.values[v].nbytes for v in graph.backward_reads}
+    # below and out, which its ops read; the value that its effect reads; weight, which is returned as it is
+    assert read == {19, 11, 31, 5}
+
+
+def test_a_chain_has_the_shape_its_docstring_says():
+    graph = chain(3, [2, 3, 5])
+    assert graph.sides == (Side.FORWARD,) * 3 + (Side.BACKWARD,) * 3
+    assert [v.nbytes for v in graph.values] == [2, 2, 3, 5, 5, 3, 2, 2]
+    assert graph.backward_reads == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "stop", "ops"),
+    [
+        ([], [], []),
+        ([0], [], []),
+        ([3], [], [0, 1, 2]),
+        ([2], [], [0, 1]),
+        ([3], [2], [2]),
+        ([3], [1], [1, 2]),
+        ([3], [3], []),
+        ([3, 1], [2], [0, 2]),
+        ([3, 1], [1], [1, 2]),
+        ([5], [2, 3], [3]),
+    ],
+)
+def test_ancestors(values, stop, ops):
+    assert chain(3).ancestors(values, frozenset(stop)) == ops
+
+
+def test_ancestors_of_an_op_with_two_results_hold_it_once():
+    b = Builder()
+    x = b.input(3)
+    left, right = b.op([x], 5, 7)
+    graph = b.build([b.op([left, right], 11)], [])
+    assert graph.ancestors([3]) == [0, 1]
+    assert graph.ancestors([3], {left}) == [0, 1]
+    assert graph.ancestors([3], {left, right}) == [1]
