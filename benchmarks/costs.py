@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joint import captured, look_at
 from numpy.typing import NDArray
+from support.joint_graph import captured, look_at
 
-from rematpass.compiler.timed import seconds_of_call, timed_calls
+from rematpass.compiler.capture.measured_cost import seconds_of_call, timed_calls
 from rematpass.core import hardware
 from rematpass.core.cost import estimate
-from rematpass.lab import models
+from rematpass.lab.models import build
 
 HERE = Path(__file__).parent
 Pairs = dict[str, tuple[float, float, int]]
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="where the page goes")
     arguments = made.parse_args(argv)
     found = {name: pairs_of(name, arguments.device, arguments.hardware) for name in arguments.models.split(",")}
-    device = models.usable(arguments.device)
+    device = build.usable(arguments.device)
     page = arguments.results / f"costs_{device.type}_{datetime.date.today().isoformat()}.md"
     page.write_text(text(found, arguments.hardware or "the preset of the device"))
     print(page.read_text())
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def pairs_of(name: str, device: str, preset: str) -> Pairs:
     """For each different call, its estimated and measured seconds and how often the model makes it."""
-    model = models.build(name, device=device, seed=0)
-    place = models.usable(device)
+    model = build.build(name, device=device, seed=0)
+    place = build.usable(device)
     found: Pairs = {}
 
     def look(joint: Any, _: Any, kwargs: Any) -> None:

@@ -57,9 +57,9 @@ def main(argv: list[str] | None = None) -> int:
 def _planned(name: str) -> tuple[Problem, Ladder]:
     """A model's graph as Inductor hands it over, and its plans."""
     from rematpass.compiler.plan_only import plan_only
-    from rematpass.lab import models
+    from rematpass.lab.models import build
 
-    model = models.build(name)
+    model = build.build(name)
     [record] = plan_only(model.module, model.step, Config.read({"memory_budget": 1}))
     return Problem(record.graph, record.problem.costs), record.ladder
 

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from rematpass import plans
-from rematpass.compiler import scratch
 from rematpass.compiler.backend import remat
-from rematpass.compiler.settings import device_name
+from rematpass.compiler.ops import workspace
+from rematpass.compiler.ops.device import device_name
 from rematpass.errors import cause_of
-from rematpass.lab import models
-from rematpass.lab.measure import measure_memory, run_step
-from rematpass.lab.results import slug
+from rematpass.lab.benchmark.results import slug
+from rematpass.lab.measure.memory_and_time import measure_memory, run_step
+from rematpass.lab.models import build
 from rematpass.report.comparison import markdown_table
 from rematpass.units import format_bytes
 
@@ -50,17 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.show:
         path = arguments.show
     else:
-        device = models.usable(arguments.device)
+        device = build.usable(arguments.device)
         path = arguments.results / f"promise_{slug(device_name(device))}_{datetime.date.today().isoformat()}.json"
         found = begun(path, device)
         for name in arguments.models.split(","):
-            before = set(scratch.known())
+            before = set(workspace.known())
             for budget in arguments.budgets.split(","):
                 done = any((r["model"], r["budget"]) == (name, budget) for r in found["rows"])
                 if done or time.monotonic() > until:
                     continue
                 found["rows"].append(row(name, budget, device))
-                new = [(call, n) for call, n in scratch.known().items() if n and call not in before]
+                new = [(call, n) for call, n in workspace.known().items() if n and call not in before]
                 if new:
                     found["scratch"][name] = sorted(new, key=lambda pair: -pair[1])[:3]
                 path.write_text(json.dumps(found, indent=1) + "\n")
@@ -87,7 +87,7 @@ def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:
     plans(clear=True)
     gc.collect()
     try:
-        model = models.build(name, device=device)
+        model = build.build(name, device=device)
         model.module.compile(backend=remat, options={"memory_budget": budget, "strict": 1})
         for _ in range(2):
             run_step(model.step, model.parameters)

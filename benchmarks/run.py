@@ -70,16 +70,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    from rematpass.lab import models
-    from rematpass.lab.catalog import MODELS as KNOWN
+    from rematpass.lab.benchmark.results import write_results
+    from rematpass.lab.benchmark.session import Session
+    from rematpass.lab.benchmark.spec import Settings, Wanted
+    from rematpass.lab.benchmark.store import Store
     from rematpass.lab.compare import Watcher, expected, progress_bar
-    from rematpass.lab.results import write_results
-    from rematpass.lab.session import Session
-    from rematpass.lab.store import Store
-    from rematpass.lab.wanted import Settings, Wanted
+    from rematpass.lab.models import build
+    from rematpass.lab.models.catalog import MODELS as KNOWN
     from rematpass.report.measurement import Strategy, parse_list
 
-    models.usable(arguments.device)
+    build.usable(arguments.device)
     try:  # before an hour of measuring, not after
         arguments.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         wanted = Wanted(peers, budgets, like_peers=True, between=arguments.between)  # their bytes have to be known
     settings = Settings(
         device=arguments.device,
-        sizes=models.parse_sizes(arguments.size),
+        sizes=build.parse_sizes(arguments.size),
         per_block=arguments.per_block,
         rounds=arguments.rounds,
         jobs=arguments.jobs,

@@ -50,7 +50,7 @@ def row(what: str, size: str) -> dict[str, Any]:
 
 def shaped(ops: int) -> dict[str, Any]:
     """The ladder of a Llama-shaped graph of about ``ops`` ops."""
-    from shapes import OPS_PER_LAYER, llama
+    from support.synthetic_llama import OPS_PER_LAYER, llama
 
     graph = llama(max(1, round(ops / OPS_PER_LAYER)))
     return ladder_of(graph)
@@ -80,11 +80,11 @@ def ladder_of(graph: Any) -> dict[str, Any]:
 def real(layers: int) -> dict[str, Any]:
     """Torch's partitioner and ours on the joint graph of one Llama, narrow so that running it costs nothing."""
     import torch
-    from joint import captured, copied, look_at
+    from support.joint_graph import captured, copied, look_at
     from torch._functorch import config as functorch_config
 
     from rematpass.compiler import _torch
-    from rematpass.lab import zoo
+    from rematpass.lab.models import transformers_zoo
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {"layers": layers}
@@ -97,7 +97,9 @@ def real(layers: int) -> dict[str, Any]:
         found["capture"], ours = seconds(lambda: captured(joint, kwargs))
         found.update(ladder_of(ours.graph))
 
-    module, inputs = zoo.llama(width=16, layers=layers, heads=2, kv_heads=1, mlp=32, vocabulary=64, batch=1, length=16)
+    module, inputs = transformers_zoo.llama(
+        width=16, layers=layers, heads=2, kv_heads=1, mlp=32, vocabulary=64, batch=1, length=16
+    )
     look_at(module, lambda: module(**inputs), look)
     return found
 

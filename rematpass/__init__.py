@@ -15,7 +15,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
     units.py             "8GiB" <-> bytes, seconds, percent
     config.py            the settings; the one reader of the environment
     core/                decides; no torch
-      rows.py            lists of different lengths as arrays
+      ragged.py            lists of different lengths as arrays
       graph.py           JointGraph: ops and values
       sizes.py           a joint graph at other sizes
       schedule.py        Plan: Run and Drop, step by step
@@ -25,54 +25,54 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       simulate.py        JointGraph + Plan -> Timeline: live bytes at every step, the peak, seconds of recompute
       verify.py          the judge: replays a schedule, rejects a wrong one
       solve/             what is saved and what is recomputed
-        just_in_time.py  a set of saved values -> a Plan
+        schedule_late.py  a set of saved values -> a Plan
         mincut.py        the parametric cut
         problem.py       what every solver is given, and their one signature
         baselines.py     save_all, recompute_all, chen_sqrt
-        moments.py       the timeline that bounds and prices stand on
+        time_axis.py       the timeline that bounds and prices stand on
         boundaries.py    where to cut forward into segments
         segments.py      the planner under a peak
-        room.py          what fits under a peak and is worth saving
-        descent.py       lower peaks: what lies idle is let go and made again
+        fill.py          what fits under a peak and is worth saving
+        evict.py       lower peaks: what lies idle is let go and made again
         refine.py        what is free is filled up, and holes between plans are closed
         nested.py        boundaries inside of boundaries, when more than one forward may be recomputed
-        certain.py       what every plan has in memory, whatever it saves
+        unavoidable.py       what every plan has in memory, whatever it saves
         bound.py         seconds that no plan under a peak can beat, proven
-        exact_program.py what the oracle does not know, and what has to hold
+        cp_sat_model.py what the oracle does not know, and what has to hold
         exact.py         the oracle: the fastest plan under a peak, for small graphs
       frontier.py        the ladder of plans between floor and ceiling; a budget -> a plan
     compiler/            touches torch
       _torch.py          torch's private modules, and how they differ between versions
-      hints.py           sizes as numbers
-      settings.py        the device and torch's settings
-      under_way.py       what is compiled now, and which modules run
-      sources.py         a hash of what a plan depends on
-      calls.py           an op's call, made with arguments like its own
-      allocations.py     every allocation and release of a span of code, in order
-      scratch.py         the memory that calls of libraries take inside themselves, measured
-      ops.py             what kind an op is, what it reads and overwrites
-      bodies.py          results of a region's body that are its arguments
-      inside.py          bytes that regions and branches take inside themselves
-      alike.py           how often a step calls what is being compiled
-      nodes.py           what one fx node says of itself
-      old_versions.py    inputs that forward overwrites
-      capture.py         joint GraphModule -> JointGraph
-      decisions.py       what forward has chosen is not chosen again
-      marks.py           budgets of regions; values to offload
-      written.py         an op that makes Inductor write its argument
+      size_hints.py           sizes as numbers
+      device.py        the device and torch's settings
+      compile_context.py       what is compiled now, and which modules run
+      source_hash.py         a hash of what a plan depends on
+      sample_call.py           an op's call, made with arguments like its own
+      allocator_trace.py     every allocation and release of a span of code, in order
+      workspace.py         the memory that calls of libraries take inside themselves, measured
+      traits.py             what kind an op is, what it reads and overwrites
+      dealias_subgraph_outputs.py          results of a region's body that are its arguments
+      subgraph_workspace.py          bytes that regions and branches take inside themselves
+      call_count.py           how often a step calls what is being compiled
+      node_info.py           what one fx node says of itself
+      clone_mutated_inputs.py    inputs that forward overwrites
+      joint_graph.py         joint GraphModule -> JointGraph
+      discrete_ops.py       what forward has chosen is not chosen again
+      annotations.py           budgets of regions; values to offload
+      realize_op.py         an op that makes Inductor write its argument
       emit.py            Plan -> forward and backward GraphModule
-      slots.py           the bytes alive while Inductor's ops run in our order
-      fusion.py          Inductor merges kernels only where that does not raise the peak
-      order.py           Inductor runs ops in our order
-      course.py          the bytes alive, line by line of what Inductor writes
+      buffer_liveness.py           the bytes alive while Inductor's ops run in our order
+      fusion_gate.py          Inductor merges kernels only where that does not raise the peak
+      scheduler_pass.py           Inductor runs ops in our order
+      wrapper_memory.py          the bytes alive, line by line of what Inductor writes
       dry_run.py         the exact peak of both graphs, before any code is generated
-      probe.py           a rung, carried out: the two modules and their exact peak
+      select_plan.py           a rung, carried out: the two modules and their exact peak
       auto_budget.py     the budget "auto": what is free on the device
-      timed.py           the seconds of ops, measured
-      torchs_choice.py   what torch's own partitioner would save, to compare with
+      measured_cost.py           the seconds of ops, measured
+      default_partition.py   what torch's own partitioner would save, to compare with
       partitioner.py     capture, plan, emit: what Inductor calls
-      kept.py            what was planned, for processes that take the compiled graph from the cache
-      steps.py           what is watched while compiled steps run: sizes over budget, measured bytes
+      plan_cache.py            what was planned, for processes that take the compiled graph from the cache
+      step_warnings.py           what is watched while compiled steps run: sizes over budget, measured bytes
       backend.py         the backends, and enable()
       plan_only.py       a model's plans without compiling it
     report/              tells; no torch
@@ -82,7 +82,7 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       speed.py           a page of them: who is faster at the same peak
       pictures.py        measurements in pictures
       occupancy.py       who takes the memory at each step: saved, recomputed, gradients, outputs, temporaries
-      fates.py           what became of each value, and why
+      reasons.py           what became of each value, and why
       layers.py          totals per module of the model
       report.py          Report: all there is to tell about one planned graph
       text.py            for a terminal
@@ -91,26 +91,26 @@ from the directories that its directory may use: ``report`` uses ``core``; ``com
       files.py           all of these in a directory
     lab/                 measures
       networks.py        models in plain torch
-      zoo.py             models of transformers, from their configurations
+      transformers_zoo.py             models of transformers, from their configurations
       catalog.py         which there are, and in which sizes
-      models.py          a model, its step, and its blocks
-      measure.py         peak bytes, exactly, and seconds of a step
+      build.py          a model, its step, and its blocks
+      memory_and_time.py         peak bytes, exactly, and seconds of a step
       flops.py           FLOPs of a step, counted exactly
-      check.py           a training run measures its own first steps
+      check_peak.py           a training run measures its own first steps
       calibrate.py       what this machine sustains, for the cost model
       demo.py            with and without a budget, side by side
-      heap.py            freed memory stays with the process
+      malloc.py            freed memory stays with the process
       trial.py           one strategy on one model, in this process
-      imported.py        what all processes of the next import
+      preload.py        what all processes of the next import
       worker.py          the same in a process of its own
       store.py           measurements in a file
-      twins.py           strategies that come to one plan at the same time
-      wanted.py          what to measure of a model, and how
+      duplicate_plans.py           strategies that come to one plan at the same time
+      spec.py          what to measure of a model, and how
       session.py         strategies side by side on one model
       results.py         tables and pictures of what a store holds
       compare.py         the command that shows them
     commands/            one file each
-      offline.py         plan a graph from a file, without torch
+      plan_file.py         plan a graph from a file, without torch
       explain.py         rematpass explain
       plan.py            rematpass plan
       run.py             rematpass run

@@ -107,7 +107,7 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--model",
         default="llama-small",
         metavar="MODEL",
-        help="a model of rematpass.lab.catalog, or package.module:function that returns (module, step), where step() "
+        help="a model of rematpass.lab.models.catalog, or package.module:function that returns (module, step), where step() "
         "returns the loss (default: llama-small)",
     )
     compare.add_argument(

@@ -7,8 +7,8 @@ same examples every time and prints how to repeat one that fails.
 import os
 
 import pytest
-from support.graphs import show
 from hypothesis import HealthCheck, settings
+from support.graphs import show
 
 from rematpass.core.graph import JointGraph
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 import torch
 import torch._inductor.config
+from rich.console import Console
+from rich.progress import track
 from support.fuzz_grammar import write
 from support.fuzz_writer import Source
 from support.programs import Seen, differences, run
-from rich.console import Console
-from rich.progress import track
 
 from rematpass.compiler import partitioner
 from rematpass.config import SOLVERS

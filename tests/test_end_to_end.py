@@ -8,8 +8,8 @@ import torch._inductor.config
 from support.programs import afresh
 
 from rematpass import plans
-from rematpass.lab import models
-from rematpass.lab.measure import measure_memory, run_step
+from rematpass.lab.measure.memory_and_time import measure_memory, run_step
+from rematpass.lab.models import build
 
 afresh = pytest.fixture(autouse=True)(afresh)
 
@@ -17,7 +17,7 @@ SIZES = {"layers": 2, "vocabulary": 512, "length": 64}
 
 
 def llama():
-    return models.build("llama", **SIZES)
+    return build.build("llama", **SIZES)
 
 
 def gradients(model, backend="", **options):

@@ -12,7 +12,8 @@ from support.fuzz_grammar import write
 from support.fuzz_writer import Source
 from support.programs import afresh, run
 
-from rematpass.compiler import emit, ops
+from rematpass.compiler import emit
+from rematpass.compiler.ops import traits
 
 afresh = pytest.fixture(autouse=True)(afresh)
 
@@ -55,12 +56,12 @@ def test_programs_are_of_many_kinds():
 
 def draw_anew(monkeypatch):
     """A planner's bug: dropout may run again."""
-    never = ops.traits_of
+    never = traits.traits_of
     monkeypatch.setattr(
-        "rematpass.compiler.capture.traits_of",
+        "rematpass.compiler.capture.joint_graph.traits_of",
         lambda node, **more: (
             dataclasses.replace(never(node, **more), never_recompute="")
-            if ops.draws_random_numbers(node)
+            if traits.draws_random_numbers(node)
             else never(node, **more)
         ),
     )

@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from rematpass import plans
 from rematpass.compiler import partitioner
-from rematpass.compiler.calls import call_of
-from rematpass.compiler.scratch import scratch_of
+from rematpass.compiler.ops.sample_call import call_of
+from rematpass.compiler.ops.workspace import scratch_of
 from rematpass.core.graph import Kind
-from rematpass.lab import models
-from rematpass.lab.measure import gradient_error, measure_memory, run_step
+from rematpass.lab.measure.memory_and_time import gradient_error, measure_memory, run_step
+from rematpass.lab.models import build
 
 pytestmark = pytest.mark.gpu
 afresh = pytest.fixture(autouse=True)(afresh)
@@ -179,7 +179,7 @@ def test_a_budget_is_held_as_planned(name, part):
     # In float32 cuDNN's algorithms differ by more than a wrong gradient might: by 0.0015 of 1 for the U-Net, and for
     # ResNet-50 Inductor's without rematpass are off eager mode's by 0.2.
     dtype, tolerance = (torch.float64, 1e-6) if name in ("resnet50", "unet") else (None, 1e-3)
-    plain, model = (models.build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
+    plain, model = (build.build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
     run_step(plain.step, plain.parameters)
     expected = {n: p.grad for n, p in plain.module.named_parameters()}
     model.module.compile(backend="remat", options={"memory_budget": part, "strict": 1})

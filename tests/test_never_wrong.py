@@ -1,10 +1,10 @@
 """Training under any budget changes nothing that can be seen: compared with eager mode, program by program."""
 
-from support import programs_features
 import pytest
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
+from support import programs_features
 from support.programs import PROGRAMS, afresh, differences, reference, run
 from torch import nn
 from torch.utils.checkpoint import checkpoint

@@ -11,8 +11,8 @@ import torch
 from torch._functorch import config as functorch_config
 
 from rematpass.compiler import _torch
-from rematpass.compiler.capture import Captured, capture
-from rematpass.compiler.ops import is_one_of_its_kind
+from rematpass.compiler.capture.joint_graph import Captured, capture
+from rematpass.compiler.ops.traits import is_one_of_its_kind
 
 Look = Callable[[torch.fx.GraphModule, Any, Mapping[str, Any]], None]
 

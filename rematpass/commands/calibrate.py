@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from rematpass.lab.calibrate import calibrate
+    from rematpass.lab.measure.calibrate import calibrate
 
     console = Console()
     with console.status("measuring") as status:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rematpass.commands.offline import add_planning_options, plan_graph, planning_options, read_graph
+from rematpass.commands.plan_file import add_planning_options, plan_graph, planning_options, read_graph
 from rematpass.config import Config
 from rematpass.core.hardware import PRESETS
 from rematpass.errors import MeasureError
@@ -75,13 +75,13 @@ def _reports(arguments: argparse.Namespace, config: Config, aside: Console) -> l
         with aside.status("planning"):
             return [plan_graph(read_graph(Path(arguments.target)), config).report()]
     from rematpass.compiler.plan_only import plan_only
-    from rematpass.lab import models
+    from rematpass.lab.models import build
 
     with aside.status(f"making {arguments.target}, capturing its joint graph, planning"):
         if ":" in arguments.target:
-            model = models.load(arguments.target)
+            model = build.load(arguments.target)
         else:
-            model = models.build(arguments.target, device=arguments.device)
+            model = build.build(arguments.target, device=arguments.device)
         records = plan_only(model.module, model.step, config)
     if not records:
         raise MeasureError(f"{arguments.target}: nothing was planned; does its step run the module under grad?")

@@ -111,13 +111,13 @@ def _traced(arguments: argparse.Namespace) -> tuple[JointGraph, str]:
 
 
 def _model(arguments: argparse.Namespace, size: int) -> Any:
-    from rematpass.lab import models
+    from rematpass.lab.models import build
 
     sizes = {arguments.size: size}
     try:
         if ":" in arguments.target:
-            return models.load(arguments.target, **sizes)
-        return models.build(arguments.target, device=arguments.device, **sizes)
+            return build.load(arguments.target, **sizes)
+        return build.build(arguments.target, device=arguments.device, **sizes)
     except TypeError as error:
         raise MeasureError(f"{arguments.target} has no {arguments.size} to set: {error}") from error
 
@@ -193,7 +193,7 @@ def _measured(arguments: argparse.Namespace, size: int, budget: int) -> int:
 
     from rematpass.compiler.backend import remat
     from rematpass.errors import cause_of
-    from rematpass.lab.measure import measure_memory
+    from rematpass.lab.measure.memory_and_time import measure_memory
 
     torch.compiler.reset()
     model = _model(arguments, size)

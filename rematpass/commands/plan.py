@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rematpass.commands.offline import Planned, add_planning_options, plan_graph, planning_options, read_graph
+from rematpass.commands.plan_file import Planned, add_planning_options, plan_graph, planning_options, read_graph
 from rematpass.config import Config
 from rematpass.core.hardware import PRESETS
 from rematpass.core.solve.bound import lower_bound

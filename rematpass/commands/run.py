@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from rematpass.commands.offline import add_planning_options, planning_options
+from rematpass.commands.plan_file import add_planning_options, planning_options
 from rematpass.config import Config, environment_of, set_environment
 from rematpass.errors import ConfigError, cause_of
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, order, settings
-from rematpass.compiler.kept import keeping
+from rematpass.compiler import _torch
+from rematpass.compiler.inductor import scheduler_pass
+from rematpass.compiler.ops import device as settings
 from rematpass.compiler.partitioner import RematPartitioner, log
-from rematpass.compiler.steps import Compiled, watched
+from rematpass.compiler.plan_cache import keeping
+from rematpass.compiler.runtime.step_warnings import Compiled, watched
 from rematpass.config import OPTIONS, Config, nearest, split_options
 from rematpass.errors import ConfigError
 
@@ -110,7 +112,7 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
 
 def inductor_patches(config: Config) -> dict[str, Any]:
     """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
-    return order.config_patches(split=not config.memory_budget.is_unlimited, strict=config.strict)
+    return scheduler_pass.config_patches(split=not config.memory_budget.is_unlimited, strict=config.strict)
 
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from rematpass.compiler import _torch
-from rematpass.compiler.capture import Captured
+from rematpass.compiler.capture.joint_graph import Captured
 
 log = logging.getLogger("rematpass")
 

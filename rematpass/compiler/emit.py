@@ -5,7 +5,7 @@ copies are nodes of their own, put in after common-subexpression elimination, so
 are replayed where they are read, on the copy that lives there. Then torch's own extraction cuts the graph at the saved
 values: what backward computes are exactly the nodes that the plan runs there.
 
-For a fusing compiler two things more are said. What the simulator takes for written is marked so (``written.py``). And
+For a fusing compiler two things more are said. What the simulator takes for written is marked so (``realize_op.py``). And
 an input of four or five dimensions that is saved is handed over as a flat view of itself: Inductor wants what a
 convolution reads with its channels last, would hand on a copy of each weight in that layout, and keep all the copies
 through forward and backward (ResNet-50: 41 MiB beside 90 MiB of parameters). So backward makes its own, one at a time.
@@ -25,9 +25,9 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch
-from rematpass.compiler.capture import Captured
-from rematpass.compiler.ops import replays
-from rematpass.compiler.written import WRITTEN
+from rematpass.compiler.capture.joint_graph import Captured
+from rematpass.compiler.inductor.realize_op import WRITTEN
+from rematpass.compiler.ops.traits import replays
 from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Run, Step
 from rematpass.core.simulate import residence

@@ -23,17 +23,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, scratch, settings, under_way
-from rematpass.compiler.alike import calls_in_a_step, same_in_all, stand_before_the_step
+from rematpass.compiler import _torch
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
-from rematpass.compiler.capture import Captured, capture
-from rematpass.compiler.decisions import keep_decisions
-from rematpass.compiler.marks import offload, region_budget, within_region
-from rematpass.compiler.ops import is_one_of_its_kind
-from rematpass.compiler.probe import Probe, Probes
-from rematpass.compiler.sources import sources_hash
-from rematpass.compiler.timed import measured
-from rematpass.compiler.torchs_choice import saved_by_torch
+from rematpass.compiler.capture import compile_context
+from rematpass.compiler.capture.annotations import offload, region_budget, within_region
+from rematpass.compiler.capture.call_count import calls_in_a_step, same_in_all, stand_before_the_step
+from rematpass.compiler.capture.discrete_ops import keep_decisions
+from rematpass.compiler.capture.joint_graph import Captured, capture
+from rematpass.compiler.capture.measured_cost import measured
+from rematpass.compiler.default_partition import saved_by_torch
+from rematpass.compiler.ops import device as settings
+from rematpass.compiler.ops import workspace
+from rematpass.compiler.ops.traits import is_one_of_its_kind
+from rematpass.compiler.select_plan import Probe, Probes
+from rematpass.compiler.source_hash import sources_hash
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
@@ -181,14 +184,14 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             with frontier.without_collection():  # a quarter of planning, and a tenth of dry runs
                 return self._partition(gm, joint_inputs, kwargs)
         finally:
-            scratch.settle()
+            workspace.settle()
 
     def _partition(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], kwargs: dict[str, Any]
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         try:
             _torch.prepare_joint(gm, is_one_of_its_kind)
-            of_region = under_way.region_calls()
+            of_region = compile_context.region_calls()
             captured = capture(
                 gm,
                 num_fwd_outputs=kwargs["num_fwd_outputs"],
@@ -284,13 +287,13 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         if budget.kind is BudgetKind.FRACTION:
             limit = ladder.limit(budget.fraction)
             return probes.under(limit, frontier.least_budget(limit, graph.device)) or probes.floor, limit
-        _warn_if_shared(under_way.frame_id(), budget)
+        _warn_if_shared(compile_context.frame_id(), budget)
         probe = probes.under(frontier.peak_allowed(budget.nbytes, graph.device))
         if probe is not None:
             return probe, budget.nbytes
         floor = probes.floor
         message = infeasible(problem, floor.rung, floor.peak, budget.nbytes)
-        if self.config.strict or not under_way.is_recompile():
+        if self.config.strict or not compile_context.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=floor.peak)
         excess = format_bytes(frontier.least_budget(floor.peak, graph.device) - budget.nbytes)
         log.warning(
@@ -330,7 +333,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
 
 def _graph_name(of_region: bool) -> str:
     """``of_region``: of a region that is compiled once for all its calls; AOTAutograd gives it no inputs."""
-    return f"graph {under_way.compile_id() or len(_records)}" + (", a region" if of_region else "")
+    return f"graph {compile_context.compile_id() or len(_records)}" + (", a region" if of_region else "")
 
 
 def tell(summary: Summary, *, always: bool, cached: bool = False) -> None:

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, settings
+from rematpass.compiler import _torch
+from rematpass.compiler.ops import device as settings
 from rematpass.compiler.partitioner import Record, RematPartitioner, tell
 from rematpass.errors import RematError
 from rematpass.report.files import render, write_text

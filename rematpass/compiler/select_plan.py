@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from rematpass.compiler.capture import Captured
-from rematpass.compiler.dry_run import StepDryRun, dry_run_step
+from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.emit import emit
-from rematpass.compiler.order import keep_apart
+from rematpass.compiler.inductor.dry_run import StepDryRun, dry_run_step
+from rematpass.compiler.inductor.scheduler_pass import keep_apart
 from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.verify import verify
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
-from rematpass.core.solve import nested
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
-from rematpass.core.solve.descent import State, descend
-from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.local_search.evict import State, descend
+from rematpass.core.solve.local_search.refine import fill_up, pareto, refine
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
-from rematpass.core.solve.refine import fill_up, pareto, refine
-from rematpass.core.solve.segments import segments
+from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.segmentation import nested
+from rematpass.core.solve.segmentation.segments import segments
 
 _STARTS = ("segments", "mincut", "chen_sqrt")  # the ways down begin at the lowest plan of each of these
 _HIGH = 1.25  # times the lowest start: one that lies higher leads down on two ways

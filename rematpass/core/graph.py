@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from rematpass.core.rows import Bools, Ints, Rows
+from rematpass.core.ragged import Bools, Ints, Rows
 from rematpass.errors import GraphError
 
 FORMAT = 1

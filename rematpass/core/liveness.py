@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from rematpass.core.graph import JointGraph
-from rematpass.core.rows import Bools, Ints
+from rematpass.core.ragged import Bools, Ints
 from rematpass.core.schedule import Plan, Run, Runs, Steps
 from rematpass.errors import PlanError
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from rematpass.core.rows import Ints, Lazy, ints
+from rematpass.core.ragged import Ints, Lazy, ints
 from rematpass.errors import PlanError
 
 FORMAT = 1

@@ -30,7 +30,7 @@ import numpy as np
 from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
 from rematpass.core.graph import JointGraph, Kind
 from rematpass.core.liveness import Trace, last_of, trace
-from rematpass.core.rows import Bools, Ints, Lazy, Rows
+from rematpass.core.ragged import Bools, Ints, Lazy, Rows
 from rematpass.core.schedule import Plan, Run, Steps
 
 # A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rematpass.errors import MeasureError
-from rematpass.lab import models
-from rematpass.lab.catalog import MODELS
-from rematpass.lab.session import INDUCTOR, Session
-from rematpass.lab.store import Store
-from rematpass.lab.trial import device_label
-from rematpass.lab.wanted import Settings, Wanted
+from rematpass.lab.benchmark.session import INDUCTOR, Session
+from rematpass.lab.benchmark.spec import Settings, Wanted
+from rematpass.lab.benchmark.store import Store
+from rematpass.lab.benchmark.trial import device_label
+from rematpass.lab.models import build
+from rematpass.lab.models.catalog import MODELS
 from rematpass.report import pictures
 from rematpass.report.comparison import OF_BLOCKS, same_peak, table, title
 from rematpass.report.measurement import FAILED, Measurement, Strategy, parse_list, resolve
@@ -56,7 +56,7 @@ def run(request: Request, console: Console) -> int:
         MeasureError: the model, a strategy, the device or a file is not as it should be.
         ConfigError: a setting in the environment is not accepted.
     """
-    device = models.usable(request.device)
+    device = build.usable(request.device)
     # What a peer takes is of the whole step; bytes that are given to blocks are of the blocks alone.
     like_peers = not request.per_block
     wanted = Wanted(parse_list(request.peers), parse_list(request.budgets, "remat"), like_peers=like_peers)
@@ -71,7 +71,7 @@ def run(request: Request, console: Console) -> int:
     for file in filter(None, (request.picture, request.json)):
         check_writable(file)
     store = Store()
-    sizes = models.parse_sizes(request.sizes)
+    sizes = build.parse_sizes(request.sizes)
     if sizes and ":" in request.model:
         raise MeasureError("--size is for models of the catalog; your own function decides on its sizes itself")
     several = device.type == "cpu" and (os.cpu_count() or 1) > 1  # bytes are each process's own; a GPU is shared

@@ -21,9 +21,9 @@ from rich.table import Table
 from rematpass.compiler.backend import remat
 from rematpass.compiler.partitioner import plans
 from rematpass.config import Config
-from rematpass.lab.measure import StepMemory, compile_seconds, measure_memory, run_step, seconds_of
-from rematpass.lab.models import usable
-from rematpass.lab.networks import TinyGPT, lowest_loss, walk
+from rematpass.lab.measure.memory_and_time import StepMemory, compile_seconds, measure_memory, run_step, seconds_of
+from rematpass.lab.models.build import usable
+from rematpass.lab.models.networks import TinyGPT, lowest_loss, walk
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 BATCH, LENGTH, VOCABULARY = 8, 256, 128

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Side
 from rematpass.core.schedule import Plan
-from rematpass.report.fates import Account, Fate
 from rematpass.report.occupancy import Occupancy
+from rematpass.report.reasons import Account, Fate
 
 NO_MODULE = "(outside of modules)"
 

@@ -19,12 +19,12 @@ from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
 from rematpass.core.solve.bound import ASSUMES, Bound, lower_bound
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.errors import RematError
-from rematpass.report.fates import Account, accounts
 from rematpass.report.layers import Totals, clean, totals
 from rematpass.report.occupancy import ROLES, Occupancy, occupancy
+from rematpass.report.reasons import Account, accounts
 from rematpass.report.summary import Summary
 from rematpass.units import BYTE_UNITS, format_bytes, format_percent, format_seconds
 

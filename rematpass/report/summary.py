@@ -10,8 +10,8 @@ from rematpass.config import Budget
 from rematpass.core.frontier import Ladder, Rung, least_budget
 from rematpass.core.graph import JointGraph, Op, Origin, Side
 from rematpass.core.simulate import Tenant, Timeline
-from rematpass.core.solve.certain import Certain
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.unavoidable import Certain
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 

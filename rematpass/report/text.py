@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rematpass.core.solve.bound import ASSUMES
-from rematpass.report.fates import Account, Fate
 from rematpass.report.layers import Totals, clean
 from rematpass.report.occupancy import ROLES, Role
+from rematpass.report.reasons import Account, Fate
 from rematpass.report.report import Point, Report
 from rematpass.units import format_bytes, format_percent, format_seconds
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rematpass.core.graph import Kind, Origin, Side
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from shapes import OPS_PER_LAYER, llama
+from support.synthetic_llama import OPS_PER_LAYER, llama
 
 
 def test_every_layer_has_as_many_ops_and_every_weight_a_gradient():

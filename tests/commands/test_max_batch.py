@@ -7,7 +7,7 @@ import pytest
 from rematpass import cli
 from rematpass.commands.max_batch import Peaks, largest_under
 from rematpass.core import frontier
-from rematpass.lab import catalog
+from rematpass.lab.models import catalog
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def test_the_symbolic_peak_is_the_peak_of_a_graph_of_that_size(small):
     from rematpass.commands.max_batch import _traced
     from rematpass.compiler.plan_only import plan_only
     from rematpass.config import Config
-    from rematpass.lab import models
+    from rematpass.lab.models import build
 
     torch._dynamo.reset()
     graph, symbol = _traced(argparse.Namespace(target=small, size="batch", device="cpu"))
     assert dict(graph.hints)[symbol] == 7
     torch._dynamo.reset()
-    model = models.build(small, batch=12)
+    model = build.build(small, batch=12)
     [record] = plan_only(model.module, model.step, Config(), dynamic=False)
     assert Peaks(graph, symbol).ceiling(12) == pytest.approx(record.ladder.ceiling, rel=0.01)
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, kept, settings
-from rematpass.compiler.kept import find, key
+from rematpass.compiler import _torch, plan_cache
+from rematpass.compiler.ops import device
 from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.compiler.plan_cache import find, key
 from rematpass.config import Config
 
 # Compiles one small model under each of the settings given, afresh, and prints what the caches did.
@@ -138,7 +139,7 @@ def test_the_key_tells_apart_settings_of_torchs():
 def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(_torch, "cache_directory", lambda: str(tmp_path))
     assert find("abc") is None
-    path = kept._path("abc")
+    path = plan_cache._path("abc")
     path.parent.mkdir(parents=True)
     for content in (b"no gzip", gzip.compress(b"{"), gzip.compress(b'{"format": 9, "summary": {}, "files": {}}')):
         path.write_bytes(content)
@@ -149,7 +150,7 @@ def test_with_caches_disabled_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(_torch, "cache_directory", lambda: str(tmp_path))
     compiled, partitioner = Compiled(), RematPartitioner(Config())
     with _torch.inductor_config.patch(force_disable_caches=True):
-        assert settings.caches_are_disabled()
-        with kept.keeping(partitioner, compiled.gm, compiled.inputs, {}):
+        assert device.caches_are_disabled()
+        with plan_cache.keeping(partitioner, compiled.gm, compiled.inputs, {}):
             pass
     assert list(tmp_path.iterdir()) == []

@@ -10,12 +10,12 @@ from support.programs import afresh
 from torch import nn
 
 import rematpass
-from rematpass.compiler import probe
-from rematpass.compiler.probe import Probes
+from rematpass.compiler import select_plan
+from rematpass.compiler.select_plan import Probes
 from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
-from rematpass.lab.measure import measure_memory
+from rematpass.lab.measure.memory_and_time import measure_memory
 
 afresh = pytest.fixture(autouse=True)(afresh)
 
@@ -24,7 +24,7 @@ afresh = pytest.fixture(autouse=True)(afresh)
 def judged(monkeypatch):
     """The plans that the judge has seen, all of which it lets pass."""
     seen = []
-    monkeypatch.setattr(probe, "verify", lambda graph, plan: seen.append(plan.solver))
+    monkeypatch.setattr(select_plan, "verify", lambda graph, plan: seen.append(plan.solver))
     return seen
 
 
@@ -44,7 +44,7 @@ class Found:
 def probes(monkeypatch, ladder, said):
     """``said``: simulated peak -> Inductor's; the rungs that are asked about are noted."""
     asked = []
-    monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: plan.solver)
+    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: plan.solver)
 
     def ask(self, modules):
         simulated = int(modules[1:])
@@ -97,7 +97,7 @@ def test_a_little_above_may_be_accepted(monkeypatch):
 
 @pytest.mark.parametrize(("holds", "peak"), [(True, 80), (False, 70)])
 def test_outputs_count_where_the_caller_holds_them(holds, peak, monkeypatch):
-    monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: plan.solver)
+    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: plan.solver)
     monkeypatch.setattr(Probes, "_ask", lambda self, modules: Found(80, 70))
     found = Probes(captured(holds), ladder(75), fuse=True).floor
     assert (found.peak, found.peak_without_outputs) == (peak, 70)
@@ -110,7 +110,7 @@ def test_the_floor_is_the_last_word(monkeypatch):
 
 
 def test_without_a_fusing_compiler_nobody_is_asked(monkeypatch):
-    monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: plan.solver)
+    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: plan.solver)
     found = Probes(captured(), ladder(100, 80), fuse=False)
     assert (found.under(85).peak, found.under(85).exact, found.seconds) == (80, False, 0.0)
 
@@ -119,8 +119,8 @@ def test_when_asking_fails_the_simulators_word_stands(monkeypatch, caplog):
     def broken(*modules, num_fwd_outputs):
         raise ValueError("no such lowering")
 
-    monkeypatch.setattr(probe, "emit", lambda captured, plan, *, fuse: ())
-    monkeypatch.setattr(probe, "dry_run_step", broken)
+    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: ())
+    monkeypatch.setattr(select_plan, "dry_run_step", broken)
     with caplog.at_level(logging.INFO, "rematpass"):
         found = Probes(captured(), ladder(100, 80), fuse=True).under(85)
     assert (found.peak, found.exact) == (80, False)

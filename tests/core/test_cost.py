@@ -1,9 +1,9 @@
 import dataclasses
 
 import pytest
-from support.graphs import Builder, chain, joint_graphs
 from hypothesis import given
 from hypothesis import strategies as st
+from support.graphs import Builder, chain, joint_graphs
 
 from rematpass.core.cost import Costs, estimate, materialized
 from rematpass.core.graph import Kind, Origin, Side

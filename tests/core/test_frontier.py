@@ -1,13 +1,13 @@
 import gc
 
 import pytest
-from support.graphs import Builder, chain, integer_costs, joint_graphs, three_layers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.graphs import Builder, chain, integer_costs, joint_graphs, three_layers
 from support.oracle import choices
 
 from rematpass import Config, config
-from rematpass.commands.offline import plan_graph
+from rematpass.commands.plan_file import plan_graph
 from rematpass.core import frontier
 from rematpass.core.cost import Costs, estimate
 from rematpass.core.frontier import SOLVERS, Ladder, Rung, build, pareto

@@ -2,9 +2,9 @@ import dataclasses
 import json
 
 import pytest
-from support.graphs import Builder, chain, effect, joint_graphs, overwritten_input, pinned_backward, pinned_forward
 from hypothesis import given
 from hypothesis import strategies as st
+from support.graphs import Builder, chain, effect, joint_graphs, overwritten_input, pinned_backward, pinned_forward
 
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
 from rematpass.errors import GraphError

@@ -1,9 +1,9 @@
 import dataclasses
 
 import pytest
-from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from support.oracle import choices
 
 from rematpass.core.cost import Costs
@@ -11,8 +11,8 @@ from rematpass.core.graph import Kind, Origin
 from rematpass.core.liveness import plan_of
 from rematpass.core.schedule import Drop, Plan, Run
 from rematpass.core.simulate import Tenant, Timeline, recompute_seconds, simulate, step_seconds
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Network
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError
 

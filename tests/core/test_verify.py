@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from support.graphs import (
     Builder,
     effect,
@@ -13,14 +15,12 @@ from support.graphs import (
     pinned_forward,
     three_layers,
 )
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from support.oracle import choices
 
 from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Run
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Network
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError
 

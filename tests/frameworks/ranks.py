@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import rematpass
-from rematpass.lab.networks import TinyGPT
+from rematpass.lab.models.networks import TinyGPT
 
 OPTIONS = {"memory_budget": 0, "strict": True}
 ROWS = 4

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from rematpass.compiler.allocations import course, record
-from rematpass.lab import models
+from rematpass.compiler.ops.allocator_trace import course, record
+from rematpass.lab.models import build
 
 LENGTH, VOCABULARY = 64, 128
 SIZES = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 160, "vocabulary": VOCABULARY, "length": LENGTH}
@@ -14,7 +14,7 @@ SIZES = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 160, "vocab
 
 def llama():
     """Llama of transformers, with the same weights each time; no weights are downloaded."""
-    return models.build("llama", **SIZES).module
+    return build.build("llama", **SIZES).module
 
 
 def tokens(count, seed=0):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.programs import afresh
 from small import assert_as_planned, close, gradients, llama, tokens
+from support.programs import afresh
 
 import rematpass
-from rematpass.lab.measure import measure_memory, run_step
+from rematpass.lab.measure.memory_and_time import measure_memory, run_step
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.frameworks

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from support.programs import afresh
 from small import close, gradients, llama, tokens
+from support.programs import afresh
 
 import rematpass
-from rematpass.lab.measure import measure_memory, run_step
-from rematpass.lab.networks import TinyGPT
+from rematpass.lab.measure.memory_and_time import measure_memory, run_step
+from rematpass.lab.models.networks import TinyGPT
 
 pytestmark = pytest.mark.frameworks
 afresh = pytest.fixture(autouse=True)(afresh)

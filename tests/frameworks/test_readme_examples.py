@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch._inductor.config
-from support.programs import afresh
 from small import llama, tokens
+from support.programs import afresh
 from torch import nn
 
 import rematpass

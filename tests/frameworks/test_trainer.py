@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.programs import afresh
 from small import assert_as_planned, close, llama, peak_of, tokens, weights
+from support.programs import afresh
 
 import rematpass
 

@@ -11,7 +11,7 @@ from rematpass.lab import compare
 
 TINY = """
 import torch
-from rematpass.lab.networks import chain
+from rematpass.lab.models.networks import chain
 
 def make():
     torch.manual_seed(0)

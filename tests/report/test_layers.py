@@ -5,10 +5,10 @@ from support.graphs import three_layers
 
 from rematpass.core.cost import Costs
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.just_in_time import just_in_time
-from rematpass.report.fates import accounts
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.report.layers import NO_MODULE, ancestors, clean, totals
 from rematpass.report.occupancy import occupancy
+from rematpass.report.reasons import accounts
 
 COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 MODULES = ("net.0", "[0].net.1", "net.1.norm", "net.1.norm", "net.1", "net.0", "")

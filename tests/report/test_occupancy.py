@@ -1,15 +1,15 @@
 import dataclasses
 
 import pytest
-from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from support.oracle import choices
 
 from rematpass.core.cost import Costs
 from rematpass.core.simulate import Tenant, Timeline, simulate
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Network
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.report.occupancy import ROLES, Occupant, Role, occupancy
 
 COSTS = Costs(run=(1.0,) * 7, keep=(0.0,) * 10)

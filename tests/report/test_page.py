@@ -9,7 +9,7 @@ import pytest
 from support.graphs import chain
 from support.reports import report_of, tiny_report
 
-from rematpass.commands.offline import plan_graph
+from rematpass.commands.plan_file import plan_graph
 from rematpass.config import Config
 from rematpass.report import page
 from rematpass.report.page import data, shortened, to_html

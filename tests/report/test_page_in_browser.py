@@ -14,7 +14,7 @@ import pytest
 from support.graphs import chain
 from support.reports import report_of
 
-from rematpass.commands.offline import plan_graph
+from rematpass.commands.plan_file import plan_graph
 from rematpass.config import Config
 from rematpass.report.page import to_html
 from rematpass.report.report import Point

@@ -1,17 +1,17 @@
 import dataclasses
 
 import pytest
-from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from support.oracle import choices
 
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind, Origin
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Network
-from rematpass.report.fates import Fate, accounts
+from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.report.reasons import Fate, accounts
 
 COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 

@@ -8,8 +8,8 @@ from rematpass.core.cost import Costs
 from rematpass.core.frontier import Ladder, Rung, peak_allowed
 from rematpass.core.graph import Kind, Origin, Value
 from rematpass.core.simulate import Tenant, Timeline, simulate
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.report.summary import describe, infeasible, summarize
 from rematpass.units import parse_bytes
 

@@ -3,8 +3,8 @@ import io
 import re
 
 import pytest
-from support.reports import report_of, tiny_report
 from rich.console import Console
+from support.reports import report_of, tiny_report
 
 from rematpass.report.report import Point
 from rematpass.report.text import frontier_table, show, to_text

@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from support import programs
-from support import programs_features
 import torch
+from support import programs, programs_features
 from support.programs import Program
 
 SIZES = 2, 3, 3, 4, 5, 5, 7

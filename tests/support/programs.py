@@ -26,8 +26,8 @@ from torch.utils.checkpoint import (
 import rematpass
 from rematpass.compiler import _torch, partitioner
 from rematpass.compiler._torch import pytree
-from rematpass.compiler.capture import Captured, capture
-from rematpass.compiler.ops import is_one_of_its_kind
+from rematpass.compiler.capture.joint_graph import Captured, capture
+from rematpass.compiler.ops.traits import is_one_of_its_kind
 
 Forward = Callable[..., Any]
 Seen = dict[str, torch.Tensor]

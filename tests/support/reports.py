@@ -7,19 +7,19 @@ from pathlib import Path
 
 from support.graphs import three_layers
 
-from rematpass.commands.offline import plan_graph
+from rematpass.commands.plan_file import plan_graph
 from rematpass.config import Config
 from rematpass.core.cost import Costs
 from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.graph import JointGraph
 from rematpass.core.solve.bound import Bound
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.report.report import Report, explain
 from rematpass.report.summary import summarize
 
 # The joint graph of the package's own GPT, 2 layers of width 32 on 2 x 16 tokens, as torch 2.13 captured it.
-TINY_GPT = Path(__file__).parent / "data" / "tiny_gpt.graph.json"
+TINY_GPT = Path(__file__).parents[1] / "data" / "tiny_gpt.graph.json"
 COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 
 

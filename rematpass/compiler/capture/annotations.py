@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from rematpass.compiler import _torch
-from rematpass.compiler.capture import Captured
+from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.config import Budget, BudgetKind
 from rematpass.core.frontier import Ladder, least_budget
 from rematpass.core.graph import Side

@@ -23,14 +23,15 @@ from collections.abc import Sequence
 
 from torch import fx, nn
 
-from rematpass.compiler import _torch, under_way
+from rematpass.compiler import _torch
+from rematpass.compiler.capture import compile_context
 
 log = logging.getLogger("rematpass")
 
 
 def calls_in_a_step() -> int:
     """How many modules of the outermost module that is called now are like the innermost; 1 where none is called."""
-    running = under_way.running_modules()
+    running = compile_context.running_modules()
     try:
         return max(1, _alike(running[0], running[-1])) if running else 1
     except Exception as error:  # modules are the user's: a parameter that has no shape yet, say

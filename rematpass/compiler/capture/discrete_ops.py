@@ -28,8 +28,8 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from rematpass.compiler.capture import Captured
-from rematpass.compiler.nodes import projections
+from rematpass.compiler.capture.joint_graph import Captured
+from rematpass.compiler.ops.node_info import projections
 from rematpass.core.graph import JointGraph, Kind, Op, Side, Value
 
 WHY = "it decides, and could decide otherwise on values made again"

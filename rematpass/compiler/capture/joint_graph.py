@@ -4,7 +4,7 @@ A node becomes an op when it makes a storage (or a size, or an effect). A node w
 storages is a view and becomes nothing: ``emit`` replays it wherever it is read. Which is which comes from the op's
 schema first and from the fake storages second, because some passes leave views whose fake storage is their own.
 
-An input that forward overwrites is read through a clone of its old version (``old_versions.py``).
+An input that forward overwrites is read through a clone of its old version (``clone_mutated_inputs.py``).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, settings
+from rematpass.compiler import _torch
 from rematpass.compiler._torch import pytree
-from rematpass.compiler.bodies import read_from_the_source
-from rematpass.compiler.hints import hint, symbols_with_hints
-from rematpass.compiler.inside import as_forward, beyond_results, bodies_run_by
-from rematpass.compiler.nodes import (
+from rematpass.compiler.capture.subgraph_workspace import as_forward, beyond_results, bodies_run_by
+from rematpass.compiler.graph_passes.clone_mutated_inputs import clone_old_version, overwritten_by_forward
+from rematpass.compiler.graph_passes.dealias_subgraph_outputs import read_from_the_source
+from rematpass.compiler.ops import device
+from rematpass.compiler.ops.node_info import (
     computed_in,
     device_name_of,
     is_object,
@@ -36,8 +37,8 @@ from rematpass.compiler.nodes import (
     source_of,
     spanned,
 )
-from rematpass.compiler.old_versions import clone_old_version, overwritten_by_forward
-from rematpass.compiler.ops import Traits, aliased_argument, is_size, traits_of, user_mark
+from rematpass.compiler.ops.size_hints import hint, symbols_with_hints
+from rematpass.compiler.ops.traits import Traits, aliased_argument, is_size, traits_of, user_mark
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Value
 from rematpass.errors import CaptureError, PlanError
 
@@ -94,7 +95,7 @@ def capture(
     static = tuple(n for i, n in enumerate(primals) if i in set(static_input_indices))
     overwritten = overwritten_by_forward(module.graph, primals, descriptions[:num_fwd_outputs])
     old_versions = {clone_old_version(module.graph, n): n for n in sorted(overwritten)}
-    channels_last = fuse and settings.lays_channels_last(module)
+    channels_last = fuse and device.lays_channels_last(module)
     reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last, fuse)
     for node in module.graph.nodes:
         reader.read(node)

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rematpass.compiler import _torch, settings
-from rematpass.compiler.calls import Call, call_of
-from rematpass.compiler.capture import Captured
+from rematpass.compiler import _torch
+from rematpass.compiler.capture.joint_graph import Captured
+from rematpass.compiler.ops import device as settings
+from rematpass.compiler.ops.sample_call import Call, call_of
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind
 from rematpass.errors import RematError

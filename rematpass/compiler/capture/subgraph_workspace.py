@@ -2,7 +2,7 @@
 
 A body is a graph like any other, so the simulator is asked: it runs like a forward, and what stands at its highest
 point beyond its results is the workspace of the call. Of two branches the one counts that takes more. (Inductor is
-asked for the peak of the whole step afterwards, bodies included: ``course.py``.)
+asked for the peak of the whole step afterwards, bodies included: ``wrapper_memory.py``.)
 
     body      x ──▶ [mm] ──▶ a ──▶ [gelu] ──▶ b ──▶ [mm] ──▶ y        workspace: a and b, or b and y, less y
 """
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from torch import fx
 
 from rematpass.compiler._torch import HigherOrderOperator
-from rematpass.compiler.ops import bodies_of
+from rematpass.compiler.ops.traits import bodies_of
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.schedule_late import just_in_time
 
 # Those that run their bodies as they are; the bodies of others describe what happens to one element.
 _RUNS_BODIES = frozenset({"invoke_subgraph", "cond"})

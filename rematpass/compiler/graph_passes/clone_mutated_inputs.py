@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch
-from rematpass.compiler.nodes import mutated_arguments, pinned
+from rematpass.compiler.ops.node_info import mutated_arguments, pinned
 from rematpass.core.graph import Kind, Side
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler.ops import aliased_argument
+from rematpass.compiler.ops.traits import aliased_argument
 
 
 def read_from_the_source(module: fx.GraphModule) -> None:

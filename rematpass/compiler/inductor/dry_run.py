@@ -2,7 +2,7 @@
 
 The graph's copy goes through what Inductor does to the real one: its passes, its lowering, its scheduler with our
 order, its decisions on what is overwritten in place, and its plan of what is allocated, handed on and freed. The
-bytes alive are then added up over the wrapper's lines (``course.py``); nothing is compiled and nothing runs.
+bytes alive are then added up over the wrapper's lines (``wrapper_memory.py``); nothing is compiled and nothing runs.
 
 Measured and predicted, MiB, torch 2.13 on the CPU: MLP 56.11 and 56.11, residual MLP 46.06 and 46.06, chain of 64
 layers 66.01 and 66.01, GPT-2 101.12 and 101.12, Llama 36.00 and 35.75, ResNet 52.91 and 52.84, U-Net 11.77 and 11.35.
@@ -33,9 +33,9 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_driver, inductor_ir, inductor_metrics
-from rematpass.compiler.course import BodiesBegin, BodiesEnd, Course, Moment, allocated, origin
-from rematpass.compiler.hints import hint
-from rematpass.compiler.inside import copied
+from rematpass.compiler.capture.subgraph_workspace import copied
+from rematpass.compiler.inductor.wrapper_memory import BodiesBegin, BodiesEnd, Course, Moment, allocated, origin
+from rematpass.compiler.ops.size_hints import hint
 
 _under_way = contextvars.ContextVar("rematpass dry run", default=False)
 

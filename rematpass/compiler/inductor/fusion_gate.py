@@ -5,7 +5,7 @@ A fused kernel runs at one place, so fusing moves work, and with it the lives of
         slot      3: a = cos(x)   4: mm(a, ..)   5: b = cos(x)   6: mm(b, ..)       a is gone when b is made
         fused     3: a, b = cos(x), cos(x)   4: mm(a, ..)   6: mm(b, ..)            b waits beside a
 
-``Timeline`` (``slots.py``) holds the bytes alive at each step of our order, ``Gate`` refuses a pair that raises the
+``Timeline`` (``buffer_liveness.py``) holds the bytes alive at each step of our order, ``Gate`` refuses a pair that raises the
 highest point between its two places. When no such pair is left, the peak is known, and a second round takes every pair
 that stays well under it: where there is memory to spare nothing is given up. (Well under: the timeline does not know
 calls' workspaces.)
@@ -22,7 +22,7 @@ from typing import Any
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import inductor_ir, inductor_memory
-from rematpass.compiler.slots import Node, Timeline, steps, whole_of
+from rematpass.compiler.inductor.buffer_liveness import Node, Timeline, steps, whole_of
 
 log = logging.getLogger("rematpass")
 

@@ -45,10 +45,10 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
-from rematpass.compiler.fusion import Gate, give_up, guard_fusion
-from rematpass.compiler.hints import hint
-from rematpass.compiler.ops import kind_of
-from rematpass.compiler.slots import Node, Timeline, predecessors
+from rematpass.compiler.inductor.buffer_liveness import Node, Timeline, predecessors
+from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
+from rematpass.compiler.ops.size_hints import hint
+from rematpass.compiler.ops.traits import kind_of
 from rematpass.core.graph import Kind
 
 _NEVER_FUSED = {Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION}
@@ -100,7 +100,7 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
     def uuid(self) -> bytes:
         """A part of the cache keys."""
         here = Path(__file__)
-        sources = [here, here.with_name("fusion.py"), here.with_name("slots.py")]
+        sources = [here, here.with_name("fusion_gate.py"), here.with_name("buffer_liveness.py")]
         return hashlib.sha256(b"".join(file.read_bytes() for file in sources) + bytes([self.split])).digest()
 
 

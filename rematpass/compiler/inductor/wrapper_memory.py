@@ -6,7 +6,7 @@
         BodiesBegin, ..., BodiesEnd: a region's body or two branches, each a course of its own in between
 
 A call's line is a moment: what it needs is there, what it reads for the last time is not gone yet. Calls of libraries
-take scratch memory besides, which is measured (``scratch.py``). A GPU's allocator hands out bytes in pieces of 512.
+take scratch memory besides, which is measured (``workspace.py``). A GPU's allocator hands out bytes in pieces of 512.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import inductor_ir
-from rematpass.compiler.hints import hint_in
-from rematpass.compiler.ops import workspace_of_call
+from rematpass.compiler.ops.size_hints import hint_in
+from rematpass.compiler.ops.traits import workspace_of_call
 
 _PIECE = 512  # bytes (kMinBlockSize of c10/cuda/CUDACachingAllocator)
 

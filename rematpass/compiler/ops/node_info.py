@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, settings
+from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
-from rematpass.compiler.hints import hint
+from rematpass.compiler.ops import device
+from rematpass.compiler.ops.size_hints import hint
 from rematpass.core.graph import Kind, Side
 
 
@@ -63,7 +64,7 @@ def computed_in(node: fx.Node, kind: Kind, dtype: str) -> str:
         return dtype
     values = (n.meta.get("val") for n in node.all_input_nodes)
     on_gpu = any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values)
-    return "tensorfloat32" if on_gpu and settings.rounds_to_tf32(convolution=kind is Kind.CONVOLUTION) else dtype
+    return "tensorfloat32" if on_gpu and device.rounds_to_tf32(convolution=kind is Kind.CONVOLUTION) else dtype
 
 
 def device_name_of(primals: Sequence[fx.Node]) -> str:
@@ -71,7 +72,7 @@ def device_name_of(primals: Sequence[fx.Node]) -> str:
     for node in primals:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            return settings.device_name(value.device)
+            return device.device_name(value.device)
     return "cpu"
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from rematpass.compiler._torch import OpOverload, pytree
-from rematpass.compiler.hints import hint
+from rematpass.compiler.ops.size_hints import hint
 
 # Ops whose first argument has the rows that are written at indices; all at one would take a GPU many times as long.
 _BY_INDEX = frozenset("index_put _unsafe_index_put index_add scatter scatter_add scatter_reduce index_copy".split())

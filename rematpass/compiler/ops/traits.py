@@ -23,8 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
-from rematpass.compiler.hints import hint
-from rematpass.compiler.scratch import OF_LIBRARIES, scratch_of
+from rematpass.compiler.ops.size_hints import hint
+from rematpass.compiler.ops.workspace import OF_LIBRARIES, scratch_of
 from rematpass.core.graph import Kind
 
 log = logging.getLogger("rematpass")
@@ -104,7 +104,7 @@ def traits_of(node: fx.Node, *, channels_last: bool = False) -> Traits:
 def workspace_of_call(
     node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
 ) -> int:
-    """Bytes that a call of a library takes inside itself and gives back (``scratch.py``).
+    """Bytes that a call of a library takes inside itself and gives back (``workspace.py``).
 
     ``laid_out``, ``channels_last``: how the tensors that it gets are laid out, where that is not as the node says.
     """

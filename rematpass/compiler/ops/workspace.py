@@ -22,9 +22,10 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch, settings
-from rematpass.compiler.allocations import course, record
-from rematpass.compiler.calls import Call, call_of
+from rematpass.compiler import _torch
+from rematpass.compiler.ops import device as settings
+from rematpass.compiler.ops.allocator_trace import course, record
+from rematpass.compiler.ops.sample_call import Call, call_of
 from rematpass.core.graph import Kind
 
 log = logging.getLogger("rematpass")

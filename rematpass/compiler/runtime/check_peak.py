@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from rematpass.compiler.allocations import Event, record
-from rematpass.compiler.steps import backward_node
+from rematpass.compiler.ops.allocator_trace import Event, record
+from rematpass.compiler.runtime.step_warnings import backward_node
 from rematpass.errors import MeasureError
 from rematpass.units import format_bytes
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from rematpass.compiler import _torch, under_way
+from rematpass.compiler import _torch
+from rematpass.compiler.capture import compile_context
 from rematpass.compiler.partitioner import RematPartitioner, log
 from rematpass.config import BudgetKind
 from rematpass.core.sizes import evaluate
@@ -33,14 +34,16 @@ def watched(compiled: Compiled, partitioner: RematPartitioner, example_inputs: S
     """``compiled``, or a function around it that watches it."""
     symbols, config = _symbols(example_inputs), partitioner.config
     peak = functools.partial(planned_peak, partitioner, symbols)
-    name = f"graph {under_way.compile_id()}".strip()
+    name = f"graph {compile_context.compile_id()}".strip()
     if symbols and config.memory_budget.kind is not BudgetKind.FRACTION:  # that goes by the sizes planned for
         compiled = _warning_of_sizes(compiled, partitioner, symbols, peak, name)
     if not config.memory_budget.is_unlimited:
         compiled = _warning_of_calls(compiled, partitioner.calls, name)
     if not config.check:
         return compiled
-    from rematpass.lab.check import check_steps  # the one thing of the lab that a training run may ask for
+    from rematpass.compiler.runtime.check_peak import (
+        check_steps,  # the one thing of the lab that a training run may ask for
+    )
 
     hint = "" if config.hold_outputs else ", or take REMAT_HOLD_OUTPUTS=0 away if outputs are not dropped"
     return check_steps(compiled, peak, device=partitioner.device, name=name, hint=hint)

@@ -6,9 +6,9 @@ import math
 
 from rematpass.core.graph import Origin, Side
 from rematpass.core.schedule import Plan
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Cut
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.schedule_late import just_in_time
 
 
 def save_all(problem: Problem) -> tuple[Plan, ...]:

@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 
 from rematpass.core.graph import Origin, Side
-from rematpass.core.solve.certain import Certain
 from rematpass.core.solve.mincut import ROUNDING, Held
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.unavoidable import Certain
 from rematpass.errors import ContradictoryMarks
 
 ASSUMES = "for the cost model's seconds and backward's own ops in their order"

@@ -40,7 +40,7 @@ from ortools.sat.python import cp_model
 from rematpass.core.graph import Origin
 from rematpass.core.schedule import Drop, Plan, Run, Step
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.exact_program import Program, Truth
+from rematpass.core.solve.cp_sat_model import Program, Truth
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError

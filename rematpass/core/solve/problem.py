@@ -12,8 +12,8 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Timeline, residence, timeline_of
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Network
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.errors import PlanTimeout
 
 # Ops up to which a graph gets every trial that the solvers know. Simulating a plan takes time in proportion to the ops,

@@ -2,7 +2,7 @@
 
 import contextlib
 
-import rematpass.lab.trial  # noqa: F401
+import rematpass.lab.benchmark.trial  # noqa: F401
 
 with contextlib.suppress(Exception):  # of a model that needs it, the one to say what is wrong with it
     import transformers.modeling_utils  # noqa: F401

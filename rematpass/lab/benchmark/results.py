@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rematpass.errors import MeasureError
-from rematpass.lab import trial
-from rematpass.lab.catalog import MODELS
-from rematpass.lab.store import Store
+from rematpass.lab.benchmark import trial
+from rematpass.lab.benchmark.store import Store
+from rematpass.lab.models.catalog import MODELS
 from rematpass.report import pictures, speed
 from rematpass.report.comparison import OF_BLOCKS, markdown, same_peak
 from rematpass.report.measurement import PER_BLOCK, Strategy, resolve, unique

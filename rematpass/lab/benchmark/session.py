@@ -31,12 +31,12 @@ from types import TracebackType
 from typing import Any
 
 from rematpass.errors import MeasureError
-from rematpass.lab import trial
-from rematpass.lab.measure import Timing
-from rematpass.lab.store import Store
-from rematpass.lab.twins import Twins
-from rematpass.lab.wanted import Settings, Wanted
-from rematpass.lab.worker import Worker, WorkerDied
+from rematpass.lab.benchmark import trial
+from rematpass.lab.benchmark.duplicate_plans import Twins
+from rematpass.lab.benchmark.spec import Settings, Wanted
+from rematpass.lab.benchmark.store import Store
+from rematpass.lab.benchmark.worker import Worker, WorkerDied
+from rematpass.lab.measure.memory_and_time import Timing
 from rematpass.report.measurement import FAILED, MEASURED, Measurement, Strategy, unique
 
 INDUCTOR = Strategy("inductor")

@@ -22,17 +22,18 @@ import torch
 from rematpass.compiler import partitioner
 from rematpass.compiler._torch import functorch_config
 from rematpass.compiler.backend import remat
+from rematpass.compiler.ops.device import device_name, how_cudnn_chooses
 from rematpass.compiler.partitioner import RematPartitioner
-from rematpass.compiler.settings import device_name, how_cudnn_chooses
-from rematpass.compiler.sources import sources_hash
+from rematpass.compiler.source_hash import sources_hash
 from rematpass.config import Config
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError, RematError, cause_of
-from rematpass.lab import heap, models
-from rematpass.lab.catalog import MODELS
-from rematpass.lab.flops import Flops, compiled_flops, eager_flops
-from rematpass.lab.measure import compile_seconds, gradient_error, measure_memory, run_step, seconds_of
-from rematpass.lab.models import Model
+from rematpass.lab.benchmark import malloc
+from rematpass.lab.measure.flops import Flops, compiled_flops, eager_flops
+from rematpass.lab.measure.memory_and_time import compile_seconds, gradient_error, measure_memory, run_step, seconds_of
+from rematpass.lab.models import build
+from rematpass.lab.models.build import Model
+from rematpass.lab.models.catalog import MODELS
 from rematpass.report.measurement import FAILED, INFEASIBLE, PER_BLOCK, Measurement, Strategy
 from rematpass.report.summary import Summary
 from rematpass.units import format_bytes
@@ -81,12 +82,12 @@ def look(job: Job) -> Subject:
         MeasureError: it cannot be built, or its step does not train it; the message says which.
     """
     if job.target in MODELS or ":" not in job.target:
-        model = models.build(job.target, device=job.device, seed=SEED, **job.sizes)
+        model = build.build(job.target, device=job.device, seed=SEED, **job.sizes)
         if Path(job.eager_step).is_file():
             return Subject(model, **torch.load(job.eager_step, weights_only=False))
     else:
         torch.manual_seed(SEED)  # so that all processes have the same weights
-        model = models.load(job.target)
+        model = build.load(job.target)
     torch.manual_seed(SEED)
     seeded = _random_state()
     try:
@@ -190,7 +191,7 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
 
 def blank(job: Job) -> Measurement:
     """The measurement of a job before anything is measured: what its key is made of."""
-    device = models.usable(job.device)
+    device = build.usable(job.device)
     name = job.target + "".join(f",{k}={v}" for k, v in sorted(job.sizes.items())) + PER_BLOCK * job.per_block
     source, carrier = ("", "") if job.strategy.is_peer else (source_hash(device), carrier_hash(device))
     return Measurement(
@@ -324,7 +325,7 @@ def _line(error: BaseException) -> str:
 
 def warm_up(device: str) -> None:
     """Compile something small, so that Inductor's cache holds what it finds out about the machine."""
-    weight = torch.ones(64, 64, device=models.usable(device), requires_grad=True)
+    weight = torch.ones(64, 64, device=build.usable(device), requires_grad=True)
     torch.compile(lambda w: (w.sin() @ w).sum())(weight).backward()
 
 
@@ -340,4 +341,4 @@ def release(device: str) -> None:
     """Give memory back while others take their turn: strategies wait in processes of their own."""
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
-    heap.give_back()
+    malloc.give_back()

@@ -34,7 +34,7 @@ from rematpass.config import child_environment, set_environment
 from rematpass.errors import MeasureError
 
 if TYPE_CHECKING:
-    from rematpass.lab.trial import Job
+    from rematpass.lab.benchmark.trial import Job
 
 
 class WorkerDied(MeasureError):
@@ -53,7 +53,7 @@ class Worker:
         log.touch()
         get = multiprocessing.get_context
         context = get("forkserver") if device == "cpu" else get("spawn")
-        context.set_forkserver_preload(["rematpass.lab.imported"])
+        context.set_forkserver_preload(["rematpass.lab.benchmark.preload"])
         environment = child_environment(TORCHINDUCTOR_CACHE_DIR=str(cache), **variables)
         self._waiting = threading.Lock()
         self._connection, its_end = context.Pipe()
@@ -132,7 +132,7 @@ class Worker:
 
 def serve(connection: Connection) -> None:
     """The worker's side: answer until there are no more requests. An error of the job is an answer as well."""
-    from rematpass.lab.trial import keep, look, warm_seconds, warm_up
+    from rematpass.lab.benchmark.trial import keep, look, warm_seconds, warm_up
 
     step: Callable[[], None] | None = None
     device = "cpu"
@@ -170,7 +170,7 @@ def serve(connection: Connection) -> None:
 
 
 def _job(request: dict[str, Any]) -> Job:
-    from rematpass.lab.trial import Job
+    from rematpass.lab.benchmark.trial import Job
     from rematpass.report.measurement import Strategy
 
     return Job(**{**request, "strategy": Strategy.parse(request["strategy"])})
@@ -179,13 +179,13 @@ def _job(request: dict[str, Any]) -> Job:
 def _measure(
     request: dict[str, Any], stage: Callable[[str], None], is_known: Callable[[str], bool]
 ) -> tuple[dict[str, Any], Callable[[], None] | None]:
-    from rematpass.lab import heap, trial
+    from rematpass.lab.benchmark import malloc, trial
 
     stage("building")
     job = _job(request)
     subject = trial.look(job)
     found, step = trial.measure(job, subject, stage, is_known)
-    heap.keep_freed_memory()
+    malloc.keep_freed_memory()
     trial.release(job.device)
     gc.collect()
     gc.freeze()  # else each collection before a timed step would walk all that a compiler leaves behind (0.3 s)

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 
 import torch
 
-from rematpass.compiler.settings import device_name
+from rematpass.compiler.ops.device import device_name
 from rematpass.core.hardware import Hardware, for_device
 from rematpass.errors import MeasureError
-from rematpass.lab.measure import seconds_of
-from rematpass.lab.models import usable
+from rematpass.lab.measure.memory_and_time import seconds_of
+from rematpass.lab.models.build import usable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _RUNS = 5

@@ -18,10 +18,10 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rematpass.compiler._torch import CustomGraphPass, inductor_config, run_and_save_rng_state
-from rematpass.compiler.dry_run import is_under_way
-from rematpass.compiler.hints import hint
-from rematpass.compiler.ops import ATTENTION_FLOPS
-from rematpass.lab.measure import Step, run_step
+from rematpass.compiler.inductor.dry_run import is_under_way
+from rematpass.compiler.ops.size_hints import hint
+from rematpass.compiler.ops.traits import ATTENTION_FLOPS
+from rematpass.lab.measure.memory_and_time import Step, run_step
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rematpass.compiler.allocations import Moment, course, record
+from rematpass.compiler.ops.allocator_trace import Moment, course, record
 from rematpass.errors import MeasureError
 
 Step = Callable[[], torch.Tensor]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rematpass.errors import MeasureError
-from rematpass.lab.catalog import MODELS
+from rematpass.lab.models.catalog import MODELS
 
 
 @dataclass

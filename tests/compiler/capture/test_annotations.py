@@ -14,8 +14,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from rematpass import ConfigError, plans
-from rematpass.compiler import partitioner, probe
-from rematpass.compiler.capture import capture
+from rematpass.compiler import partitioner, select_plan
+from rematpass.compiler.capture.joint_graph import capture
 from rematpass.compiler.emit import emit
 from rematpass.core.cost import estimate
 from rematpass.core.hardware import preset
@@ -258,7 +258,7 @@ def test_must_cpu_offload_is_saved_and_handed_on_to_torchs_offloading(budget, en
         modules.append(emit(captured, plan, **more))
         return modules[-1]
 
-    monkeypatch.setattr(probe, "emit", keep)
+    monkeypatch.setattr(select_plan, "emit", keep)
     with torch._functorch.config.patch(enable_activation_offloading=enabled):
         record = planned(CheckpointPolicy.MUST_CPU_OFFLOAD, [aten.addmm.default], budget)
     fwd, bwd = modules[-1]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from rematpass.compiler import partitioner
 from rematpass.core.frontier import least_budget
 from rematpass.core.graph import Origin
-from rematpass.lab.measure import measure_memory, run_step
+from rematpass.lab.measure.memory_and_time import measure_memory, run_step
 from rematpass.units import format_bytes
 
 afresh = pytest.fixture(autouse=True)(afresh)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from rematpass import Config, plans
 from rematpass.compiler import _torch, partitioner
-from rematpass.compiler.decisions import WHY, keep_decisions
+from rematpass.compiler.capture.discrete_ops import WHY, keep_decisions
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.core.graph import Kind, Side
 

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
-from rematpass.compiler.capture import capture
+from rematpass.compiler.capture.joint_graph import capture
 from rematpass.core.graph import JointGraph, Kind, Origin, Side
 from rematpass.errors import CaptureError
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import rematpass
-from rematpass.compiler import timed
 from rematpass.compiler.backend import remat_aot_eager
-from rematpass.compiler.calls import call_of
+from rematpass.compiler.capture import measured_cost
+from rematpass.compiler.ops.sample_call import call_of
 from rematpass.compiler.partitioner import records
 from rematpass.core.graph import Kind
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(timed._torch, "cache_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(measured_cost._torch, "cache_directory", lambda: str(tmp_path))
     return tmp_path
 
 
@@ -57,7 +57,7 @@ def test_ops_that_run_by_themselves_take_what_was_measured_and_the_others_keep_t
 def test_what_is_known_is_not_measured_again(cache, monkeypatch):
     module, x = network(), torch.randn(16, 32)
     first, _ = train(module, x, cost="measure")
-    monkeypatch.setattr(timed, "seconds_of_call", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(measured_cost, "seconds_of_call", lambda *_: pytest.fail("measured again"))
     second, _ = train(module, x, cost="measure")
     assert second.problem.costs == first.problem.costs
     assert second.summary.plan_hash == first.summary.plan_hash
@@ -79,7 +79,7 @@ def test_an_op_that_cannot_be_timed_keeps_its_estimate(cache, monkeypatch):
 
     module, x = network(), torch.randn(16, 32)
     estimated, _ = train(module, x)
-    monkeypatch.setattr(timed, "seconds_of_call", no_memory)
+    monkeypatch.setattr(measured_cost, "seconds_of_call", no_memory)
     measured, _ = train(module, x, cost="measure")
     assert measured.problem.costs == estimated.problem.costs
 
@@ -114,16 +114,16 @@ def test_keys_tell_apart_what_takes_another_time():
 
 
 def test_ranks_take_what_rank_0_has_measured(monkeypatch):
-    monkeypatch.setattr(timed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(timed.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(timed.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(measured_cost.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(measured_cost.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(measured_cost.dist, "get_rank", lambda: 1)
 
     def broadcast(objects, src):
         assert (objects, src) == ([None], 0)
         objects[0] = {"mm": 3.0}
 
-    monkeypatch.setattr(timed.dist, "broadcast_object_list", broadcast)
-    assert timed._of_rank_0(lambda: pytest.fail("a rank measured by itself")) == {"mm": 3.0}
+    monkeypatch.setattr(measured_cost.dist, "broadcast_object_list", broadcast)
+    assert measured_cost._of_rank_0(lambda: pytest.fail("a rank measured by itself")) == {"mm": 3.0}
 
 
 @pytest.mark.parametrize("value", ["measured", "", "1"])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support.programs import Model, Program, _randn, afresh, all_captured, differences, run
 from torch import nn
 
-from rematpass.compiler.capture import capture
+from rematpass.compiler.capture.joint_graph import capture
 from rematpass.core.graph import Side
 
 aten = torch.ops.aten

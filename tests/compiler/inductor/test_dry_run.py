@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rematpass.compiler import _torch, order
-from rematpass.compiler.dry_run import DryRun, Moment, StepDryRun, dry_run, dry_run_step
-from rematpass.compiler.ops import workspace_of_call
-from rematpass.lab.measure import measure_memory
+from rematpass.compiler import _torch
+from rematpass.compiler.inductor import scheduler_pass
+from rematpass.compiler.inductor.dry_run import DryRun, Moment, StepDryRun, dry_run, dry_run_step
+from rematpass.compiler.ops.traits import workspace_of_call
+from rematpass.lab.measure.memory_and_time import measure_memory
 
 
 def traced(f, *shapes):
@@ -77,7 +78,7 @@ def test_the_predicted_peak_is_the_measured_one(make, shape, tangent):
     torch.manual_seed(0)
     model, x, asking = make(), torch.randn(shape), Asking()
     eager = copy.deepcopy(model)
-    step = compiled(model, asking, order.config_patches())
+    step = compiled(model, asking, scheduler_pass.config_patches())
     measured = measure_memory(lambda: step(x), list(model.parameters())).peak
     (found,) = asking.found
     assert not found.fwd.unknown + found.bwd.unknown

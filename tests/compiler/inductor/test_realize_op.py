@@ -3,9 +3,10 @@
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rematpass.compiler import _torch, order
-from rematpass.compiler.dry_run import dry_run
-from rematpass.compiler.written import WRITTEN
+from rematpass.compiler import _torch
+from rematpass.compiler.inductor import scheduler_pass
+from rematpass.compiler.inductor.dry_run import dry_run
+from rematpass.compiler.inductor.realize_op import WRITTEN
 
 
 def two_terms(write):
@@ -28,7 +29,7 @@ SHAPES = [(64, 5), (64, 5), (5, 5), (5, 5), (5, 5)]
 def peaks(write):
     module = make_fx(two_terms(write), tracing_mode="fake")(*(torch.empty(s) for s in SHAPES))
     inputs = [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
-    with _torch.inductor_config.patch(order.config_patches()):
+    with _torch.inductor_config.patch(scheduler_pass.config_patches()):
         found = dry_run(module, inputs, is_backward=True)
     return {moment.name: moment.nbytes for moment in found.timeline}
 

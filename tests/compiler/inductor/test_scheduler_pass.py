@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rematpass.compiler import _torch, order, slots
-from rematpass.compiler.dry_run import dry_run
-from rematpass.compiler.slots import predecessors
+from rematpass.compiler import _torch
+from rematpass.compiler.inductor import buffer_liveness, scheduler_pass
+from rematpass.compiler.inductor.buffer_liveness import predecessors
+from rematpass.compiler.inductor.dry_run import dry_run
 
-AS_IT_IS, OURS = {}, order.config_patches()
+AS_IT_IS, OURS = {}, scheduler_pass.config_patches()
 
 
 def traced(f, *shapes):
@@ -119,14 +120,14 @@ class Kernel:
 
 def test_the_ready_kernel_that_comes_first_in_the_plan_is_next():
     a, b, c, d = Kernel("a"), Kernel("b", "d"), Kernel("c"), Kernel("d", "a")
-    assert order._sorted([b, d, c, a], {a: 3, b: 0, c: 2, d: 1}) == [c, a, d, b]
+    assert scheduler_pass._sorted([b, d, c, a], {a: 3, b: 0, c: 2, d: 1}) == [c, a, d, b]
     assert predecessors([a, b, c, d]) == {a: set(), b: {d}, c: set(), d: {a}}
 
 
 def test_kernels_that_wait_for_each_other_are_an_error():
     a, b = Kernel("a", "b"), Kernel("b", "a")
     with pytest.raises(ValueError, match="2 of 2 kernels wait for each other"):
-        order._sorted([a, b], {a: 0, b: 1})
+        scheduler_pass._sorted([a, b], {a: 0, b: 1})
 
 
 def halved_in_place(x, keys):
@@ -150,12 +151,12 @@ def test_what_goes_wrong_while_kernels_are_merged_ends_no_training(part, monkeyp
     def broken(*_):
         raise IndexError("7 of 5")
 
-    monkeypatch.setattr(slots.Timeline, part, broken)
+    monkeypatch.setattr(buffer_liveness.Timeline, part, broken)
     module = traced(shares_and_their_gradient, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7))
     expected = course(module, {"reorder_for_peak_memory": False})
     with pytest.raises(Exception, match="7 of 5"):
         course(module, OURS)
-    found = course(module, order.config_patches(strict=False))
+    found = course(module, scheduler_pass.config_patches(strict=False))
     (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
     assert record.getMessage().startswith(
         "Inductor could not be kept to the plan's order (IndexError: 7 of 5); it orders"
@@ -186,12 +187,12 @@ def test_the_timeline_of_fusion_knows_what_the_wrapper_will_allocate(monkeypatch
     """What is moved, merged and overwritten, to the byte; arguments are saved values, which can be freed."""
     timelines = []
 
-    class Kept(slots.Timeline):
+    class Kept(buffer_liveness.Timeline):
         def __init__(self, *args):
             super().__init__(*args)
             timelines.append(self)
 
-    monkeypatch.setattr(order, "Timeline", Kept)
+    monkeypatch.setattr(scheduler_pass, "Timeline", Kept)
     for module in (
         traced(halved_in_place, (64, 64), (64, 64)),
         traced(two_loops, (64, 64), (64, 64)),
@@ -205,7 +206,7 @@ def test_a_product_is_not_held_back_for_an_addition_at_the_end():
     module = traced(tied, *TIED)
     inputs = [torch.randn(shape) for shape in TIED]
     expected, before = module(*inputs), freed(module)
-    assert order.keep_apart(module) == 1
+    assert scheduler_pass.keep_apart(module) == 1
     assert torch.equal(module(*inputs)[0], expected[0])
     after = freed(module)
     at = {moment.name: moment.nbytes for moment in after.timeline}
@@ -215,14 +216,17 @@ def test_a_product_is_not_held_back_for_an_addition_at_the_end():
 
 
 def test_products_near_their_addition_and_small_operands_are_left_alone():
-    assert order.keep_apart(traced(lambda a, b, c: (a @ b + c,), (64, 3), (3, 64), (64, 64))) == 0
+    assert scheduler_pass.keep_apart(traced(lambda a, b, c: (a @ b + c,), (64, 3), (3, 64), (64, 64))) == 0
     assert (
-        order.keep_apart(traced(lambda a, b, c, d: (a @ b + (c @ d) @ d,), (64, 3), (3, 64), (64, 64), (64, 64))) == 0
+        scheduler_pass.keep_apart(
+            traced(lambda a, b, c, d: (a @ b + (c @ d) @ d,), (64, 3), (3, 64), (64, 64), (64, 64))
+        )
+        == 0
     )
 
 
 def test_the_pass_has_a_name_for_the_caches():
-    one, other = order.KeepOrder(), order.KeepOrder()
+    one, other = scheduler_pass.KeepOrder(), scheduler_pass.KeepOrder()
     assert one.uuid() == other.uuid()
     assert len(one.uuid()) == 32
-    assert order.KeepOrder()([]) == []
+    assert scheduler_pass.KeepOrder()([]) == []

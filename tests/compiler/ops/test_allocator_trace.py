@@ -1,6 +1,6 @@
 """The bytes alive over time, from events made by hand."""
 
-from rematpass.compiler.allocations import Event, course, cuda_events
+from rematpass.compiler.ops.allocator_trace import Event, course, cuda_events
 
 
 def events(*changes: tuple[int, int]) -> tuple[Event, ...]:

@@ -5,8 +5,9 @@ from torch._higher_order_ops.effects import with_effects
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from rematpass.compiler import _torch, ops
-from rematpass.compiler.ops import Traits, draws_random_numbers, is_size, kind_of, traits_of, user_mark
+from rematpass.compiler import _torch
+from rematpass.compiler.ops import traits as ops
+from rematpass.compiler.ops.traits import Traits, draws_random_numbers, is_size, kind_of, traits_of, user_mark
 from rematpass.core.graph import Kind
 
 aten, prims = torch.ops.aten, torch.ops.prims

@@ -7,12 +7,14 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rematpass.compiler import _torch, scratch, settings
-from rematpass.compiler.allocations import course, record
-from rematpass.compiler.calls import Like, call_of
-from rematpass.compiler.course import allocated
-from rematpass.compiler.nodes import computed_in
-from rematpass.compiler.ops import traits_of
+from rematpass.compiler import _torch
+from rematpass.compiler.inductor.wrapper_memory import allocated
+from rematpass.compiler.ops import device as settings
+from rematpass.compiler.ops import workspace
+from rematpass.compiler.ops.allocator_trace import course, record
+from rematpass.compiler.ops.node_info import computed_in
+from rematpass.compiler.ops.sample_call import Like, call_of
+from rematpass.compiler.ops.traits import traits_of
 from rematpass.core.graph import Kind
 
 aten = torch.ops.aten
@@ -89,10 +91,10 @@ def gpu(monkeypatch):
         calls.append(self.key)
         return tuple(torch.zeros(a.sizes) if isinstance(a, Like) else a for a in self.args), {}
 
-    monkeypatch.setattr(scratch, "_known", {})
-    monkeypatch.setattr(scratch, "_unsettled", set())
+    monkeypatch.setattr(workspace, "_known", {})
+    monkeypatch.setattr(workspace, "_unsettled", set())
     monkeypatch.setattr(_torch, "preserve_rng_state", contextlib.nullcontext)
-    monkeypatch.setattr(scratch.Call, "arguments", run)
+    monkeypatch.setattr(workspace.Call, "arguments", run)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
@@ -108,11 +110,11 @@ def gpu(monkeypatch):
 class TestScratch:
     def test_each_call_is_measured_once(self, gpu):
         calls, settled = gpu
-        assert [scratch.scratch_of(convolution()) for _ in range(3)] == [1000] * 3
+        assert [workspace.scratch_of(convolution()) for _ in range(3)] == [1000] * 3
         assert len(calls) == 1
-        assert scratch.known() == {calls[0]: 1000}
-        scratch.settle()
-        scratch.settle()
+        assert workspace.known() == {calls[0]: 1000}
+        workspace.settle()
+        workspace.settle()
         assert settled == [True]
 
     def test_where_there_is_no_memory_it_is_left_out_and_asked_for_again(self, gpu, monkeypatch, caplog):
@@ -120,28 +122,28 @@ class TestScratch:
             raise torch.OutOfMemoryError("no memory to spare")
 
         with monkeypatch.context() as short:
-            short.setattr(scratch.Call, "arguments", no_memory)
-            assert scratch.scratch_of(convolution()) == 0
+            short.setattr(workspace.Call, "arguments", no_memory)
+            assert workspace.scratch_of(convolution()) == 0
         assert "the scratch memory of aten.convolution.default could not be measured and is left out" in caplog.text
-        assert scratch.scratch_of(convolution()) == 1000
+        assert workspace.scratch_of(convolution()) == 1000
 
     def test_a_broken_device_is_not_planned_over(self, gpu, monkeypatch):
         def broken(*_):
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
-        monkeypatch.setattr(scratch.Call, "arguments", broken)
+        monkeypatch.setattr(workspace.Call, "arguments", broken)
         with pytest.raises(torch.AcceleratorError):
-            scratch.scratch_of(convolution())
+            workspace.scratch_of(convolution())
 
     def test_other_settings_of_cudnn_are_other_calls(self, gpu, monkeypatch):
         calls, _ = gpu
-        scratch.scratch_of(convolution())
+        workspace.scratch_of(convolution())
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-        scratch.scratch_of(convolution())
+        workspace.scratch_of(convolution())
         assert len(calls) == 2
 
     def test_attention_with_dropout_is_no_less_attention(self, gpu, monkeypatch):
-        monkeypatch.setattr(scratch, "_measured", lambda call, device: 1000)  # the CPU has no such kernel
+        monkeypatch.setattr(workspace, "_measured", lambda call, device: 1000)  # the CPU has no such kernel
         heads = (2, 3, 5, 8)
         node = call(aten._scaled_dot_product_flash_attention.default, heads, heads, heads, 0.5)
         assert traits_of(node).kind is Kind.RANDOM
@@ -149,8 +151,8 @@ class TestScratch:
 
     def test_calls_without_a_gpu_are_not_made(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-        assert scratch.scratch_of(convolution()) == 0
-        assert scratch.known() == {}
+        assert workspace.scratch_of(convolution()) == 0
+        assert workspace.known() == {}
 
     def test_the_planner_knows_it(self, gpu):
         assert traits_of(convolution()).workspace == 1000
@@ -170,7 +172,7 @@ def fresh(node):
 
 @pytest.fixture
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(scratch, "_known", {})
+    monkeypatch.setattr(workspace, "_known", {})
 
 
 @pytest.mark.usefixtures("nothing_known")
@@ -180,7 +182,7 @@ class TestOnTheCpu:
     def test_a_depthwise_convolution_copies_what_it_reads_and_writes(self):
         options = [None, [1, 1], [1, 1], [1, 1], False, [0, 0], 32]
         node = call(aten.convolution.default, (2, 32, 16, 16), (32, 1, 3, 3), *options, device="cpu")
-        found, result = scratch.scratch_of(node), 4 * 2 * 32 * 16 * 16
+        found, result = workspace.scratch_of(node), 4 * 2 * 32 * 16 * 16
         assert found >= result
         assert found == fresh(node) - result
 
@@ -188,39 +190,39 @@ class TestOnTheCpu:
         heads = (2, 3, 64, 8)
         node = call(aten._scaled_dot_product_flash_attention_for_cpu.default, heads, heads, heads, device="cpu")
         results = 4 * 2 * 3 * 64 * (8 + 1)  # the sums' logarithms
-        assert scratch.scratch_of(node) == fresh(node) - results > 0
-        (key,) = scratch._known
+        assert workspace.scratch_of(node) == fresh(node) - results > 0
+        (key,) = workspace._known
         assert key[-1] == str(torch.get_num_threads())
 
     def test_products_in_float32_are_known_to_take_nothing(self, monkeypatch):
         node = call(aten.mm.default, (64, 32), (32, 64), device="cpu")
         assert fresh(node) == 4 * 64 * 64
-        monkeypatch.setattr(scratch.Call, "arguments", None)  # they are not even made
-        assert scratch.scratch_of(node) == 0
+        monkeypatch.setattr(workspace.Call, "arguments", None)  # they are not even made
+        assert workspace.scratch_of(node) == 0
 
     def test_products_in_bfloat16_are_not(self):
         node = call(aten.mm.default, (64, 32), (32, 64), device="cpu")
         for argument in node.args:
             argument.meta["val"] = argument.meta["val"].bfloat16()
-        assert scratch.scratch_of(node) == fresh(node) - 2 * 64 * 64
-        assert len(scratch.known()) == 1
+        assert workspace.scratch_of(node) == fresh(node) - 2 * 64 * 64
+        assert len(workspace.known()) == 1
 
     def test_large_calls_are_not_made(self):
         node = convolution("cpu")
-        assert scratch.scratch_of(node, flops=10**15) == 0
-        assert scratch.known() == {}
+        assert workspace.scratch_of(node, flops=10**15) == 0
+        assert workspace.known() == {}
 
     def test_beside_a_running_profiler_it_is_left_out_and_asked_for_again(self, caplog):
         node = convolution("cpu")
         with torch.profiler.profile():
-            assert scratch.scratch_of(node) == 0
+            assert workspace.scratch_of(node) == 0
         assert "is left out: a torch profiler is running" in caplog.text
-        assert scratch.scratch_of(node) > 0
+        assert workspace.scratch_of(node) > 0
 
     def test_random_numbers_are_drawn_as_if_nothing_had_been_asked(self):
         state = torch.get_rng_state()
         heads = (1, 2, 17, 8)
-        scratch.scratch_of(
+        workspace.scratch_of(
             call(aten._scaled_dot_product_flash_attention_for_cpu.default, heads, heads, heads, device="cpu")
         )
         assert torch.equal(state, torch.get_rng_state())

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import rematpass.lab.check
-from rematpass.compiler.allocations import Event
+import rematpass.compiler.runtime.check_peak
 from rematpass.compiler.backend import remat_aot_eager
-from rematpass.lab.check import check_steps
-from rematpass.lab.measure import measure_memory
-from rematpass.lab.networks import chain
+from rematpass.compiler.ops.allocator_trace import Event
+from rematpass.compiler.runtime.check_peak import check_steps
+from rematpass.lab.measure.memory_and_time import measure_memory
+from rematpass.lab.models.networks import chain
 from rematpass.units import format_bytes
 
 
@@ -142,14 +142,14 @@ class TestCheckSteps:
         assert "in this step of the graph: torch's profiler does not start: Can't disable Kineto" in caplog.text
 
     def test_blocks_of_others_that_are_released_inside_do_not_count(self):
-        window = rematpass.lab.check._CpuWindow(torch.device("cpu"))
+        window = rematpass.compiler.runtime.check_peak._CpuWindow(torch.device("cpu"))
         window._follow([Event(1, 1, 3), Event(2, 2, 5), Event(3, 2, -5)])
         assert window.peak == 8
         window._follow([Event(4, 9, -1000), Event(5, 3, 7), Event(6, 1, -3), Event(7, 3, -7)])
         assert window.peak == 10
 
     def test_outputs_that_nobody_kept_are_gone_before_backward(self):
-        window = rematpass.lab.check._CpuWindow(torch.device("cpu"))
+        window = rematpass.compiler.runtime.check_peak._CpuWindow(torch.device("cpu"))
         with window.forward():
             kept, dropped = torch.ones(1009), torch.ones(4001)
         window.leave((kept, dropped))

@@ -1,9 +1,9 @@
 import itertools
 
 import pytest
-from support.graphs import Builder, chain, integer_costs, joint_graphs
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.graphs import Builder, chain, integer_costs, joint_graphs
 from support.oracle import choice_of, choices
 
 from rematpass.core.cost import Costs

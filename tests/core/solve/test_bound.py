@@ -3,19 +3,19 @@ import math
 
 import numpy as np
 import pytest
-from support.graphs import Builder, chain, drawn_ladder, integer_costs, joint_graphs, three_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.graphs import Builder, chain, drawn_ladder, integer_costs, joint_graphs, three_layers
 from support.oracle import Search, choices
 
 from rematpass.core import frontier
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind, Origin
 from rematpass.core.solve.bound import Bound, least_seconds, lower_bound
-from rematpass.core.solve.certain import Certain, Claims
 from rematpass.core.solve.exact import exact
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.unavoidable import Certain, Claims
 from rematpass.errors import ContradictoryMarks, PlanError
 
 ROUNDING = 1e-6  # seconds; costs are whole numbers

@@ -3,9 +3,9 @@ import itertools
 import math
 
 import pytest
-from support.graphs import Builder, chain, drawn_ladder, three_layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.graphs import Builder, chain, drawn_ladder, three_layers
 from support.oracle import Search
 
 from rematpass.core.cost import Costs

@@ -2,6 +2,8 @@ import itertools
 import re
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from support.graphs import (
     BINDING,
     CONTRADICTORY,
@@ -13,14 +15,12 @@ from support.graphs import (
     overwritten_input,
     pinned_forward,
 )
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from support.oracle import choice_of, choices, hull
 
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind, Origin
-from rematpass.core.solve.just_in_time import just_in_time
 from rematpass.core.solve.mincut import Network, breakpoints
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.errors import ContradictoryMarks
 
 WORDING = re.compile(

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from support.graphs import (
     Builder,
     effect,
@@ -9,14 +11,12 @@ from support.graphs import (
     pinned_forward,
     three_layers,
 )
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from support.oracle import choices
 
 from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.schedule import Run
-from rematpass.core.solve.just_in_time import forward_ops, just_in_time
 from rematpass.core.solve.mincut import Network
+from rematpass.core.solve.schedule_late import forward_ops, just_in_time
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError
 

@@ -16,13 +16,13 @@ pytest.importorskip("matplotlib")
 
 from test_session import Workers
 
-from rematpass.lab import session
-from rematpass.lab.results import write_results
-from rematpass.lab.store import Store
-from rematpass.lab.trial import Job, blank
+from rematpass.lab.benchmark import session
+from rematpass.lab.benchmark.results import write_results
+from rematpass.lab.benchmark.store import Store
+from rematpass.lab.benchmark.trial import Job, blank
 from rematpass.report.measurement import Strategy, parse_list
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 MIB = 2**20
 PLACES = {"device": "cpu", "slug": "", "date": "", "results": "", "gib": "0"}
 
@@ -156,7 +156,7 @@ class TestOnAGPUMachine:
 
     def test_commands_of_all_slices_are_understood(self, gpu, monkeypatch):
         from rematpass.cli import _parser as commands
-        from rematpass.lab.catalog import MODELS
+        from rematpass.lab.models.catalog import MODELS
 
         understood = load(Path("benchmarks/run.py")).parser()
         values = {

@@ -12,11 +12,11 @@ import pytest
 
 from rematpass.core.frontier import least_budget
 from rematpass.errors import MeasureError
-from rematpass.lab import session, trial
-from rematpass.lab.session import Session
-from rematpass.lab.store import Store
-from rematpass.lab.wanted import Settings, Wanted
-from rematpass.lab.worker import WorkerDied
+from rematpass.lab.benchmark import session, trial
+from rematpass.lab.benchmark.session import Session
+from rematpass.lab.benchmark.spec import Settings, Wanted
+from rematpass.lab.benchmark.store import Store
+from rematpass.lab.benchmark.worker import WorkerDied
 from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Measurement, Strategy, parse_list
 
 KIB = 1024

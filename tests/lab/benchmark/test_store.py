@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from rematpass.errors import MeasureError
-from rematpass.lab.store import Store
+from rematpass.lab.benchmark.store import Store
 from rematpass.report.measurement import Measurement
 
 ROW = Measurement("llama", "eager", "cpu, 2 threads", "2.13.0", peak=7)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from rematpass.compiler import partitioner, sources
+from rematpass.compiler import partitioner, source_hash
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError
-from rematpass.lab import trial
-from rematpass.lab.trial import Job, look, measure
+from rematpass.lab.benchmark import trial
+from rematpass.lab.benchmark.trial import Job, look, measure
 from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Strategy
 from rematpass.units import format_bytes
 
@@ -180,7 +180,7 @@ def test_what_a_user_may_not_give(name, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "matters"),
     [
-        ("core/solve/refine.py", False),
+        ("core/solve/local_search/refine.py", False),
         ("core/frontier.py", False),
         ("core/simulate.py", True),
         ("compiler/emit.py", True),
@@ -188,9 +188,9 @@ def test_what_a_user_may_not_give(name, monkeypatch):
 )
 def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(tmp_path, monkeypatch, changed, matters):
     copied = tmp_path / "rematpass"
-    shutil.copytree(sources.ROOT, copied)
-    monkeypatch.setattr(sources, "ROOT", copied)
-    sources_hash = sources.sources_hash.__wrapped__  # not from its cache
+    shutil.copytree(source_hash.ROOT, copied)
+    monkeypatch.setattr(source_hash, "ROOT", copied)
+    sources_hash = source_hash.sources_hash.__wrapped__  # not from its cache
     monkeypatch.setattr(trial, "sources_hash", sources_hash)
     carrier, source = trial.carrier_hash(torch.device("cpu")), sources_hash()
     (copied / changed).write_text("changed = True\n")

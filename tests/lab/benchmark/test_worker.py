@@ -7,7 +7,7 @@ from multiprocessing import Pipe
 
 import pytest
 
-from rematpass.lab.worker import Worker, WorkerDied, serve
+from rematpass.lab.benchmark.worker import Worker, WorkerDied, serve
 
 JOB = {"do": "measure", "target": "chain", "strategy": "eager", "sizes": {"layers": 2, "width": 8, "batch": 4}}
 

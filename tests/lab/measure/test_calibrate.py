@@ -10,7 +10,7 @@ from rematpass import cli
 from rematpass.compiler.partitioner import RematPartitioner, records
 from rematpass.config import Config
 from rematpass.core.hardware import preset
-from rematpass.lab import calibrate as lab
+from rematpass.lab.measure import calibrate as lab
 
 
 @pytest.fixture

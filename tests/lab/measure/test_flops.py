@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import rematpass
-from rematpass.lab.flops import Flops, compiled_flops, eager_flops
-from rematpass.lab.measure import run_step
-from rematpass.lab.networks import chain
+from rematpass.lab.measure.flops import Flops, compiled_flops, eager_flops
+from rematpass.lab.measure.memory_and_time import run_step
+from rematpass.lab.models.networks import chain
 
 
 class TestFlops:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from rematpass.compiler.allocations import record
+from rematpass.compiler.ops.allocator_trace import record
 from rematpass.errors import MeasureError
-from rematpass.lab import measure
-from rematpass.lab.measure import Timing, compile_seconds, interleaved_medians, measure_memory, run_step
-from rematpass.lab.networks import chain
+from rematpass.lab.measure import memory_and_time
+from rematpass.lab.measure.memory_and_time import Timing, compile_seconds, interleaved_medians, measure_memory, run_step
+from rematpass.lab.models.networks import chain
 
 
 class TestMeasureMemory:
@@ -101,7 +101,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.calls: list[str] = []
-        monkeypatch.setattr(measure.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(memory_and_time.time, "perf_counter", lambda: self.now)
 
     def work(self, name: str, *seconds: float):
         left = list(seconds)

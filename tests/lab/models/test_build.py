@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from rematpass.errors import MeasureError
-from rematpass.lab.catalog import MODELS
-from rematpass.lab.measure import measure_memory, run_step
-from rematpass.lab.models import build, find_blocks, load, usable
-from rematpass.lab.networks import TinyGPT, chain, lowest_loss, walk
+from rematpass.lab.measure.memory_and_time import measure_memory, run_step
+from rematpass.lab.models.build import build, find_blocks, load, usable
+from rematpass.lab.models.catalog import MODELS
+from rematpass.lab.models.networks import TinyGPT, chain, lowest_loss, walk
 
 SMALL = {
     "llama": {"width": 32, "layers": 2, "mlp": 48, "vocabulary": 64, "length": 16},

@@ -31,8 +31,8 @@ import numpy as np
 
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Residence, Tenant, Timeline, recompute_seconds, step_seconds
+from rematpass.core.solve.local_search.fill import Room
 from rematpass.core.solve.problem import Letting, Problem
-from rematpass.core.solve.room import Room
 from rematpass.errors import PlanError
 
 _STEP = 0.04  # a target lies this far below the peak

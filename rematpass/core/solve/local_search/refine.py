@@ -11,7 +11,7 @@ of the ladder enclose most area with the hull, bytes taken as ratios::
                    bytes
 
 Into the middle of the hole plans that lie above are brought down in one stride: all that is cheapest to let go over all
-hills at once, which a way down by small steps (``descent.py``) does not come by, since it pays at each step for what
+hills at once, which a way down by small steps (``evict.py``) does not come by, since it pays at each step for what
 stands in the way of that step only. Two begin: the fastest a little above, and the fastest far above.
 
 On thirteen graphs the seconds of a step are 0.0 to 0.9% lower for it on average over all limits, 6% at most.
@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from rematpass.core.schedule import Plan
-from rematpass.core.solve.descent import Search, State
+from rematpass.core.solve.local_search.evict import Search, State
 from rematpass.core.solve.problem import Problem
 
 _REACHES = (1.1, 2.0)  # times a limit: how high a plan may lie that is brought down to it; for large graphs the first

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rematpass.core.graph import Side
 from rematpass.core.simulate import Timeline
-from rematpass.core.solve.moments import Moments
+from rematpass.core.solve.segmentation.time_axis import Moments
 
 _MOST_CANDIDATES = 160
 Floats = NDArray[np.float64]

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.baselines import save_all
-from rematpass.core.solve.boundaries import Boundaries, forced
 from rematpass.core.solve.mincut import breakpoints
-from rematpass.core.solve.moments import Moments
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.segmentation.boundaries import Boundaries, forced
+from rematpass.core.solve.segmentation.time_axis import Moments
 
 _LIMITS = 12  # limits tried between the lowest and the ceiling
 _LEVELS = 8  # at most, of each segment

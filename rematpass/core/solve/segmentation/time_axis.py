@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rematpass.core.cost import FREE, FUSIBLE, materialized
 from rematpass.core.graph import JointGraph, Op, Side
-from rematpass.core.rows import Ints
+from rematpass.core.ragged import Ints
 from rematpass.core.schedule import Runs
 from rematpass.core.simulate import Timeline
 

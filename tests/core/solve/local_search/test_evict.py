@@ -1,19 +1,19 @@
 import dataclasses
 
 import pytest
-from support.graphs import Builder, chain, joint_graphs
 from hypothesis import given
 from hypothesis import strategies as st
+from support.graphs import Builder, chain, joint_graphs
 
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Origin
 from rematpass.core.schedule import Run
 from rematpass.core.simulate import simulate
-from rematpass.core.solve import descent
 from rematpass.core.solve.baselines import save_all
-from rematpass.core.solve.descent import Search, State, descend
-from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.local_search import evict
+from rematpass.core.solve.local_search.evict import Search, State, descend
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.schedule_late import just_in_time
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
 
@@ -143,7 +143,7 @@ def test_a_stride_ends_where_nothing_more_can_be_let_go():
 
 
 def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
-    monkeypatch.setattr(descent, "_MOST_IN_VAIN", 3)
+    monkeypatch.setattr(evict, "_MOST_IN_VAIN", 3)
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = State(frozenset([0, 1]))

@@ -4,9 +4,9 @@ from support.graphs import Builder, chain
 
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Origin
-from rematpass.core.solve.just_in_time import just_in_time
+from rematpass.core.solve.local_search.fill import Room
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.room import Room
+from rematpass.core.solve.schedule_late import just_in_time
 
 
 def room(graph, saved, limit, run=None, keep=None):

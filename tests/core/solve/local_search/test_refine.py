@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from support.graphs import chain, joint_graphs
 from hypothesis import given
 from hypothesis import strategies as st
+from support.graphs import chain, joint_graphs
 
 from rematpass.core.cost import Costs
 from rematpass.core.solve.baselines import recompute_all, save_all
-from rematpass.core.solve.descent import State
+from rematpass.core.solve.local_search.evict import State
+from rematpass.core.solve.local_search.refine import fill_up, hull, largest_hole, pareto, refine
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.refine import fill_up, hull, largest_hole, pareto, refine
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
 

@@ -1,13 +1,13 @@
 import pytest
-from support.graphs import chain, joint_graphs
 from hypothesis import given
 from hypothesis import strategies as st
+from support.graphs import chain, joint_graphs
 
 from rematpass.core.cost import Costs
 from rematpass.core.frontier import build
 from rematpass.core.solve.baselines import chen_sqrt
-from rematpass.core.solve.nested import nested, states
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.segmentation.nested import nested, states
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
 
