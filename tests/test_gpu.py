@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from rematpass import plans
 from rematpass.compiler import partitioner
 from rematpass.compiler.ops.sample_call import call_of
-from rematpass.compiler.ops.workspace import scratch_of
+from rematpass.compiler.ops.workspace import measured_workspace
 from rematpass.core.graph import Kind
 from rematpass.lab.measure.memory_and_time import gradient_error, measure_memory, run_step
 from rematpass.lab.models import build
@@ -147,7 +147,7 @@ def test_scratch_memory_is_what_the_allocator_sees():
     weight = torch.randn(64, 64, 3, 3, device="cuda")
     node = node_of(lambda a, w: F.conv2d(a, w, padding=1), x, weight)
     state = torch.cuda.get_rng_state()
-    found = scratch_of(node)
+    found = measured_workspace(node)
     assert torch.equal(state, torch.cuda.get_rng_state())
     F.conv2d(x, weight, padding=1)
     torch.cuda.reset_peak_memory_stats()

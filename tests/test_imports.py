@@ -265,7 +265,7 @@ def test_the_checker_wants_every_file_on_the_map(path):
         ("core/schedule.py", "from rematpass.core.graph import Op\nfrom rematpass.errors import PlanError"),
         (
             "core/solve/mincut.py",
-            "from rematpass.core.solve.schedule_late import just_in_time\nimport numpy, torchlike",
+            "from rematpass.core.solve.schedule_late import schedule_late\nimport numpy, torchlike",
         ),
         ("core/frontier.py", "from rematpass.core.solve import mincut\nfrom .verify import verify"),
         ("config.py", "import os\nfrom rematpass.units import parse_bytes\nos.environ"),

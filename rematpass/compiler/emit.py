@@ -26,11 +26,11 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler.capture.joint_graph import Captured
-from rematpass.compiler.inductor.realize_op import WRITTEN
+from rematpass.compiler.inductor.realize_op import REALIZE
 from rematpass.compiler.ops.traits import replays
 from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Run, Step
-from rematpass.core.simulate import residence
+from rematpass.core.simulate import materialization
 from rematpass.errors import CaptureError
 
 POSITION = "remat_position"  # node.meta: the node's place in the schedule of its side
@@ -61,7 +61,7 @@ class _Writer:
 
     def __init__(self, captured: Captured, plan: Plan, fuse: bool) -> None:
         self.captured, self.plan, self.fuse = captured, plan, fuse
-        self.written = _written(captured, plan) if fuse else frozenset()
+        self.realized = _realized(captured, plan) if fuse else frozenset()
         self.side = Side.FORWARD
         self.graph = fx.Graph()
         self.new_inputs: dict[fx.Node, fx.Node] = {}
@@ -103,8 +103,8 @@ class _Writer:
             if named is None:
                 continue
             result = new if named is node else self._projection(named, new, step.copy, position)
-            if (v, step.copy) in self.written:
-                result = self._call(WRITTEN, result)
+            if (v, step.copy) in self.realized:
+                result = self._call(REALIZE, result)
             self.living.setdefault(v, []).append((step.copy, result))
 
     def _clone_is_needless(self, step: Run) -> bool:
@@ -227,10 +227,10 @@ class _Writer:
         return _torch.graph_module(self.captured.module, self.graph)
 
 
-def _written(captured: Captured, plan: Plan) -> frozenset[tuple[int, int]]:
+def _realized(captured: Captured, plan: Plan) -> frozenset[tuple[int, int]]:
     """The (value, copy) that the simulator takes for written though a compiler would rather not."""
-    there = residence(captured.graph, plan)
-    return frozenset((int(there.lives.value[c]), int(there.lives.number[c])) for c in there.written)
+    there = materialization(captured.graph, plan)
+    return frozenset((int(there.lives.value[c]), int(there.lives.number[c])) for c in there.realized)
 
 
 def _drop_strays(bwd: fx.GraphModule) -> None:

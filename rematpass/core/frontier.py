@@ -22,14 +22,14 @@ from rematpass.core.solve.local_search.evict import State, descend
 from rematpass.core.solve.local_search.refine import fill_up, pareto, refine
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem, Solver
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.solve.segmentation import nested
 from rematpass.core.solve.segmentation.segments import segments
 
 _STARTS = ("segments", "mincut", "chen_sqrt")  # the ways down begin at the lowest plan of each of these
 _HIGH = 1.25  # times the lowest start: one that lies higher leads down on two ways
 _FILLS = 16  # limits that the fastest plan under each is filled up to
-_HOLES = 24  # between the plans found so far that others are sought for
+_LADDER_GAPS = 24  # between the plans found so far that others are sought for
 _VERTICES = 24  # of the parametric cut
 
 
@@ -95,7 +95,7 @@ class Ladder:
 def mincut(problem: Problem) -> tuple[Plan, ...]:
     """The vertices of the parametric cut under one price for all bytes, recomputed just in time."""
     vertices = breakpoints(problem.network, problem.costs, problem.trials(_VERTICES, least=3))
-    return tuple(just_in_time(problem.graph, vertex.cut.saved, "mincut") for vertex in vertices)
+    return tuple(schedule_late(problem.graph, vertex.cut.saved, "mincut") for vertex in vertices)
 
 
 def everything(problem: Problem) -> tuple[Plan, ...]:
@@ -116,7 +116,7 @@ def everything(problem: Problem) -> tuple[Plan, ...]:
     lowest = max(1, min(problem.timeline(plan).peak for _, plan in found))
     limits = np.geomspace(lowest, max(lowest, ceiling.peak), 1 + problem.trials(_FILLS, least=8))[:-1]
     found += fill_up(problem, found, [int(limit) for limit in limits])
-    found += refine(problem, found, problem.trials(_HOLES))
+    found += refine(problem, found, problem.trials(_LADDER_GAPS))
     return tuple(plan for _, plan in found)
 
 

@@ -275,7 +275,7 @@ class JointGraph:
         return tuple(sides)
 
     @cached_property
-    def own_ops(self) -> tuple[Op, ...]:
+    def backward_ops(self) -> tuple[Op, ...]:
         """Backward's own ops in the order in which they run. That is the graph's, but for two things: of two products
         of one gradient, what is returned is made first; and mutations come last, when all has read the bytes that they
         overwrite.
@@ -318,8 +318,8 @@ class JointGraph:
 
     @cached_property
     def own_mutations(self) -> tuple[Op, ...]:
-        """The last of ``own_ops``."""
-        return tuple(op for op in self.own_ops if op.kind is Kind.MUTATION)
+        """The last of ``backward_ops``."""
+        return tuple(op for op in self.backward_ops if op.kind is Kind.MUTATION)
 
     @cached_property
     def forward_ops(self) -> tuple[int, ...]:

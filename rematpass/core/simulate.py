@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rematpass.core.cost import FREE, FUSIBLE, WRITTEN, Costs
+from rematpass.core.cost import FREE, FUSIBLE, ALWAYS_REALIZED, Costs
 from rematpass.core.graph import JointGraph, Kind
 from rematpass.core.liveness import Trace, last_of, trace
 from rematpass.core.ragged import Bools, Ints, Lazy, Rows
@@ -40,7 +40,7 @@ _MOST_READS_FOR_ONE = {True: 12, False: 8}
 _MOST_READS_FOR_SEVERAL = 4
 
 
-class Tenant(NamedTuple):
+class LiveInterval(NamedTuple):
     """A copy that takes bytes from position ``born`` to position ``end`` of the timeline, both included.
 
     ``made``: the position of the run that makes it, -1 when it was there before; ``reads``: the positions at which it
@@ -69,7 +69,7 @@ class Timeline:
     runs: Sequence[Run]
     first_backward: int
     live: tuple[int, ...]
-    tenants: Sequence[Tenant]
+    intervals: Sequence[LiveInterval]
     recompute_seconds: float
     step_seconds: float
     returned: tuple[int, ...] = ()
@@ -92,17 +92,17 @@ class Timeline:
             return self.peak
         return max((all_ - theirs for all_, theirs in zip(self.live, self.returned, strict=False)), default=0)
 
-    def at_peak(self) -> list[Tenant]:
+    def at_peak(self) -> list[LiveInterval]:
         """Who takes the bytes at the (first) peak, the largest first."""
         if not self.live:
             return []
         moment = self.live.index(self.peak)
-        there = [t for t in self.tenants if t.born <= moment <= t.end and t.nbytes]
+        there = [t for t in self.intervals if t.born <= moment <= t.end and t.nbytes]
         return sorted(there, key=lambda t: (-t.nbytes, t.value, t.copy))
 
 
 @dataclass(frozen=True, eq=False)
-class Residence:
+class Materialization:
     """Which copies of ``lives`` take bytes, and which of those each run reads.
 
     ``made_of[c]``: the copies in memory that whoever reads the virtual copy c reads. Run ``reader[i]`` reads copy
@@ -115,10 +115,10 @@ class Residence:
     made_of: dict[int, tuple[int, ...]]
     reader: Ints
     read: Ints
-    written: frozenset[int] = frozenset()
+    realized: frozenset[int] = frozenset()
 
 
-def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
+def materialization(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Materialization:
     """Replay ``plan`` and find what a fusing compiler leaves out.
 
     Raises:
@@ -127,7 +127,7 @@ def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
     lives = trace(graph, plan)
     in_memory = np.ones(len(lives.value), np.bool_)
     if not fuse:
-        return Residence(lives, in_memory, {}, lives.reader, lives.read)
+        return Materialization(lives, in_memory, {}, lives.reader, lives.read)
     made_of, written = _made_of(graph, plan, lives)
     virtual = np.fromiter(made_of, np.int64, len(made_of))
     in_memory[virtual] = False
@@ -137,7 +137,7 @@ def residence(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Residence:
         in_memory &= ~gone
         made_of = {c: tuple([s for s in of if not gone[s]]) for c, of in made_of.items()}
         reader, read = reader[~gone[read]], read[~gone[read]]
-    return Residence(lives, in_memory, made_of, reader, read, written)
+    return Materialization(lives, in_memory, made_of, reader, read, realized)
 
 
 def _through(lives: Trace, in_memory: Bools, virtual: Ints, made_of: Rows) -> tuple[Ints, Ints]:
@@ -162,11 +162,11 @@ def simulate(graph: JointGraph, plan: Plan, costs: Costs, *, fuse: bool = True) 
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    return timeline_of(graph, plan, costs, residence(graph, plan, fuse=fuse), fuse=fuse)
+    return timeline_of(graph, plan, costs, materialization(graph, plan, fuse=fuse), fuse=fuse)
 
 
-def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *, fuse: bool = True) -> Timeline:
-    """The timeline of ``plan``, whose ``residence`` is known."""
+def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Materialization, *, fuse: bool = True) -> Timeline:
+    """The timeline of ``plan``, whose ``materialization`` is known."""
     lives, count = there.lives, len(there.lives.runs)
     last = last_of(there.reader, there.read, len(lives.value))
     born = np.maximum(lives.born, 0)
@@ -188,7 +188,7 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Residence, *
         lives.runs,
         lives.first_backward,
         tuple(live.tolist()),
-        _Tenants(there, born, end, nbytes, np.flatnonzero(counted)),
+        _LiveIntervals(there, born, end, nbytes, np.flatnonzero(counted)),
         recompute_seconds(graph, plan, costs),
         step_seconds(graph, plan, costs),
         tuple(_sums(since, end[held], nbytes[held], count).tolist()),
@@ -218,21 +218,21 @@ def _counts(graph: JointGraph, plan: Plan) -> tuple[Ints, Ints]:
     return forward, backward
 
 
-class _Tenants(Lazy[Tenant]):
-    """The tenants of one timeline: few of the many plans that are tried are looked at."""
+class _LiveIntervals(Lazy[LiveInterval]):
+    """The intervals of one timeline: few of the many plans that are tried are looked at."""
 
-    def __init__(self, there: Residence, born: Ints, end: Ints, nbytes: Ints, copies: Ints) -> None:
+    def __init__(self, there: Materialization, born: Ints, end: Ints, nbytes: Ints, copies: Ints) -> None:
         self.there, self.copies = there, copies
         self.columns = (there.lives.value, there.lives.number, nbytes, born, end, there.lives.born)
 
-    def made(self) -> tuple[Tenant, ...]:
+    def made(self) -> tuple[LiveInterval, ...]:
         there, copies = self.there, self.copies
         order = np.argsort(there.read, kind="stable")
         first, stop = (np.searchsorted(there.read[order], copies, side=side).tolist() for side in ("left", "right"))
         readers = there.reader[order].tolist()
         reads = [tuple(readers[i:j]) for i, j in zip(first, stop, strict=True)]
         columns = (of[copies].tolist() for of in self.columns)
-        return tuple(map(Tenant, *columns, reads, there.lives.outlives[copies].tolist()))
+        return tuple(map(LiveInterval, *columns, reads, there.lives.outlives[copies].tolist()))
 
     def __len__(self) -> int:
         return len(self.copies)
@@ -253,7 +253,7 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     """
     fuses = graph.is_of(FUSIBLE | FREE)
     crosses = graph.marked(plan.saved)[lives.value] & (lives.born < lives.first_backward)
-    could = graph.made_by((FUSIBLE | FREE) - WRITTEN)[lives.value] & ~lives.handed_out & ~crosses
+    could = graph.made_by((FUSIBLE | FREE) - ALWAYS_REALIZED)[lives.value] & ~lives.handed_out & ~crosses
     could[lives.read[~fuses[lives.op[lives.reader]]]] = False
     readers = np.bincount(lives.read, minlength=len(lives.value))
 
@@ -266,7 +266,7 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     reads, start = lives.read.tolist(), np.searchsorted(lives.reader, np.arange(len(lives.runs) + 1)).tolist()
     made_of: list[tuple[int, ...]] = list(zip(range(len(over)), strict=True))  # of itself, while it is in memory
     virtual: list[int] = []
-    written: set[int] = set()
+    realized: set[int] = set()
     columns = (np.flatnonzero(could), lives.born[could], readers[could])
     for copy, born, readers_of in zip(*(column.tolist() for column in columns), strict=True):
         sources: tuple[int, ...] = ()
@@ -276,7 +276,7 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
             if len(sources) > (_MOST_READS_FOR_SEVERAL if readers_of > 1 else most_for_one):
                 continue
             if readers_of and sum([nbytes[s] for s in sources if over[s] <= born]) > nbytes[copy]:
-                written.add(copy)
+                realized.add(copy)
                 continue
         made_of[copy] = sources
         virtual.append(copy)
@@ -284,11 +284,11 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
         for s in sources:
             if over[s] < last:
                 over[s] = last
-    return {copy: made_of[copy] for copy in virtual}, frozenset(written)
+    return {copy: made_of[copy] for copy in virtual}, frozenset(realized)
 
 
 def _made_and_read_in_one_kernel(graph: JointGraph, lives: Trace, in_memory: Bools, reader: Ints, read: Ints) -> Bools:
-    """Copies of random numbers that all their readers take in the kernel that draws them: they are never written."""
+    """Copies of random numbers that all their readers take in the kernel that draws them: they are never realized."""
     drawn: Bools = in_memory & ~lives.handed_out & graph.made_by({Kind.SEEDED})[lives.value]
     if not drawn.any():
         return drawn
@@ -301,7 +301,7 @@ def _made_and_read_in_one_kernel(graph: JointGraph, lives: Trace, in_memory: Boo
     return drawn
 
 
-def _overwritten(graph: JointGraph, there: Residence, end: Ints) -> Ints:
+def _overwritten(graph: JointGraph, there: Materialization, end: Ints) -> Ints:
     """Copies whose place another one takes: the run that reads them last fuses, and writes as many bytes."""
     lives = there.lives
     fuses = graph.is_of(FUSIBLE)[lives.op]

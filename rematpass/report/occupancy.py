@@ -1,8 +1,8 @@
-"""Who takes the memory: every tenant of a timeline with its role, and the bytes of each role at every step.
+"""Who takes the memory: every interval of a timeline with its role, and the bytes of each role at every step.
 
 Saved values, recomputed values, gradients, outputs and temporaries add up to the timeline's own bytes at each step.
-Where an op overwrites an argument in place, the timeline counts those bytes once and the tenants twice; the difference
-is taken from what dies there. Where the timeline counts more than its tenants, as for a kernel's workspace, it counts
+Where an op overwrites an argument in place, the timeline counts those bytes once and the intervals twice; the difference
+is taken from what dies there. Where the timeline counts more than its intervals, as for a kernel's workspace, it counts
 as temporaries. What other calls of the same step have saved lies below all of it, the same at every step.
 """
 
@@ -14,11 +14,11 @@ from enum import Enum
 
 from rematpass.core.graph import JointGraph
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Tenant, Timeline
+from rematpass.core.simulate import LiveInterval, Timeline
 
 
 class Role(str, Enum):
-    """What a tenant is there for, in the order in which a picture stacks them."""
+    """What a interval is there for, in the order in which a picture stacks them."""
 
     OTHERS = "others"  # other calls of the same step have saved it
     SAVED = "saved"  # forward hands it to backward
@@ -34,7 +34,7 @@ _FIRST_TO_GIVE_WAY = tuple(reversed(ROLES))
 
 @dataclass(frozen=True)
 class Occupant:
-    """A tenant and its role: ``nbytes`` from position ``born`` to position ``end``, both included."""
+    """A interval and its role: ``nbytes`` from position ``born`` to position ``end``, both included."""
 
     value: int
     copy: int
@@ -58,22 +58,22 @@ class Occupancy:
 
 
 def occupancy(graph: JointGraph, plan: Plan, timeline: Timeline) -> Occupancy:
-    """The tenants of ``timeline``, which is ``plan``'s, told apart by role."""
+    """The intervals of ``timeline``, which is ``plan``'s, told apart by role."""
     saved, gradients, outputs = set(plan.saved), set(graph.bwd_outputs), set(graph.fwd_outputs)
 
-    def role(tenant: Tenant) -> Role:
-        in_backward = tenant.born >= timeline.first_backward
-        if tenant.copy:
+    def role(interval: LiveInterval) -> Role:
+        in_backward = interval.born >= timeline.first_backward
+        if interval.copy:
             return Role.RECOMPUTED
         if in_backward:
-            return Role.GRADIENTS if tenant.value in gradients else Role.TEMPORARIES
-        if tenant.value in saved:
+            return Role.GRADIENTS if interval.value in gradients else Role.TEMPORARIES
+        if interval.value in saved:
             return Role.SAVED
-        return Role.OUTPUTS if tenant.value in outputs else Role.TEMPORARIES
+        return Role.OUTPUTS if interval.value in outputs else Role.TEMPORARIES
 
     occupants = tuple(
         Occupant(t.value, t.copy, role(t), t.nbytes, t.born, t.end)
-        for t in timeline.tenants
+        for t in timeline.intervals
         if t.nbytes and t.born <= t.end
     )
     return Occupancy(occupants, _by_role(occupants, timeline))

@@ -22,7 +22,7 @@ from rematpass.report.occupancy import ROLES, Occupant
 from rematpass.report.report import Report
 from rematpass.units import format_bytes
 
-MOST_MOMENTS, MOST_TENANTS, MOST_ACCOUNTS = 3000, 3000, 1500
+MOST_MOMENTS, MOST_INTERVALS, MOST_ACCOUNTS = 3000, 3000, 1500
 _SCRIPTS = ("common.js", "frontier.js", "timeline.js", "tables.js", "main.js")
 
 
@@ -41,8 +41,8 @@ def data(report: Report) -> dict[str, Any]:
     """What the page's script reads. Tables stand in columns, and texts once, in ``strings``."""
     told = [a for a in report.accounts if a.in_memory]
     shown, rest = told[:MOST_ACCOUNTS], told[MOST_ACCOUNTS:]
-    tenants = sorted(report.occupancy.occupants, key=lambda o: -o.nbytes)[:MOST_TENANTS]
-    index = {v: i for i, v in enumerate(dict.fromkeys([*(a.value for a in shown), *(o.value for o in tenants)]))}
+    intervals = sorted(report.occupancy.occupants, key=lambda o: -o.nbytes)[:MOST_INTERVALS]
+    index = {v: i for i, v in enumerate(dict.fromkeys([*(a.value for a in shown), *(o.value for o in intervals)]))}
     moments, columns = _moments(report), _Columns()
     accounts = [{**dataclasses.asdict(a), "fate": a.fate.value, "value": index[a.value]} for a in shown]
     return {
@@ -63,7 +63,7 @@ def data(report: Report) -> dict[str, Any]:
         "accounts": columns.of(accounts),
         "modules": columns.of([dataclasses.asdict(m) for m in report.modules]),
         "runs": columns.of(_runs(report, moments)),
-        "tenants": columns.of([{**t, "value": index[t["value"]]} for t in _tenants(tenants, moments)]),
+        "intervals": columns.of([{**t, "value": index[t["value"]]} for t in _intervals(intervals, moments)]),
         "by_role": [[sizes[m] for m in moments] for sizes in report.occupancy.by_role],
         "peak": report.timeline.peak,
         "peak_at": bisect_left(moments, report.peak_at),
@@ -96,10 +96,10 @@ class _Columns:
         return columns
 
 
-def _tenants(tenants: list[Occupant], moments: list[int]) -> list[dict[str, Any]]:
+def _intervals(intervals: list[Occupant], moments: list[int]) -> list[dict[str, Any]]:
     """Those that live at one of the moments at least, their lives counted in moments."""
     rows = []
-    for o in tenants:
+    for o in intervals:
         born, end = bisect_left(moments, o.born), bisect_right(moments, o.end) - 1
         if born <= end:
             rows.append({**dataclasses.asdict(o), "role": ROLES.index(o.role), "born": born, "end": end})

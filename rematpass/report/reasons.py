@@ -67,8 +67,8 @@ class _Teller:
         self.times = Counter(run.op for run in plan.recomputed())
         self.in_forward = {step.op for step in plan.fwd if isinstance(step, Run)}
         self.ran = {run.op for run in timeline.runs}
-        self.in_memory = {t.value for t in timeline.tenants}
-        self.again_in_memory = {t.value for t in timeline.tenants if t.copy}
+        self.in_memory = {t.value for t in timeline.intervals}
+        self.again_in_memory = {t.value for t in timeline.intervals if t.copy}
         self.peak = {t.value for t in timeline.at_peak()}
         self.outputs, self.gradients = set(graph.fwd_outputs), set(graph.bwd_outputs)
 

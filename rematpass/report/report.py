@@ -20,7 +20,7 @@ from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
 from rematpass.core.solve.bound import ASSUMES, Bound, lower_bound
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.errors import RematError
 from rematpass.report.layers import Totals, clean, totals
 from rematpass.report.occupancy import ROLES, Occupancy, occupancy
@@ -147,7 +147,7 @@ class Report:
                     for run, s, n in zip(live.runs, self.seconds, live.live, strict=True)
                 ],
                 "roles": dict(zip([r.value for r in ROLES], self.occupancy.by_role, strict=True)),
-                "tenants": [
+                "intervals": [
                     {**dataclasses.asdict(o), "value": graph.values[o.value].name, "id": o.value}
                     for o in self.occupancy.occupants
                 ],
@@ -218,7 +218,7 @@ def _baselines(problem: Problem, saved_by_torch: Iterable[int] | None) -> Iterat
     """Those that the user's marks do not rule out."""
 
     def torchs(problem: Problem) -> tuple[Plan, ...]:
-        return (just_in_time(problem.graph, saved_by_torch or (), "torch"),)
+        return (schedule_late(problem.graph, saved_by_torch or (), "torch"),)
 
     for name, solver in [*([(TORCH, torchs)] if saved_by_torch is not None else []), *BASELINES]:
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rematpass.config import Budget
 from rematpass.core.frontier import Ladder, Rung, least_budget
 from rematpass.core.graph import JointGraph, Op, Origin, Side
-from rematpass.core.simulate import Tenant, Timeline
+from rematpass.core.simulate import LiveInterval, Timeline
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.unavoidable import Certain
 from rematpass.units import format_bytes, format_percent, format_seconds
@@ -144,7 +144,7 @@ def summarize(
 
 def peak_formula(graph: JointGraph, timeline: Timeline) -> str:
     """Bytes at the peak as a formula of the symbolic sizes, such as ``20*s77 + 140``."""
-    return total(graph.values[tenant.value].nbytes_expr for tenant in timeline.at_peak())
+    return total(graph.values[interval.value].nbytes_expr for interval in timeline.at_peak())
 
 
 def total(terms: Iterable[str]) -> str:
@@ -214,11 +214,11 @@ def _whatever_is_recomputed(problem: Problem, floor: int) -> str:
     return f"Every plan takes {format_bytes(nbytes)}, {f'in {op.name}{_where(op)}' if op else 'after forward'}.\n"
 
 
-def describe(graph: JointGraph, tenant: Tenant) -> str:
+def describe(graph: JointGraph, interval: LiveInterval) -> str:
     """A value in words: its name, shape and type, and where the user's code makes it."""
-    value, producer = graph.values[tenant.value], graph.producer[tenant.value]
+    value, producer = graph.values[interval.value], graph.producer[interval.value]
     where = "" if producer is None else _where(graph.ops[producer])
-    again = f", recomputed copy {tenant.copy}" if tenant.copy else ""
+    again = f", recomputed copy {interval.copy}" if interval.copy else ""
     return f"{value.name} {value.dtype}[{', '.join(value.shape)}]{again}{where}"
 
 

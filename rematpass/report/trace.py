@@ -74,7 +74,7 @@ def _counters(report: Report) -> Iterator[Event]:
 
 
 def _lives(report: Report) -> Iterator[Event]:
-    """From birth to death of the largest tenants."""
+    """From birth to death of the largest intervals."""
     starts = _starts(report)
 
     def of_size(occupant: Occupant) -> tuple[int, int, int]:

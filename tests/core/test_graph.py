@@ -258,12 +258,12 @@ RETURNED_FIRST = ["grad_w", "grad_x", "cast", "rest", "end"]
 )
 def test_of_two_products_of_a_gradient_the_one_to_return_runs_first(fields, order):
     graph = two_products(**fields)
-    assert [op.name for op in graph.own_ops] == order
+    assert [op.name for op in graph.backward_ops] == order
 
 
 @given(joint_graphs())
 def test_own_ops_run_after_what_they_read_and_what_runs_once_in_its_order(graph):
-    own = graph.own_ops
+    own = graph.backward_ops
     assert sorted(op.id for op in own) == [op.id for op in graph.ops if graph.sides[op.id] is Side.BACKWARD]
     place = {v: i for i, op in enumerate(own) for v in op.writes}
     assert all(place.get(v, -1) < i for i, op in enumerate(own) for v in op.reads)

@@ -8,7 +8,7 @@ from rematpass.core.graph import Origin
 from rematpass.core.liveness import plan_of, trace
 from rematpass.core.schedule import Drop, Plan, Run
 from rematpass.core.solve.mincut import Network
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError
 
@@ -213,7 +213,7 @@ def test_nothing_but_outputs_and_what_exists_anyway_is_alive_in_the_end(data):
     graph = data.draw(joint_graphs())
     assume(next(choices(graph), None))
     costs = data.draw(integer_costs(graph))
-    plan = just_in_time(graph, Network(graph).solve(costs.run, costs.keep).saved, "s")
+    plan = schedule_late(graph, Network(graph).solve(costs.run, costs.keep).saved, "s")
     stays = {v.id for v in graph.values if v.origin is Origin.STATIC}
     alive = set(plan.saved) | {v.id for v in graph.values if v.origin is Origin.TANGENT}
     copies = {(v, 0) for v in alive}

@@ -10,9 +10,9 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind, Origin
 from rematpass.core.liveness import plan_of
 from rematpass.core.schedule import Drop, Plan, Run
-from rematpass.core.simulate import Tenant, Timeline, recompute_seconds, simulate, step_seconds
+from rematpass.core.simulate import LiveInterval, Timeline, recompute_seconds, simulate, step_seconds
 from rematpass.core.solve.mincut import Network
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError
 
@@ -62,7 +62,7 @@ RECOMPUTE_2_AND_3 = (
 )
 def test_bytes_and_seconds_of_a_plan_by_hand(saved, live, again, kept):
     graph = three_layers()
-    timeline = simulate(graph, just_in_time(graph, saved, "s"), COSTS, fuse=False)
+    timeline = simulate(graph, schedule_late(graph, saved, "s"), COSTS, fuse=False)
     assert timeline.live == live
     assert timeline.peak == max(live)
     assert timeline.first_backward == 3
@@ -75,7 +75,7 @@ def test_a_value_that_is_made_three_times_lives_three_times():
     bwd = (Run(1, 1), Run(4), Run(3), Run(1, 2), Run(5), Run(6))
     plan = plan_of(graph, "s", (0, 1, 2), RUNS[:3], bwd)
     timeline = simulate(graph, plan, COSTS, fuse=False)
-    assert [(t.born, t.end) for t in timeline.tenants if t.value == 3] == [(1, 2), (3, 4), (6, 6)]
+    assert [(t.born, t.end) for t in timeline.intervals if t.value == 3] == [(1, 2), (3, 4), (6, 6)]
     assert timeline.live[3:] == (
         7 + 13 + 13 + 11,
         7 + 13 + 13 + 11 + 19,
@@ -89,11 +89,11 @@ def test_a_value_that_is_made_three_times_lives_three_times():
 
 def test_inputs_and_parameters_are_not_counted_and_the_tenants_are_whom_the_bytes_belong_to():
     graph = three_layers()
-    plan = just_in_time(graph, [0, 1, 2], "s")
+    plan = schedule_late(graph, [0, 1, 2], "s")
     timeline = simulate(graph, plan, COSTS, fuse=False)
-    assert {t.value for t in timeline.tenants} == {2, 3, 4, 5, 6, 7, 8, 9}
-    assert all(t.nbytes == graph.values[t.value].nbytes for t in timeline.tenants)
-    there = [sum(t.nbytes for t in timeline.tenants if t.born <= i <= t.end) for i in range(len(timeline.live))]
+    assert {t.value for t in timeline.intervals} == {2, 3, 4, 5, 6, 7, 8, 9}
+    assert all(t.nbytes == graph.values[t.value].nbytes for t in timeline.intervals)
+    there = [sum(t.nbytes for t in timeline.intervals if t.born <= i <= t.end) for i in range(len(timeline.live))]
     assert tuple(there) == timeline.live
 
 
@@ -101,7 +101,7 @@ def test_what_other_calls_of_a_step_have_saved_is_there_all_the_time():
     """Four calls: three have saved the input, its own, and two activations; a parameter is one for all."""
     once = three_layers()
     graph = dataclasses.replace(once, calls=4, own_inputs=(0,))
-    plan = just_in_time(graph, [0, 1, 2, 3], "s")
+    plan = schedule_late(graph, [0, 1, 2, 3], "s")
     timeline = simulate(graph, plan, COSTS, fuse=False)
     others = 3 * sum(once.values[v].nbytes for v in (0, 2, 3))
     assert timeline.of_others == others
@@ -111,14 +111,14 @@ def test_what_other_calls_of_a_step_have_saved_is_there_all_the_time():
 
 
 def test_who_takes_the_bytes_at_the_peak_largest_first():
-    timeline = simulate(three_layers(), just_in_time(three_layers(), [0, 1, 2, 3], "s"), COSTS, fuse=False)
+    timeline = simulate(three_layers(), schedule_late(three_layers(), [0, 1, 2, 3], "s"), COSTS, fuse=False)
     assert timeline.live.index(timeline.peak) == 6
     assert [(t.value, t.nbytes) for t in timeline.at_peak()] == [(9, 29), (8, 23), (7, 19), (4, 13)]
 
 
 def test_at_the_peak_the_first_of_equal_moments_counts_and_ids_break_ties():
-    tenants = (Tenant(7, 1, 5, 0, 1), Tenant(7, 0, 5, 0, 0), Tenant(3, 0, 5, 0, 2), Tenant(2, 0, 0, 0, 2))
-    timeline = Timeline((), 0, (11, 15, 15), (*tenants, Tenant(9, 0, 11, 2, 2)), 0.0, 0.0)
+    intervals = (LiveInterval(7, 1, 5, 0, 1), LiveInterval(7, 0, 5, 0, 0), LiveInterval(3, 0, 5, 0, 2), LiveInterval(2, 0, 0, 0, 2))
+    timeline = Timeline((), 0, (11, 15, 15), (*intervals, LiveInterval(9, 0, 11, 2, 2)), 0.0, 0.0)
     assert [(t.value, t.copy) for t in timeline.at_peak()] == [(3, 0), (7, 1)]
 
 
@@ -152,7 +152,7 @@ def outputs_let_go(kind=Kind.MATMUL):
 )
 def test_outputs_that_the_caller_lets_go_of_live_until_forward_has_ended_or_as_long_as_they_are_saved(kind, live):
     graph = outputs_let_go(kind)
-    plan = just_in_time(graph, [3], "s")
+    plan = schedule_late(graph, [3], "s")
     assert Drop(3) in plan.bwd
     assert verify(graph, plan) == 11 + 13 + 17
     timeline = simulate(graph, plan, Costs((1.0,) * 6, (0.0,) * 8))
@@ -172,7 +172,7 @@ def test_the_judge_counts_the_same_bytes(data):
     graph = data.draw(joint_graphs())
     assume(next(choices(graph), None))
     costs = data.draw(integer_costs(graph))
-    plan = just_in_time(graph, Network(graph).solve(costs.run, costs.keep).saved, "s")
+    plan = schedule_late(graph, Network(graph).solve(costs.run, costs.keep).saved, "s")
     timeline = simulate(graph, plan, costs, fuse=False)
     assert timeline.peak == verify(graph, plan)
     assert recompute_seconds(graph, plan, costs) == timeline.recompute_seconds
@@ -184,12 +184,12 @@ def test_fusion_never_takes_bytes_and_hands_out_what_it_must(data):
     graph = data.draw(joint_graphs())
     assume(next(choices(graph), None))
     costs = data.draw(integer_costs(graph))
-    plan = just_in_time(graph, Network(graph).solve(costs.run, costs.keep).saved, "s")
+    plan = schedule_late(graph, Network(graph).solve(costs.run, costs.keep).saved, "s")
     fused, plain = (simulate(graph, plan, costs, fuse=fuse) for fuse in (True, False))
     assert fused.runs == plain.runs
     assert fused.first_backward == plain.first_backward
     assert (fused.recompute_seconds, fused.step_seconds) == (plain.recompute_seconds, plain.step_seconds)
-    in_memory = {t.value for t in fused.tenants if t.nbytes}
+    in_memory = {t.value for t in fused.intervals if t.nbytes}
     handed_out = {*plan.saved, *graph.fwd_outputs, *graph.bwd_outputs}
     assert {
         v.id for v in graph.values if v.id in handed_out and v.nbytes and v.origin not in (Origin.STATIC, Origin.INPUT)
@@ -210,12 +210,12 @@ def forward_only(*ops, size_of_gradient=3):
 
 
 def peaks(graph, saved=()):
-    plan = just_in_time(graph, saved, "s")
+    plan = schedule_late(graph, saved, "s")
     return tuple(simulate(graph, plan, free(graph), fuse=fuse).peak for fuse in (False, True))
 
 
 def fused(graph):
-    return simulate(graph, just_in_time(graph, [], "s"), free(graph), fuse=True)
+    return simulate(graph, schedule_late(graph, [], "s"), free(graph), fuse=True)
 
 
 def free(graph):

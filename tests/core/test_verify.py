@@ -20,7 +20,7 @@ from support.oracle import choices
 from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Run
 from rematpass.core.solve.mincut import Network
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError
 
@@ -300,7 +300,7 @@ def valid_plans(draw):
     graph = draw(joint_graphs(max_ops=5))
     assume(next(choices(graph), None))
     costs = draw(integer_costs(graph))
-    plan = just_in_time(graph, Network(graph).solve(costs.run, costs.keep).saved, "mine")
+    plan = schedule_late(graph, Network(graph).solve(costs.run, costs.keep).saved, "mine")
     return graph, plan
 
 

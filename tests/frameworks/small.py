@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from rematpass.compiler.ops.allocator_trace import course, record
+from rematpass.compiler.ops.allocator_trace import live_bytes, record
 from rematpass.lab.models import build
 
 LENGTH, VOCABULARY = 64, 128
@@ -30,7 +30,7 @@ def peak_of() -> Iterator[list[int]]:
     found: list[int] = []
     with record(torch.device("cpu")) as recording:
         yield found
-    found.append(max(moment.nbytes for moment in course(recording.events, set())))
+    found.append(max(moment.nbytes for moment in live_bytes(recording.events, set())))
 
 
 def assert_as_planned(measured, planned):

@@ -5,7 +5,7 @@ from support.graphs import three_layers
 
 from rematpass.core.cost import Costs
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.report.layers import NO_MODULE, ancestors, clean, totals
 from rematpass.report.occupancy import occupancy
 from rematpass.report.reasons import accounts
@@ -18,7 +18,7 @@ def rows(saved):
     graph = three_layers()
     ops = [dataclasses.replace(op, module=m) for op, m in zip(graph.ops, MODULES, strict=True)]
     graph = dataclasses.replace(graph, ops=tuple(ops))
-    plan = just_in_time(graph, saved, "test")
+    plan = schedule_late(graph, saved, "test")
     timeline = simulate(graph, plan, COSTS, fuse=False)
     told, who = accounts(graph, plan, timeline, COSTS), occupancy(graph, plan, timeline)
     found = totals(graph, plan, COSTS, told, who, timeline.live.index(timeline.peak))

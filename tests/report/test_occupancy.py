@@ -7,9 +7,9 @@ from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from support.oracle import choices
 
 from rematpass.core.cost import Costs
-from rematpass.core.simulate import Tenant, Timeline, simulate
+from rematpass.core.simulate import LiveInterval, Timeline, simulate
 from rematpass.core.solve.mincut import Network
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.report.occupancy import ROLES, Occupant, Role, occupancy
 
 COSTS = Costs(run=(1.0,) * 7, keep=(0.0,) * 10)
@@ -17,7 +17,7 @@ COSTS = Costs(run=(1.0,) * 7, keep=(0.0,) * 10)
 
 def told_apart(saved):
     graph = three_layers()
-    plan = just_in_time(graph, saved, "test")
+    plan = schedule_late(graph, saved, "test")
     timeline = simulate(graph, plan, COSTS, fuse=False)
     return plan, timeline, occupancy(graph, plan, timeline)
 
@@ -63,18 +63,18 @@ def test_the_roles_add_up_to_the_timeline(data):
     graph = data.draw(joint_graphs())
     costs = data.draw(integer_costs(graph))
     assume(next(choices(graph), None))
-    plan = just_in_time(graph, Network(graph).solve(costs.run, costs.keep).saved, "test")
+    plan = schedule_late(graph, Network(graph).solve(costs.run, costs.keep).saved, "test")
     timeline = simulate(graph, plan, costs, fuse=data.draw(st.booleans()))
     found = occupancy(graph, plan, timeline)
     assert [sum(sizes) for sizes in zip(*found.by_role, strict=True)] == list(timeline.live)
     assert all(n >= 0 for sizes in found.by_role for n in sizes)
-    assert sum(o.nbytes for o in found.occupants) == sum(t.nbytes for t in timeline.tenants)
+    assert sum(o.nbytes for o in found.occupants) == sum(t.nbytes for t in timeline.intervals)
 
 
 @pytest.mark.parametrize(
     ("live", "temporaries", "saved"),
     [
-        (12, 5, 7),  # exactly the tenants
+        (12, 5, 7),  # exactly the intervals
         (17, 10, 7),  # five more, a workspace
         (9, 2, 7),  # three overwritten in place: of what dies here
         (3, 0, 3),  # nothing is negative
@@ -86,9 +86,9 @@ def test_a_difference_to_the_tenants_is_put_where_it_belongs(live, temporaries, 
     kept, gone = b.op([x], 7), b.op([x], 5)
     graph = b.build([], [])
     graph = dataclasses.replace(graph, bwd_outputs=())
-    plan = dataclasses.replace(just_in_time(graph, [], "test"), saved=(kept,))
-    tenants = (Tenant(kept, 0, 7, 0, 1), Tenant(gone, 0, 5, 0, 0))
-    timeline = Timeline(plan.fwd[:2], 2, (live, 7), tenants, 0.0, 1.0)
+    plan = dataclasses.replace(schedule_late(graph, [], "test"), saved=(kept,))
+    intervals = (LiveInterval(kept, 0, 7, 0, 1), LiveInterval(gone, 0, 5, 0, 0))
+    timeline = Timeline(plan.fwd[:2], 2, (live, 7), intervals, 0.0, 1.0)
     found = occupancy(graph, plan, timeline)
     by_role = dict(zip(ROLES, found.by_role, strict=True))
     assert (by_role[Role.TEMPORARIES][0], by_role[Role.SAVED][0]) == (temporaries, saved)

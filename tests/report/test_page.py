@@ -62,10 +62,10 @@ def test_what_the_script_reads_is_what_the_report_says():
     told = {values[a["value"]]["name"]: (a["fate"], a["reason"]) for a in accounts}
     assert told["v3"] == ("saved", "saved: recomputing costs 3.00 s for 11 B")
     assert len(told) == len(report.accounts)
-    runs, tenants = (table(found[name], found["strings"]) for name in ("runs", "tenants"))
+    runs, intervals = (table(found[name], found["strings"]) for name in ("runs", "intervals"))
     assert [r["live"] for r in runs] == list(report.timeline.live)
     assert [r["copy"] for r in runs] == [run.copy for run in report.timeline.runs]
-    lives = {(values[t["value"]]["name"], t["copy"]): (t["born"], t["end"]) for t in tenants}
+    lives = {(values[t["value"]]["name"], t["copy"]): (t["born"], t["end"]) for t in intervals}
     assert lives == {(report.graph.values[o.value].name, o.copy): (o.born, o.end) for o in report.occupancy.occupants}
 
 
@@ -88,15 +88,15 @@ def long_report():
 
 
 def test_a_large_graph_keeps_its_peak_and_its_largest_values(long_report, monkeypatch):
-    for name in ("MOST_MOMENTS", "MOST_TENANTS", "MOST_ACCOUNTS"):
+    for name in ("MOST_MOMENTS", "MOST_INTERVALS", "MOST_ACCOUNTS"):
         monkeypatch.setattr(page, name, 300)
     found = data(long_report)
-    runs, tenants = (table(found[name], found["strings"]) for name in ("runs", "tenants"))
+    runs, intervals = (table(found[name], found["strings"]) for name in ("runs", "intervals"))
     assert len(runs) == 300
     assert max(r["live"] for r in runs) == runs[found["peak_at"]]["live"] == long_report.timeline.peak
     assert [sum(sizes) for sizes in zip(*found["by_role"], strict=True)] == [r["live"] for r in runs]
     assert sum(r["seconds"] for r in runs) == pytest.approx(sum(long_report.seconds), rel=1e-3)
-    assert all(0 <= t["born"] <= t["end"] < 300 for t in tenants)
+    assert all(0 <= t["born"] <= t["end"] < 300 for t in intervals)
     assert len(table(found["accounts"], found["strings"])) == 300
     assert f"{len(long_report.accounts) - 300:,} smaller ones are left to the JSON report." in found["left_out"]
 

@@ -10,14 +10,14 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind, Origin
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.mincut import Network
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.report.reasons import Fate, accounts
 
 COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 
 
 def fates(graph, saved, costs=COSTS, fuse=False):
-    plan = just_in_time(graph, saved, "test")
+    plan = schedule_late(graph, saved, "test")
     timeline = simulate(graph, plan, costs, fuse=fuse)
     return {a.value: a for a in accounts(graph, plan, timeline, costs)}
 
@@ -118,7 +118,7 @@ def test_saved_outputs_and_what_only_backward_makes():
 
 
 def test_the_largest_first_and_who_is_there_at_the_peak():
-    plan = just_in_time(three_layers(), [2, 3], "test")
+    plan = schedule_late(three_layers(), [2, 3], "test")
     timeline = simulate(three_layers(), plan, COSTS, fuse=False)
     told = accounts(three_layers(), plan, timeline, COSTS)
     sizes = [three_layers().values[a.value].nbytes for a in told]

@@ -94,7 +94,7 @@ def test_the_json_says_everything():
     assert [r["live"] for r in timeline["runs"]] == list(report.timeline.live)
     assert (timeline["first_backward"], timeline["peak_at"]) == (report.timeline.first_backward, 6)
     assert set(timeline["roles"]) == {"others", "saved", "recomputed", "gradients", "outputs", "temporaries"}
-    assert {(t["value"], t["copy"], t["role"]) for t in timeline["tenants"]} >= {("v2", 1, "recomputed")}
+    assert {(t["value"], t["copy"], t["role"]) for t in timeline["intervals"]} >= {("v2", 1, "recomputed")}
 
 
 def test_a_real_graph():

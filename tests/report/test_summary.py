@@ -7,9 +7,9 @@ from rematpass.config import Budget, BudgetKind
 from rematpass.core.cost import Costs
 from rematpass.core.frontier import Ladder, Rung, peak_allowed
 from rematpass.core.graph import Kind, Origin, Value
-from rematpass.core.simulate import Tenant, Timeline, simulate
+from rematpass.core.simulate import LiveInterval, Timeline, simulate
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.report.summary import describe, infeasible, summarize
 from rematpass.units import parse_bytes
 
@@ -22,7 +22,7 @@ def graph_and_ladder():
     graph = dataclasses.replace(
         three_layers(op0={"flops": 101}, op1={"flops": 103}, op2={"flops": 107}), name="graph 0/0"
     )
-    fast, slow = (just_in_time(graph, saved, "ladder") for saved in ([2, 3], []))
+    fast, slow = (schedule_late(graph, saved, "ladder") for saved in ([2, 3], []))
     rungs = [Rung(plan, simulate(graph, plan, COSTS, fuse=False)) for plan in (fast, slow)]
     rungs[1] = Rung(slow, dataclasses.replace(rungs[1].timeline, live=(7, 61)))
     return graph, Ladder(tuple(rungs))
@@ -141,11 +141,11 @@ def large_values(recompute):
     ops = [dataclasses.replace(op, module="layers.0.mlp", source=f"/home/me/model.py:{op.id}") for op in graph.ops]
     values = [dataclasses.replace(v, dtype="bfloat16", shape=("s0", str(v.nbytes))) for v in graph.values]
     graph = dataclasses.replace(graph, ops=tuple(ops), values=tuple(values))
-    tenants = tuple(Tenant(v, int(v == 5), graph.values[v].nbytes, 0, 0) for v in made)
-    timeline = Timeline((), 0, (56 * MIB,), tenants, 0.0, 1.0)
+    intervals = tuple(LiveInterval(v, int(v == 5), graph.values[v].nbytes, 0, 0) for v in made)
+    timeline = Timeline((), 0, (56 * MIB,), intervals, 0.0, 1.0)
     costs = Costs(run=(1.0,) * len(ops), keep=(0.0,) * len(values))
     problem = Problem(graph, costs, fuse=False, max_recompute=recompute)
-    return problem, Ladder((Rung(just_in_time(graph, [], "s"), timeline),))
+    return problem, Ladder((Rung(schedule_late(graph, [], "s"), timeline),))
 
 
 def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
@@ -208,4 +208,4 @@ def test_a_value_that_no_op_makes_is_described_by_its_name():
     graph = b.build([], [])
     value = Value(0, 3, Origin.TANGENT, name="tangents_1", dtype="float32", shape=())
     graph = dataclasses.replace(graph, values=(value,))
-    assert describe(graph, Tenant(0, 0, 3, 0, 0)) == "tangents_1 float32[]"
+    assert describe(graph, LiveInterval(0, 0, 3, 0, 0)) == "tangents_1 float32[]"

@@ -14,7 +14,7 @@ from rematpass.core.frontier import Ladder, Rung
 from rematpass.core.graph import JointGraph
 from rematpass.core.solve.bound import Bound
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.report.report import Report, explain
 from rematpass.report.summary import summarize
 
@@ -30,7 +30,7 @@ def tiny_report(rung: int = 1, name: str = "graph 0/0", saved_by_torch=None, **f
     """
     graph = dataclasses.replace(three_layers(), name=name)
     problem = Problem(graph, COSTS, fuse=False)
-    plans = [just_in_time(graph, saved, "ladder") for saved in ([2, 3], [3], [])]
+    plans = [schedule_late(graph, saved, "ladder") for saved in ([2, 3], [3], [])]
     rungs = [Rung(plan, problem.timeline(plan)) for plan in plans]
     peaks = (84, 77, 73)
     rungs = [_with_peak(r, peak) for r, peak in zip(rungs, peaks, strict=True)]

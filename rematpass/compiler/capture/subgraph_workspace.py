@@ -18,7 +18,7 @@ from rematpass.compiler.ops.traits import bodies_of
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.simulate import simulate
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 
 # Those that run their bodies as they are; the bodies of others describe what happens to one element.
 _RUNS_BODIES = frozenset({"invoke_subgraph", "cond"})
@@ -41,7 +41,7 @@ def as_forward(body: fx.GraphModule) -> fx.GraphModule:
 def beyond_results(graph: JointGraph, *, fuse: bool) -> int:
     """Bytes at the highest point of a graph that is all forward, less those of its results."""
     costs = Costs(run=(0.0,) * len(graph.ops), keep=(0.0,) * len(graph.values))
-    peak = simulate(graph, just_in_time(graph, (), "body"), costs, fuse=fuse).peak
+    peak = simulate(graph, schedule_late(graph, (), "body"), costs, fuse=fuse).peak
     return max(0, peak - sum(graph.values[v].nbytes for v in {*graph.fwd_outputs} - {*graph.handed_in}))
 
 

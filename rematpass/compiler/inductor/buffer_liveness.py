@@ -1,6 +1,6 @@
 """The bytes alive while Inductor's ops run in our order, each at its slot; and what moving ops to one slot adds.
 
-What a kernel overwrites it need not allocate, and what it can overwrite depends on what is fused with it (``Heir``):
+What a kernel overwrites it need not allocate, and what it can overwrite depends on what is fused with it (``InplaceCandidate``):
 the backward of a softmax sums over rows, then writes over what it has summed, but only in a kernel of its own. Before
 the timeline knew that, Inductor took 13% more than the simulator says at the floor of a GPT-2 or a ViT, and 5% of a
 Llama (torch 2.13, CPU); now it takes what the simulator says.
@@ -40,7 +40,7 @@ class Buffer:
     stays: bool = False
 
 
-class Timeline:
+class KernelTimeline:
     """The bytes alive at each step, if every op runs at its slot.
 
     A slot is a place in our order. A step is what allocates first and frees last (``steps``).
@@ -60,15 +60,15 @@ class Timeline:
         for name, buffer in self.buffers.items():
             for op in buffer.readers | ({buffer.maker} if buffer.maker else set()):
                 self.touches[op].add(name)
-        self.heirs = _heirs(scheduler, ops, self.buffers)
+        self.inplace_candidates = _inplace_candidates(scheduler, ops, self.buffers)
         self.concerns: dict[str, set[Node]] = {name: set() for name in self.buffers}  # who may write over it
-        for op, heirs in self.heirs.items():
-            for name in {name for heir in heirs for name in (heir.old, heir.new)}:
+        for op, inplace_candidates in self.inplace_candidates.items():
+            for name in {name for inplace_candidate in inplace_candidates for name in (inplace_candidate.old, inplace_candidate.new)}:
                 self.concerns[name].add(op)
         self.live: Steps = np.zeros(self.step[-1] + 1, dtype=np.int64)
         for buffer in self.buffers.values():
             self._add(self.live, 0, buffer, {}, 1)
-        for op in self.heirs:
+        for op in self.inplace_candidates:
             self.live[self.step[self.slot[op]]] -= self._overwrites(op, {})
 
     def _add(self, steps: Steps, first: int, buffer: Buffer, moved: dict[Node, int], sign: int) -> None:
@@ -88,21 +88,21 @@ class Timeline:
             return False
         return bool(readers) and all(slot == start for slot in readers)
 
-    def heir(self, op: Node, moved: Mapping[Node, int] = MappingProxyType({})) -> Heir | None:
+    def inplace_candidate(self, op: Node, moved: Mapping[Node, int] = MappingProxyType({})) -> InplaceCandidate | None:
         """What ``op`` overwrites, since it is the last to read it: then it allocates nothing."""
         slot = moved.get(op, self.slot[op])
-        for heir in self.heirs.get(op, ()):
-            old, new = self.buffers[heir.old], self.buffers[heir.new]
+        for inplace_candidate in self.inplace_candidates.get(op, ()):
+            old, new = self.buffers[inplace_candidate.old], self.buffers[inplace_candidate.new]
             others = ((other, moved.get(other, self.slot[other])) for other in old.readers if other is not op)
-            is_last = all(at < slot or (at == slot and other in heir.alongside) for other, at in others)
+            is_last = all(at < slot or (at == slot and other in inplace_candidate.alongside) for other, at in others)
             if is_last and not self._is_inside(old, moved) and not self._is_inside(new, moved):
-                return heir
+                return inplace_candidate
         return None
 
     def _overwrites(self, op: Node, moved: dict[Node, int]) -> int:
         """The bytes of that."""
-        heir = self.heir(op, moved)
-        return self.buffers[heir.new].nbytes if heir else 0
+        inplace_candidate = self.inplace_candidate(op, moved)
+        return self.buffers[inplace_candidate.new].nbytes if inplace_candidate else 0
 
     def _is_inside(self, buffer: Buffer, moved: Mapping[Node, int]) -> bool:
         if buffer.maker is None:
@@ -167,7 +167,7 @@ def steps(nodes: Sequence[Node], split: bool) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Heir:
+class InplaceCandidate:
     """An op that reads ``old`` and makes ``new`` can write it over ``old``, if nobody reads that later.
 
     ``alongside``: who may read ``old`` in the same kernel.
@@ -178,13 +178,13 @@ class Heir:
     alongside: frozenset[Node]
 
 
-def _heirs(scheduler: Any, ops: Sequence[Node], buffers: dict[str, Buffer]) -> dict[Node, list[Heir]]:
+def _inplace_candidates(scheduler: Any, ops: Sequence[Node], buffers: dict[str, Buffer]) -> dict[Node, list[InplaceCandidate]]:
     """For each op what it can overwrite, by the rules of Inductor's ``decide_inplace_update``.
 
     One of them: what a kernel reads in loops of different shapes (for a sum over each row, then element by element) is
     overwritten in none of them. So the backward of a softmax, fused, takes one matrix of scores more than in two.
     """
-    found: dict[Node, list[Heir]] = {}
+    found: dict[Node, list[InplaceCandidate]] = {}
     for op in ops:
         for new in filter(_is_allocated, op.get_outputs()):
             for read in op.read_writes.reads:
@@ -198,7 +198,7 @@ def _heirs(scheduler: Any, ops: Sequence[Node], buffers: dict[str, Buffer]) -> d
                 if fits and len(where) == 1 and user is not None and user.can_inplace and _can_be_overwritten(old):
                     readers = (r for r in buffers[read.name].readers if r.get_name() in op.ancestors)
                     alongside = frozenset(r for r in readers if _reads(r, read.name) == where)
-                    found.setdefault(op, []).append(Heir(read.name, new.get_name(), alongside))
+                    found.setdefault(op, []).append(InplaceCandidate(read.name, new.get_name(), alongside))
     return found
 
 

@@ -34,7 +34,7 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_driver, inductor_ir, inductor_metrics
 from rematpass.compiler.capture.subgraph_workspace import copied
-from rematpass.compiler.inductor.wrapper_memory import BodiesBegin, BodiesEnd, Course, Moment, allocated, origin
+from rematpass.compiler.inductor.wrapper_memory import BodiesBegin, BodiesEnd, WrapperMemory, LiveBytes, allocated, origin
 from rematpass.compiler.ops.size_hints import hint
 
 _under_way = contextvars.ContextVar("rematpass dry run", default=False)
@@ -52,16 +52,16 @@ class DryRun:
     ``without_outputs``: backward's course if the caller has let go of forward's outputs.
     """
 
-    timeline: tuple[Moment, ...]
+    timeline: tuple[LiveBytes, ...]
     storages: tuple[tuple[str, int] | None, ...]
     strides: tuple[tuple[int, ...] | None, ...]
     seconds: float
     unknown: tuple[str, ...] = ()
-    without_outputs: tuple[Moment, ...] = ()
+    without_outputs: tuple[LiveBytes, ...] = ()
 
     @property
-    def peak(self) -> Moment:
-        return max(self.timeline, key=lambda moment: moment.nbytes, default=Moment("", 0))
+    def peak(self) -> LiveBytes:
+        return max(self.timeline, key=lambda moment: moment.nbytes, default=LiveBytes("", 0))
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,15 @@ def dry_run(
     module.graph.find_nodes(op="output")[0].meta["user_visible_output_idxs"] = list(shown)
     with _leaving_no_trace(inputs), _lowered(module, inputs, is_backward, donated) as graph:
         names = [n.name for n in _inputs(module)]
-        course = Course(graph, base, dict(zip(names, given, strict=False)))
-        other = Course(graph, base_if_dropped, dict(zip(names, given_if_dropped or (), strict=False)))
+        course = WrapperMemory(graph, base, dict(zip(names, given, strict=False)))
+        other = WrapperMemory(graph, base_if_dropped, dict(zip(names, given_if_dropped or (), strict=False)))
         for line in graph.wrapper_code.lines:
             course.take(line)
             other.take(line)
         storages = [course.storage(result) for result in graph.graph_outputs]
         left = sum(dict(filter(None, storages)).values())
         return DryRun(
-            timeline=(*course.timeline, Moment("output", base + left)),
+            timeline=(*course.timeline, LiveBytes("output", base + left)),
             storages=tuple(storages),
             strides=tuple(map(_strides, graph.graph_outputs)),
             seconds=time.perf_counter() - start,
@@ -319,7 +319,7 @@ def _skip_body_for_triton(op: Any, index_vars: Any) -> None:
         type(op).codegen(op, index_vars)
         return
     _skip_body(op, index_vars)
-    V.kernel.compute.writeline("")  # a loop with nothing in it would end unnoticed, and what it stored not be forgotten
+    V.kernel.compute.writeline("")  # a loop with nothing in it would end unnoticed, and what it stored not be evicted
     if op.is_reduction() or not V.kernel.inside_reduction:
         V.kernel.outside_loop_vars.update(d.name for d in op.read_writes.writes)
 

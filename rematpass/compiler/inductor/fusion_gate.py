@@ -5,7 +5,7 @@ A fused kernel runs at one place, so fusing moves work, and with it the lives of
         slot      3: a = cos(x)   4: mm(a, ..)   5: b = cos(x)   6: mm(b, ..)       a is gone when b is made
         fused     3: a, b = cos(x), cos(x)   4: mm(a, ..)   6: mm(b, ..)            b waits beside a
 
-``Timeline`` (``buffer_liveness.py``) holds the bytes alive at each step of our order, ``Gate`` refuses a pair that raises the
+``KernelTimeline`` (``buffer_liveness.py``) holds the bytes alive at each step of our order, ``Gate`` refuses a pair that raises the
 highest point between its two places. When no such pair is left, the peak is known, and a second round takes every pair
 that stays well under it: where there is memory to spare nothing is given up. (Well under: the timeline does not know
 calls' workspaces.)
@@ -22,14 +22,14 @@ from typing import Any
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import inductor_ir, inductor_memory
-from rematpass.compiler.inductor.buffer_liveness import Node, Timeline, steps, whole_of
+from rematpass.compiler.inductor.buffer_liveness import Node, KernelTimeline, steps, whole_of
 
 log = logging.getLogger("rematpass")
 
 _SPARE = 15 / 16  # of the peak is what the second round may fill
 
 
-def join_loops(scheduler: Any, timeline: Timeline, nodes: Sequence[Node], limit: int) -> None:
+def join_loops(scheduler: Any, timeline: KernelTimeline, nodes: Sequence[Node], limit: int) -> None:
     """On the CPU, which kernels become one C++ function: neighbours, as long as no more than ``limit`` bytes live.
 
     A function's buffers are all allocated before it and freed after it, so Inductor's own choice, everything between
@@ -42,7 +42,7 @@ def join_loops(scheduler: Any, timeline: Timeline, nodes: Sequence[Node], limit:
             backend.codegen_node = functools.partial(_codegen_and_flush, backend, backend.codegen_node, followed)
 
 
-def _followed(timeline: Timeline, nodes: Sequence[Node], limit: int) -> set[str]:
+def _followed(timeline: KernelTimeline, nodes: Sequence[Node], limit: int) -> set[str]:
     """The first ops of the kernels after which their function goes on."""
     made, followed = timeline.made(), set()
     held = 0
@@ -76,7 +76,7 @@ def give_up(error: Exception) -> None:
 class Gate:
     """Whether two kernels may be fused: not when that raises the highest point between them above ``limit``."""
 
-    def __init__(self, timeline: Timeline, strict: bool = True) -> None:
+    def __init__(self, timeline: KernelTimeline, strict: bool = True) -> None:
         self.timeline, self.strict = timeline, strict
         self.limit = 0
         self.refused = 0
@@ -157,24 +157,24 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
     scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes
 
 
-def prefer(scheduler: Any, timeline: Timeline) -> None:
+def prefer(scheduler: Any, timeline: KernelTimeline) -> None:
     """Let ops overwrite what frees bytes.
 
     Inductor takes the first of an op's reads that it can write over, be it one that never leaves the kernel: then that
     one is allocated after all. (A dropout's mask: drawn, read and overwritten, beside the values that it is for.) Only
     then another one is put first, and only what kernels compute and read: what a call hands back may share its bytes.
     """
-    for op, heirs in timeline.heirs.items():
-        heir = timeline.heir(op)
-        if heir is None or heir is heirs[0] or heir.old not in scheduler.name_to_buf:
+    for op, inplace_candidates in timeline.inplace_candidates.items():
+        inplace_candidate = timeline.inplace_candidate(op)
+        if inplace_candidate is None or inplace_candidate is inplace_candidates[0] or inplace_candidate.old not in scheduler.name_to_buf:
             continue
-        computed = isinstance(scheduler.name_to_buf[heir.old].node, inductor_ir.ComputedBuffer)
-        if computed and not any(reader.is_extern() for reader in timeline.buffers[heir.old].readers):
-            reads = sorted(op.read_writes.reads, key=lambda read, old=heir.old: read.name != old)  # type: ignore[misc]
+        computed = isinstance(scheduler.name_to_buf[inplace_candidate.old].node, inductor_ir.ComputedBuffer)
+        if computed and not any(reader.is_extern() for reader in timeline.buffers[inplace_candidate.old].readers):
+            reads = sorted(op.read_writes.reads, key=lambda read, old=inplace_candidate.old: read.name != old)  # type: ignore[misc]
             op.read_writes = dataclasses.replace(op.read_writes, reads=_torch.OrderedSet(reads))
 
 
-def tell_reuse(scheduler: Any, nodes: Sequence[Node], timeline: Timeline) -> None:
+def tell_reuse(scheduler: Any, nodes: Sequence[Node], timeline: KernelTimeline) -> None:
     """Correct what Inductor knows when it decides which freed buffers to hand on: their sizes and their ends.
 
     What fusion removed and what is a part of another buffer takes nothing; what is overwritten in place is freed
@@ -193,8 +193,8 @@ def tell_reuse(scheduler: Any, nodes: Sequence[Node], timeline: Timeline) -> Non
             inside = len(names) > 1 and b.users and all(user.get_name() in names for user in b.users)
             if inside or whole_of(b):
                 b.mpi_buffer.size_alloc = b.mpi_buffer.size_free = 0
-    for op in timeline.heirs:
-        heir = timeline.heir(op)
-        if heir is not None and heir.old in scheduler.name_to_buf:
-            scheduler.name_to_buf[heir.old].mpi_buffer.size_free = 0
-            scheduler.name_to_buf[heir.new].mpi_buffer.size_alloc = 0
+    for op in timeline.inplace_candidates:
+        inplace_candidate = timeline.inplace_candidate(op)
+        if inplace_candidate is not None and inplace_candidate.old in scheduler.name_to_buf:
+            scheduler.name_to_buf[inplace_candidate.old].mpi_buffer.size_free = 0
+            scheduler.name_to_buf[inplace_candidate.new].mpi_buffer.size_alloc = 0

@@ -13,24 +13,24 @@ import torch
 
 from rematpass.compiler import _torch
 
-torch.library.define("rematpass::written", "(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+torch.library.define("rematpass::realize", "(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
-@torch.library.impl("rematpass::written", "CompositeExplicitAutograd")
+@torch.library.impl("rematpass::realize", "CompositeExplicitAutograd")
 def _clone(x: torch.Tensor) -> torch.Tensor:
     """What it does where no Inductor lowers it: a copy, since an op must not return its own argument."""
     return x.clone()
 
 
-@torch.library.register_fake("rematpass::written")
+@torch.library.register_fake("rematpass::realize")
 def _like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
 
 
-WRITTEN = torch.ops.rematpass.written.default
+REALIZE = torch.ops.rematpass.realize.default
 
 
-@_torch.register_lowering(WRITTEN, type_promotion_kind=None)  # type: ignore[misc]
+@_torch.register_lowering(REALIZE, type_promotion_kind=None)  # type: ignore[misc]
 def _realized(x: Any) -> Any:
     x.realize()
     return x

@@ -14,7 +14,7 @@ column is what the plan's own order takes when values that are merged away are l
 1. *Order.* Inductor sorts kernels by when their buffers were first needed, then by a depth-first search, then by
    estimated memory (``reorder_for_peak_memory``, switched off here). ``in_our_order`` sorts by place in the fx graph.
 2. *Fusion.* A fused kernel runs where its first part stood, so fusing moves work: eight recomputations of one value,
-   each just before its reader, become one kernel at the front that writes all eight. Twins of a matrix product are
+   each just before its reader, become one kernel at the front that writes all eight. DuplicatePlans of a matrix product are
    never merged; twins of a pointwise op are, here. Forbidding fusion by distance costs kernels where there is memory
    to spare. ``Gate`` moves the two parts together on a timeline: first only what raises no local peak is fused, then
    whatever stays under the peak that is left. On the Llama above: 109 kernels, 112 by default.
@@ -45,7 +45,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
-from rematpass.compiler.inductor.buffer_liveness import Node, Timeline, predecessors
+from rematpass.compiler.inductor.buffer_liveness import Node, KernelTimeline, predecessors
 from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.compiler.ops.traits import kind_of
@@ -94,7 +94,7 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
         nodes = in_our_order(nodes, V.graph.module.graph.nodes)
         for slot, node in enumerate(nodes):
             node.min_order = node.max_order = slot
-        guard_fusion(scheduler, Gate(Timeline(scheduler, nodes, self.split), self.strict), self.split)
+        guard_fusion(scheduler, Gate(KernelTimeline(scheduler, nodes, self.split), self.strict), self.split)
         return nodes
 
     def uuid(self) -> bytes:

@@ -35,7 +35,7 @@ _WITHOUT_BYTES = frozenset(
 
 
 @dataclass(frozen=True)
-class Moment:
+class LiveBytes:
     """A kernel or a call, named after the fx nodes that it came from, and the bytes alive while it runs."""
 
     name: str
@@ -83,7 +83,7 @@ class _Call:
     operands: list[_Operand | None]
 
 
-class Course:
+class WrapperMemory:
     """The bytes alive, line by line. ``held``: what each name that is alive stands for, in bytes.
 
     ``items``: the names in a call's tuple of results that nobody has taken out. Bodies may hand one result back twice:
@@ -103,7 +103,7 @@ class Course:
         self.same_as: dict[str, str] = {}
         self.taken: dict[str, int] = {}
         self.live = base + sum(self.bytes_of.values())
-        self.timeline = [Moment("input", self.live)]
+        self.timeline = [LiveBytes("input", self.live)]
         self.unknown: set[str] = set()
         self.calls: list[_Call] = []  # of bodies, that are being written
 
@@ -160,10 +160,10 @@ class Course:
                 items.remove(name)
 
     def _KernelCallLine(self, line: Any) -> None:  # noqa: N802
-        self.timeline.append(Moment(line.kernel_name, self.live))
+        self.timeline.append(LiveBytes(line.kernel_name, self.live))
 
     def _ExternKernelOutLine(self, line: Any) -> None:  # noqa: N802
-        self.timeline.append(Moment(origin(line.node), self.live + _workspace(self.graph, line.node)))
+        self.timeline.append(LiveBytes(origin(line.node), self.live + _workspace(self.graph, line.node)))
 
     def _ExternKernelAllocLine(self, line: Any) -> None:  # noqa: N802
         node = line.node
@@ -176,7 +176,7 @@ class Course:
             self.items[node.get_name()] = [o.get_name() for o in own]
         elif _owns_its_bytes(layout) and not node.get_inputs_that_alias_output():
             self._allocate(node)
-        self.timeline.append(Moment(origin(node), self.live + _workspace(self.graph, node)))
+        self.timeline.append(LiveBytes(origin(node), self.live + _workspace(self.graph, node)))
 
     def _BodiesBegin(self, line: Any) -> None:  # noqa: N802
         self.calls.append(_Call(line.branches, [self._operand(node) for node in line.operands]))
@@ -191,10 +191,10 @@ class Course:
         given = [(str(o), 0 if self._is_there(o) else o.nbytes) if o else None for o in operands]
         base, most = self.live, -1
         for graph in line.bodies:
-            body = Course(graph, base, dict(zip(graph.graph_input_names, given, strict=False)))
+            body = WrapperMemory(graph, base, dict(zip(graph.graph_input_names, given, strict=False)))
             for inner in graph.wrapper_code.lines:
                 body.take(inner)
-            self.timeline += [Moment(f"{origin(line.node)}: {m.name}", m.nbytes) for m in body.timeline]
+            self.timeline += [LiveBytes(f"{origin(line.node)}: {m.name}", m.nbytes) for m in body.timeline]
             self.unknown |= body.unknown
             results = [body.storage(result) for result in graph.graph_outputs]
             if (left := sum(dict(filter(None, results)).values())) > most:

@@ -123,7 +123,7 @@ def cuda_events(trace: Sequence[dict[str, Any]], since: int) -> Iterator[Event]:
 
 
 @dataclass(frozen=True)
-class Moment:
+class AllocatedBytes:
     """What is alive right after one event: all bytes, and those of them that end up as parameter gradients."""
 
     nanoseconds: int
@@ -131,11 +131,11 @@ class Moment:
     gradients: int
 
 
-def course(events: Sequence[Event], gradient_addresses: frozenset[int] | set[int]) -> tuple[Moment, ...]:
+def live_bytes(events: Sequence[Event], gradient_addresses: frozenset[int] | set[int]) -> tuple[AllocatedBytes, ...]:
     """The bytes alive over time, starting from zero before the first event.
 
     A block counts as gradient from its allocation on if it is at one of ``gradient_addresses`` and still alive at
-    the end: an address can be handed out many times in a step, and only its last tenant is the gradient.
+    the end: an address can be handed out many times in a step, and only its last interval is the gradient.
     """
     last = {e.address: i for i, e in enumerate(events) if e.address in gradient_addresses}
     gradients = {i for i in last.values() if events[i].nbytes > 0}
@@ -149,5 +149,5 @@ def course(events: Sequence[Event], gradient_addresses: frozenset[int] | set[int
             total += event.nbytes
         if i in gradients:
             of_gradients += event.nbytes
-        moments.append(Moment(event.nanoseconds, total, of_gradients))
+        moments.append(AllocatedBytes(event.nanoseconds, total, of_gradients))
     return tuple(moments)

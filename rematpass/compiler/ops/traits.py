@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
 from rematpass.compiler.ops.size_hints import hint
-from rematpass.compiler.ops.workspace import OF_LIBRARIES, scratch_of
+from rematpass.compiler.ops.workspace import OF_LIBRARIES, measured_workspace
 from rematpass.core.graph import Kind
 
 log = logging.getLogger("rematpass")
@@ -111,7 +111,7 @@ def workspace_of_call(
     # By name: attention with dropout draws random numbers, but is no less attention.
     if not isinstance(node.target, OpOverload) or _kind_by_name(node.target) not in OF_LIBRARIES:
         return 0
-    return scratch_of(node, laid_out, channels_last=channels_last, flops=_flops(node))
+    return measured_workspace(node, laid_out, channels_last=channels_last, flops=_flops(node))
 
 
 def _workspace(node: fx.Node, channels_last: bool) -> int:

@@ -24,7 +24,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler.ops import device as settings
-from rematpass.compiler.ops.allocator_trace import course, record
+from rematpass.compiler.ops.allocator_trace import live_bytes, record
 from rematpass.compiler.ops.sample_call import Call, call_of
 from rematpass.core.graph import Kind
 
@@ -41,7 +41,7 @@ _known: dict[tuple[str, ...], int] = {}
 _unsettled: set[torch.device] = set()
 
 
-def scratch_of(
+def measured_workspace(
     node: fx.Node,
     laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
     *,
@@ -118,6 +118,6 @@ def _on_cpu(call: Call, device: torch.device) -> int:
     args, kwargs = call.arguments()
     with record(device) as recording:
         results = call.target(*args, **kwargs)
-    moments = course(recording.events, set())
+    moments = live_bytes(recording.events, set())
     del results
     return max((m.nbytes for m in moments), default=0) - (moments[-1].nbytes if moments else 0)

@@ -8,18 +8,18 @@ from rematpass.core.graph import Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.mincut import Cut
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 
 
 def save_all(problem: Problem) -> tuple[Plan, ...]:
     """Run nothing again that can be saved: what eager mode does."""
     cut = problem.network.solve([1.0] * len(problem.graph.ops), [0.0] * len(problem.graph.values))
-    return (just_in_time(problem.graph, cut.saved, "save_all"),)
+    return (schedule_late(problem.graph, cut.saved, "save_all"),)
 
 
 def recompute_all(problem: Problem) -> tuple[Plan, ...]:
     """Save the fewest bytes that backward can start from."""
-    return (just_in_time(problem.graph, fewest_bytes(problem).saved, "recompute_all"),)
+    return (schedule_late(problem.graph, fewest_bytes(problem).saved, "recompute_all"),)
 
 
 def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
@@ -40,7 +40,7 @@ def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
     for first in range(0, len(forward) - width, width):
         boundary = min(forward[first : first + width], key=lambda op: (weight[op], -op))
         saved.update(crossing[boundary])
-    return (just_in_time(graph, saved, "chen_sqrt"),)
+    return (schedule_late(graph, saved, "chen_sqrt"),)
 
 
 def worth_a_boundary(problem: Problem) -> list[int]:

@@ -157,7 +157,7 @@ class _Relaxed:
     def _surely_kept(self) -> frozenset[int]:
         """Inputs that backward's own ops touch, or that it returns: every plan keeps them."""
         graph = self.problem.graph
-        touched = {v for op in graph.own_ops for v in graph.touched[op.id]} | set(graph.bwd_outputs)
+        touched = {v for op in graph.backward_ops for v in graph.touched[op.id]} | set(graph.bwd_outputs)
         return frozenset(touched.intersection(graph.handed_in))
 
     @cached_property

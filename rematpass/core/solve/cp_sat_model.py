@@ -22,7 +22,7 @@ class Program:
     def __init__(self, problem: Problem, peak: int, passes: int) -> None:
         self.problem, self.graph, self.peak = problem, problem.graph, peak
         self.program = cp_model.CpModel()
-        self.own = self.graph.own_ops
+        self.own = self.graph.backward_ops
         # The own op at the end of each stage; none for passes before the last one, and at the end of backward.
         self.stages: list[Op | None] = [op for own in self.own for op in (*[None] * (passes - 1), own)]
         self.stages += [None] * passes

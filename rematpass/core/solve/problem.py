@@ -11,19 +11,19 @@ from functools import cached_property
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph, Side
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Residence, Timeline, residence, timeline_of
+from rematpass.core.simulate import Materialization, Timeline, materialization, timeline_of
 from rematpass.core.solve.mincut import Network
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.errors import PlanTimeout
 
 # Ops up to which a graph gets every trial that the solvers know. Simulating a plan takes time in proportion to the ops,
 # so beyond that the number of trials falls as the ops rise, and planning stays near-linear.
 _FULL_EFFORT = 2500
 
-_KEPT = 32  # residences, of plans that a search may ask for again
+_KEPT = 32  # materializations, of plans that a search may ask for again
 
 # A value that is let go, and after which of backward's own ops.
-Letting = tuple[int, int]
+Eviction = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ class Problem:
         return Network(self.graph)
 
     @cached_property
-    def _plans(self) -> dict[tuple[str, frozenset[int], frozenset[Letting]], Plan]:
+    def _plans(self) -> dict[tuple[str, frozenset[int], frozenset[Eviction]], Plan]:
         return {}
 
-    def plan(self, solver: str, saved: frozenset[int], forgotten: frozenset[Letting] = frozenset()) -> Plan:
+    def plan(self, solver: str, saved: frozenset[int], evicted: frozenset[Eviction] = frozenset()) -> Plan:
         """The plan that saves ``saved``, made just in time, once: solvers come by the same decisions again and again.
 
         Raises:
             PlanError: something that must not run twice would have to.
         """
-        key = (solver, saved, forgotten)
+        key = (solver, saved, evicted)
         if key not in self._plans:
             moments: dict[int, list[int]] = {}
-            for value, moment in sorted(forgotten):
+            for value, moment in sorted(evicted):
                 moments.setdefault(moment, []).append(value)
-            self._plans[key] = just_in_time(self.graph, saved, solver, moments)
+            self._plans[key] = schedule_late(self.graph, saved, solver, moments)
         return self._plans[key]
 
     @cached_property
@@ -69,7 +69,7 @@ class Problem:
         return {}
 
     @cached_property
-    def _latest(self) -> dict[Plan, Residence]:
+    def _latest(self) -> dict[Plan, Materialization]:
         return {}
 
     def timeline(self, plan: Plan) -> Timeline:
@@ -81,17 +81,17 @@ class Problem:
         if time.monotonic() > self.deadline:
             raise PlanTimeout("planning took longer than planning_seconds allows; raise it, or take a simpler solver")
         if plan not in self._timelines:
-            there = self.residence(plan)
+            there = self.materialization(plan)
             self._timelines[plan] = timeline_of(self.graph, plan, self.costs, there, fuse=self.fuse)
         return self._timelines[plan]
 
-    def residence(self, plan: Plan) -> Residence:
+    def materialization(self, plan: Plan) -> Materialization:
         """What of ``plan`` takes bytes: kept for the plans that came last, since it is large."""
         if plan in self._latest:
             return self._latest[plan]
         while len(self._latest) >= self.trials(_KEPT):
             del self._latest[next(iter(self._latest))]
-        self._latest[plan] = residence(self.graph, plan, fuse=self.fuse)
+        self._latest[plan] = materialization(self.graph, plan, fuse=self.fuse)
         return self._latest[plan]
 
     @cached_property

@@ -3,7 +3,7 @@
 Backward's own ops keep their order. Before each of them runs, what it reads and what is not there is made again from
 what is, in forward's order; every copy is dropped after its last use.
 
-A value can be let go in between and made once more (``forgotten``): it is then dropped at its last use up to the
+A value can be let go in between and made once more (``evicted``): it is then dropped at its last use up to the
 ``i``-th own op, and whoever reads it later gets a new copy.
 
 Source: torch's ``reordering_to_mimic_autograd_engine`` (``torch/_functorch/partitioners.py``) orders recomputation in
@@ -22,13 +22,13 @@ from rematpass.core.schedule import Plan, Runs
 from rematpass.errors import PlanError
 
 
-def just_in_time(
-    graph: JointGraph, saved: Iterable[int], solver: str, forgotten: Mapping[int, Iterable[int]] | None = None
+def schedule_late(
+    graph: JointGraph, saved: Iterable[int], solver: str, evicted: Mapping[int, Iterable[int]] | None = None
 ) -> Plan:
     """The schedule that saves ``saved`` (value ids) and makes everything else again when backward asks for it.
 
     Inputs that backward turns out to need are kept without being asked for: nothing can recompute them.
-    ``forgotten[i]``: values that are let go when the ``i``-th of ``own_ops`` has run.
+    ``evicted[i]``: values that are let go when the ``i``-th of ``backward_ops`` has run.
 
     Raises:
         PlanError: backward needs a value that is not saved and must not be computed again.
@@ -60,15 +60,15 @@ def just_in_time(
     def asked_for(op: Op) -> str:
         return f"{solver}: backward needs op {op.id} ({op.name}) again"
 
-    forgotten = forgotten or {}
+    evicted = evicted or {}
     mutations = graph.own_mutations
-    for moment, op in enumerate(graph.own_ops[: len(graph.own_ops) - len(mutations)]):
+    for moment, op in enumerate(graph.backward_ops[: len(graph.backward_ops) - len(mutations)]):
         if not there.issuperset(op.reads):
             make_again(op.reads)
         backward.append(op.id)
         there.update(op.writes)
-        if moment in forgotten:
-            there.difference_update(forgotten[moment])
+        if moment in evicted:
+            there.difference_update(evicted[moment])
     make_again(graph.bwd_outputs)
     make_again(v for op in mutations for v in op.reads)
     backward += [op.id for op in mutations]

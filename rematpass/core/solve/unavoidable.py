@@ -1,6 +1,6 @@
 """What every plan has in memory, whatever it saves and recomputes: what a proof may count on.
 
-Moments stand still: forward's own ops in their order, the *turn* (the end of forward), backward's own ops in theirs.
+TimeAxis stand still: forward's own ops in their order, the *turn* (the end of forward), backward's own ops in theirs.
 At each of them some bytes are alive in every plan (``unavoidable``), and more in the plans that make a certain choice
 (``Claims``). Choices are those of the cut (``mincut``): an op runs again in backward, usefully, or it does not.
 
@@ -33,7 +33,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rematpass.core.cost import FREE, FUSIBLE, WRITTEN
+from rematpass.core.cost import FREE, FUSIBLE, ALWAYS_REALIZED
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ class Certain:
     def __init__(self, graph: JointGraph, fuse: bool) -> None:
         self.graph, self.fuse = graph, fuse
         forward = graph.forward_ops
-        own = [op.id for op in graph.own_ops]
+        own = [op.id for op in graph.backward_ops]
         self.turn = len(forward)
         self.count = len(forward) + 1 + len(own)
         self.moment = {op: i for i, op in enumerate(forward)} | {op: self.turn + 1 + i for i, op in enumerate(own)}
@@ -175,7 +175,7 @@ class Certain:
 
     def _is_written(self, op: Op) -> bool:
         """Whether what ``op`` makes is in memory whoever reads it."""
-        return not self.fuse or not self._fuses[op.id] or op.kind in WRITTEN
+        return not self.fuse or not self._fuses[op.id] or op.kind in ALWAYS_REALIZED
 
     def _is_drawn(self, op: Op) -> bool:
         return self.fuse and op.kind is Kind.SEEDED
@@ -223,14 +223,14 @@ class Certain:
     # Needs: what lives on in what is made of it.
 
     @cached_property
-    def _heir(self) -> dict[int, int]:
+    def _inplace_candidate(self) -> dict[int, int]:
         """For each op that a cut can move, the one argument that it passes its readers' needs on to."""
-        heirs: dict[int, int] = {}
+        inplace_candidates: dict[int, int] = {}
         for op in self.graph.ops:
             candidates = [v for v in op.reads if v in self._saved]
             if self.graph.sides[op.id] is not Side.BACKWARD and candidates:
-                heirs[op.id] = min(candidates, key=self._readers_again_then_size)
-        return heirs
+                inplace_candidates[op.id] = min(candidates, key=self._readers_again_then_size)
+        return inplace_candidates
 
     def _readers_again_then_size(self, value: int) -> tuple[bool, int, int]:
         nbytes = self.graph.values[value].nbytes
@@ -256,7 +256,7 @@ class Certain:
         if late:  # a reader that fuses may overwrite it, or what it is made of
             end = max(self.moment[r] + (not self.fuse or graph.ops[r].kind not in FUSIBLE) for r in late)
             return _Need(end, nbytes, self._asked[value])
-        if any(self._heir.get(r) != value for r in graph.readers[value]):
+        if any(self._inplace_candidate.get(r) != value for r in graph.readers[value]):
             return _Need(0, 0)
         need = _Need.least(needs[r] for r in graph.readers[value])
         return _Need(need.end, min(need.nbytes, nbytes), need.holes)
@@ -269,7 +269,7 @@ class Certain:
             producer = self.graph.producer[value]
             assert producer is not None
             first, nbytes = max(last, self.turn) + 1, self.graph.values[value].nbytes
-            readers = [r for r in self.graph.readers[value] if self._heir.get(r) == value]
+            readers = [r for r in self.graph.readers[value] if self._inplace_candidate.get(r) == value]
             for reader in sorted(readers, key=lambda r: (-self._needs[r].nbytes, self._needs[r].end)):
                 need = self._needs[reader]
                 held = min(need.nbytes, nbytes)

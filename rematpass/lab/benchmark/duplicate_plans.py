@@ -11,7 +11,7 @@ import threading
 from rematpass.report.measurement import Measurement, Strategy
 
 
-class Twins:
+class DuplicatePlans:
     """Who came to which plan, by its hash; asked from several threads."""
 
     def __init__(self) -> None:

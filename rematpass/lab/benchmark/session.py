@@ -32,7 +32,7 @@ from typing import Any
 
 from rematpass.errors import MeasureError
 from rematpass.lab.benchmark import trial
-from rematpass.lab.benchmark.duplicate_plans import Twins
+from rematpass.lab.benchmark.duplicate_plans import DuplicatePlans
 from rematpass.lab.benchmark.spec import Settings, Wanted
 from rematpass.lab.benchmark.store import Store
 from rematpass.lab.benchmark.worker import Worker, WorkerDied
@@ -64,7 +64,7 @@ class Session:
         self._warming_up = threading.Lock()
         self._draws_random = True  # as long as that is not known
         self._has_inductors = threading.Event()  # gradients
-        self._twins = Twins()
+        self._duplicates = DuplicatePlans()
         # Compilers that a killed worker has started may still write into it.
         self._scratch = TemporaryDirectory(prefix="rematpass_", ignore_cleanup_errors=True)
 
@@ -212,7 +212,7 @@ class Session:
         try:
             self._measure_in_turn(strategy)
         finally:
-            self._twins.end(strategy)
+            self._duplicates.end(strategy)
             if strategy == INDUCTOR:
                 self._has_inductors.set()
 
@@ -251,13 +251,13 @@ class Session:
             self.parameters = answer.get("parameters", self.parameters)
         finally:
             self._measuring.discard(worker)
-        is_twin = found.status == MEASURED and found.peak is None
-        if found.status == MEASURED and not is_twin:
+        is_duplicate = found.status == MEASURED and found.peak is None
+        if found.status == MEASURED and not is_duplicate:
             self._workers[strategy] = worker
         else:
             worker.close()
-        if is_twin:
-            self._twins.wait(strategy, found)
+        if is_duplicate:
+            self._duplicates.wait(strategy, found)
         else:
             self._add(strategy, found)
 
@@ -270,16 +270,16 @@ class Session:
 
     def _is_known(self, strategy: Strategy, plan: str) -> bool:
         """Whether a plan was measured, or another of those under way came to it before."""
-        return plan in self._known(self.blank(strategy)) or self._twins.is_of_another(plan, strategy)
+        return plan in self._known(self.blank(strategy)) or self._duplicates.is_of_another(plan, strategy)
 
     def _settle(self) -> set[Strategy]:
         """Add the rows of twins whose first is measured; return those that waited in vain, to be begun again."""
         again = set()
-        for strategy, found in self._twins.ready().items():
+        for strategy, found in self._duplicates.ready().items():
             if (first := self._known(found).get(found.plan_hash)) is not None:
                 self._add(strategy, _with_plan_of(first, found))
             else:
-                self._twins.begin_again(strategy)
+                self._duplicates.begin_again(strategy)
                 again.add(strategy)
         return again
 

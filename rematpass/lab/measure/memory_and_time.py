@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rematpass.compiler.ops.allocator_trace import Moment, course, record
+from rematpass.compiler.ops.allocator_trace import AllocatedBytes, live_bytes, record
 from rematpass.errors import MeasureError
 
 Step = Callable[[], torch.Tensor]
@@ -45,7 +45,7 @@ class StepMemory:
     saved: int
     reserved: int | None
     requested: int | None
-    course: tuple[Moment, ...]
+    course: tuple[AllocatedBytes, ...]
 
     @property
     def peak_less_gradients(self) -> int:
@@ -101,7 +101,7 @@ def _recorded(step: Step, parameters: list[torch.nn.Parameter], device: torch.de
     with record(device) as recording:
         run_step(step, parameters, between=lambda: recording.mark("backward"))
     grads = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes() for p in _with_grad(parameters)}
-    moments = course(recording.events, set(grads))
+    moments = live_bytes(recording.events, set(grads))
     for parameter in parameters:
         parameter.grad = None
     before_backward = [m.nbytes for m in moments if m.nanoseconds < recording.marks["backward"]]

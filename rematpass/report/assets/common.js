@@ -1,6 +1,6 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const ROLES = data.roles;
-for (const table of ["values", "accounts", "modules", "runs", "tenants"]) data[table] = rows(data[table]);
+for (const table of ["values", "accounts", "modules", "runs", "intervals"]) data[table] = rows(data[table]);
 
 /** Rows out of the columns that page.py writes. */
 function rows({ texts, numbers }) {

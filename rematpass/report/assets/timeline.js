@@ -5,9 +5,9 @@
 const timeline = (() => {
   const T = data, runs = data.runs, n = runs.length, canvas = $("timeline").children[0], over = $("timeline").children[1];
   const left = 62, right = 10, top = 18, bottom = 26;
-  const tenants = T.tenants, order = tenants.map((_, i) => i).sort((a, b) => tenants[a].role - tenants[b].role || tenants[a].born - tenants[b].born);
+  const intervals = T.intervals, order = intervals.map((_, i) => i).sort((a, b) => intervals[a].role - intervals[b].role || intervals[a].born - intervals[b].born);
   const alive = Array.from({ length: n }, () => []);
-  for (const i of order) for (let p = tenants[i].born; p <= tenants[i].end; p++) alive[p].push(i);
+  for (const i of order) for (let p = intervals[i].born; p <= intervals[i].end; p++) alive[p].push(i);
   const even = Array.from({ length: n + 1 }, (_, p) => p / n);
   const total = runs.reduce((sum, r) => sum + r.seconds, 0) || 1;
   const timed = [0];
@@ -17,15 +17,15 @@ const timeline = (() => {
   const X = (t) => left + ((t - from) / (to - from)) * (canvas.clientWidth - left - right);
   const Y = (b) => canvas.clientHeight - bottom - b * scale;
 
-  /** The pieces at one position from the bottom up: [tenant or -1, role, low, high]. */
+  /** The pieces at one position from the bottom up: [interval or -1, role, low, high]. */
   function pieces(p) {
     const found = [];
     let low = 0, k = 0;
     const there = alive[p];
     for (let role = 0; role < ROLES.length; role++) {
       const roof = low + T.by_role[role][p];
-      for (; k < there.length && tenants[there[k]].role === role; k++) {
-        const high = Math.min(low + tenants[there[k]].nbytes, roof);
+      for (; k < there.length && intervals[there[k]].role === role; k++) {
+        const high = Math.min(low + intervals[there[k]].nbytes, roof);
         if (high > low) found.push([there[k], role, low, high]);
         low = high;
       }
@@ -111,7 +111,7 @@ const timeline = (() => {
     g.save();
     g.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     for (const [i, r] of longest) {
-      const v = data.values[tenants[i].value], h = (r.high - r.low) * scale, name = v.module ? `${v.module} · ${v.name}` : v.name;
+      const v = data.values[intervals[i].value], h = (r.high - r.low) * scale, name = v.module ? `${v.module} · ${v.name}` : v.name;
       if (h >= 14 && g.measureText(name).width + 12 < r.b - r.a) g.fillText(name, r.a + 6, Y(r.high) + h / 2 + 0.5);
     }
     g.restore();
@@ -179,7 +179,7 @@ const timeline = (() => {
     if (!focus.piece) return hideTip();
     const [i, role, low, high] = focus.piece;
     if (i < 0) return showTip(event.clientX, event.clientY, tipTitle(ROLES[role] === "others" ? "saved by the other calls of a step" : `smaller ${ROLES[role]}`), tipLine("together", bytes(high - low)));
-    const t = tenants[i], v = data.values[t.value], again = t.copy ? `, copy ${t.copy}` : "";
+    const t = intervals[i], v = data.values[t.value], again = t.copy ? `, copy ${t.copy}` : "";
     const lines = [el("div", { class: "t" }, el("span", { class: "dot", style: `background: var(--${ROLES[role]}); margin-right: 7px` }), `${v.name}${again}`)];
     lines.push(el("div", { class: "mono" }, v.type), tipLine("", `${bytes(t.nbytes)}, ${ROLES[role]}`));
     if (v.module) lines.push(tipLine("module", v.module));

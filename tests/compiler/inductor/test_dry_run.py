@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler.inductor import scheduler_pass
-from rematpass.compiler.inductor.dry_run import DryRun, Moment, StepDryRun, dry_run, dry_run_step
+from rematpass.compiler.inductor.dry_run import DryRun, LiveBytes, StepDryRun, dry_run, dry_run_step
 from rematpass.compiler.ops.traits import workspace_of_call
 from rematpass.lab.measure.memory_and_time import measure_memory
 
@@ -105,15 +105,15 @@ def test_a_course_names_what_runs_and_what_is_alive():
     found = dry_run(traced(chain, *CHAIN), inputs_of(traced(chain, *CHAIN)), is_backward=True)
     five, seven = 64 * 5 * 4, 64 * 7 * 4
     assert found.timeline == (
-        Moment("input", 0),
-        Moment("mm", seven),
-        Moment("tanh", seven),  # in place
-        Moment("mm_1", seven + five),
-        Moment("tanh_1", five),
-        Moment("mm_2", five + seven),
-        Moment("output", seven),
+        LiveBytes("input", 0),
+        LiveBytes("mm", seven),
+        LiveBytes("tanh", seven),  # in place
+        LiveBytes("mm_1", seven + five),
+        LiveBytes("tanh_1", five),
+        LiveBytes("mm_2", five + seven),
+        LiveBytes("output", seven),
     )
-    assert found.peak == Moment("mm_1", seven + five)
+    assert found.peak == LiveBytes("mm_1", seven + five)
     assert found.storages == (("buf4", seven),)
     assert found.strides == ((7, 1),)
 
@@ -163,7 +163,7 @@ def test_results_that_nobody_takes_go_with_their_tuple():
 
 
 def test_the_step_is_the_higher_of_the_two():
-    low, high = (DryRun((Moment("k", n),), (), (), 0.0) for n in (3, 5))
+    low, high = (DryRun((LiveBytes("k", n),), (), (), 0.0) for n in (3, 5))
     assert StepDryRun(low, high).peak_nbytes == 5
     assert StepDryRun(high, low).peak_nbytes == 5
     assert DryRun((), (), (), 0.0).peak.nbytes == 0

@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rematpass.compiler import _torch
 from rematpass.compiler.inductor import scheduler_pass
 from rematpass.compiler.inductor.dry_run import dry_run
-from rematpass.compiler.inductor.realize_op import WRITTEN
+from rematpass.compiler.inductor.realize_op import REALIZE
 
 
 def two_terms(write):
@@ -14,7 +14,7 @@ def two_terms(write):
 
     def f(a, b, w, *chain):
         total = (a @ w) * 2 + (b @ w) * 3
-        total = WRITTEN(total) if write else total
+        total = REALIZE(total) if write else total
         g = a
         for c in chain:
             g = torch.tanh(g @ c)
@@ -50,4 +50,4 @@ def test_it_is_the_same_value_in_eager_and_in_inductor():
 
 def test_its_result_is_no_view():
     x = torch.randn(3)
-    assert WRITTEN(x).data_ptr() != x.data_ptr()
+    assert REALIZE(x).data_ptr() != x.data_ptr()

@@ -1,6 +1,6 @@
 """The bytes alive over time, from events made by hand."""
 
-from rematpass.compiler.ops.allocator_trace import Event, course, cuda_events
+from rematpass.compiler.ops.allocator_trace import Event, live_bytes, cuda_events
 
 
 def events(*changes: tuple[int, int]) -> tuple[Event, ...]:
@@ -9,7 +9,7 @@ def events(*changes: tuple[int, int]) -> tuple[Event, ...]:
 
 
 def totals(*changes: tuple[int, int], gradients: frozenset[int] = frozenset()) -> list[tuple[int, int]]:
-    return [(m.nbytes, m.gradients) for m in course(events(*changes), gradients)]
+    return [(m.nbytes, m.gradients) for m in live_bytes(events(*changes), gradients)]
 
 
 class TestCourse:
@@ -33,7 +33,7 @@ class TestCourse:
         assert totals((2, 5), (1, -7), gradients=frozenset({1})) == [(5, 0), (5, 0)]
 
     def test_nothing_allocated(self):
-        assert course((), set()) == ()
+        assert live_bytes((), set()) == ()
 
 
 class TestCudaEvents:

@@ -11,7 +11,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler.inductor.wrapper_memory import allocated
 from rematpass.compiler.ops import device as settings
 from rematpass.compiler.ops import workspace
-from rematpass.compiler.ops.allocator_trace import course, record
+from rematpass.compiler.ops.allocator_trace import live_bytes, record
 from rematpass.compiler.ops.node_info import computed_in
 from rematpass.compiler.ops.sample_call import Like, call_of
 from rematpass.compiler.ops.traits import traits_of
@@ -110,7 +110,7 @@ def gpu(monkeypatch):
 class TestScratch:
     def test_each_call_is_measured_once(self, gpu):
         calls, settled = gpu
-        assert [workspace.scratch_of(convolution()) for _ in range(3)] == [1000] * 3
+        assert [workspace.measured_workspace(convolution()) for _ in range(3)] == [1000] * 3
         assert len(calls) == 1
         assert workspace.known() == {calls[0]: 1000}
         workspace.settle()
@@ -123,9 +123,9 @@ class TestScratch:
 
         with monkeypatch.context() as short:
             short.setattr(workspace.Call, "arguments", no_memory)
-            assert workspace.scratch_of(convolution()) == 0
+            assert workspace.measured_workspace(convolution()) == 0
         assert "the scratch memory of aten.convolution.default could not be measured and is left out" in caplog.text
-        assert workspace.scratch_of(convolution()) == 1000
+        assert workspace.measured_workspace(convolution()) == 1000
 
     def test_a_broken_device_is_not_planned_over(self, gpu, monkeypatch):
         def broken(*_):
@@ -133,13 +133,13 @@ class TestScratch:
 
         monkeypatch.setattr(workspace.Call, "arguments", broken)
         with pytest.raises(torch.AcceleratorError):
-            workspace.scratch_of(convolution())
+            workspace.measured_workspace(convolution())
 
     def test_other_settings_of_cudnn_are_other_calls(self, gpu, monkeypatch):
         calls, _ = gpu
-        workspace.scratch_of(convolution())
+        workspace.measured_workspace(convolution())
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-        workspace.scratch_of(convolution())
+        workspace.measured_workspace(convolution())
         assert len(calls) == 2
 
     def test_attention_with_dropout_is_no_less_attention(self, gpu, monkeypatch):
@@ -151,7 +151,7 @@ class TestScratch:
 
     def test_calls_without_a_gpu_are_not_made(self, gpu, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-        assert workspace.scratch_of(convolution()) == 0
+        assert workspace.measured_workspace(convolution()) == 0
         assert workspace.known() == {}
 
     def test_the_planner_knows_it(self, gpu):
@@ -167,7 +167,7 @@ def fresh(node):
     with record(CPU) as recording:
         results = call.target(*args, **kwargs)
     assert results is not None
-    return max((m.nbytes for m in course(recording.events, set())), default=0)
+    return max((m.nbytes for m in live_bytes(recording.events, set())), default=0)
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ class TestOnTheCpu:
     def test_a_depthwise_convolution_copies_what_it_reads_and_writes(self):
         options = [None, [1, 1], [1, 1], [1, 1], False, [0, 0], 32]
         node = call(aten.convolution.default, (2, 32, 16, 16), (32, 1, 3, 3), *options, device="cpu")
-        found, result = workspace.scratch_of(node), 4 * 2 * 32 * 16 * 16
+        found, result = workspace.measured_workspace(node), 4 * 2 * 32 * 16 * 16
         assert found >= result
         assert found == fresh(node) - result
 
@@ -190,7 +190,7 @@ class TestOnTheCpu:
         heads = (2, 3, 64, 8)
         node = call(aten._scaled_dot_product_flash_attention_for_cpu.default, heads, heads, heads, device="cpu")
         results = 4 * 2 * 3 * 64 * (8 + 1)  # the sums' logarithms
-        assert workspace.scratch_of(node) == fresh(node) - results > 0
+        assert workspace.measured_workspace(node) == fresh(node) - results > 0
         (key,) = workspace._known
         assert key[-1] == str(torch.get_num_threads())
 
@@ -198,31 +198,31 @@ class TestOnTheCpu:
         node = call(aten.mm.default, (64, 32), (32, 64), device="cpu")
         assert fresh(node) == 4 * 64 * 64
         monkeypatch.setattr(workspace.Call, "arguments", None)  # they are not even made
-        assert workspace.scratch_of(node) == 0
+        assert workspace.measured_workspace(node) == 0
 
     def test_products_in_bfloat16_are_not(self):
         node = call(aten.mm.default, (64, 32), (32, 64), device="cpu")
         for argument in node.args:
             argument.meta["val"] = argument.meta["val"].bfloat16()
-        assert workspace.scratch_of(node) == fresh(node) - 2 * 64 * 64
+        assert workspace.measured_workspace(node) == fresh(node) - 2 * 64 * 64
         assert len(workspace.known()) == 1
 
     def test_large_calls_are_not_made(self):
         node = convolution("cpu")
-        assert workspace.scratch_of(node, flops=10**15) == 0
+        assert workspace.measured_workspace(node, flops=10**15) == 0
         assert workspace.known() == {}
 
     def test_beside_a_running_profiler_it_is_left_out_and_asked_for_again(self, caplog):
         node = convolution("cpu")
         with torch.profiler.profile():
-            assert workspace.scratch_of(node) == 0
+            assert workspace.measured_workspace(node) == 0
         assert "is left out: a torch profiler is running" in caplog.text
-        assert workspace.scratch_of(node) > 0
+        assert workspace.measured_workspace(node) > 0
 
     def test_random_numbers_are_drawn_as_if_nothing_had_been_asked(self):
         state = torch.get_rng_state()
         heads = (1, 2, 17, 8)
-        workspace.scratch_of(
+        workspace.measured_workspace(
             call(aten._scaled_dot_product_flash_attention_for_cpu.default, heads, heads, heads, device="cpu")
         )
         assert torch.equal(state, torch.get_rng_state())

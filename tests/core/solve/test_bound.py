@@ -14,7 +14,7 @@ from rematpass.core.graph import Kind, Origin
 from rematpass.core.solve.bound import Bound, least_seconds, lower_bound
 from rematpass.core.solve.exact import exact
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.solve.unavoidable import Certain, Claims
 from rematpass.errors import ContradictoryMarks, PlanError
 
@@ -145,7 +145,7 @@ def test_the_bound_exceeds_neither_the_oracle_nor_any_plan(data):
         plans = [rung.timeline for rung in ladder.rungs]
         for choice in choices(graph):
             try:
-                plans.append(problem.timeline(just_in_time(graph, choice.saved, "any")))
+                plans.append(problem.timeline(schedule_late(graph, choice.saved, "any")))
             except PlanError:  # it would have to run something twice in backward
                 continue
         for timeline in plans:

@@ -20,7 +20,7 @@ from support.oracle import choice_of, choices, hull
 from rematpass.core.cost import Costs
 from rematpass.core.graph import Kind, Origin
 from rematpass.core.solve.mincut import Network, breakpoints
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.errors import ContradictoryMarks
 
 WORDING = re.compile(
@@ -41,7 +41,7 @@ def test_the_cut_costs_what_brute_force_finds(marks, data):
         return
     cut = Network(graph).solve(costs.run, costs.keep)
     assert cut.cost == pytest.approx(min(possible), abs=1e-6)
-    plan = just_in_time(graph, cut.saved, "test")
+    plan = schedule_late(graph, cut.saved, "test")
     assert choice_of(graph, plan).seconds(costs.run, costs.keep, graph) == min(possible)
 
 

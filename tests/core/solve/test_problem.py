@@ -6,7 +6,7 @@ import numpy as np
 from support.graphs import chain
 
 from rematpass.core.cost import Costs
-from rematpass.core.simulate import residence, simulate
+from rematpass.core.simulate import materialization, simulate
 from rematpass.core.solve.baselines import recompute_all, save_all
 from rematpass.core.solve.problem import Problem
 
@@ -15,7 +15,7 @@ COSTS = Costs((1.0,) * len(GRAPH.ops), (0.0,) * len(GRAPH.values))
 
 
 def same(one, other):
-    """Whether two residences say the same of the same copies."""
+    """Whether two materializations say the same of the same copies."""
     fields = ("in_memory", "reader", "read")
     return all(np.array_equal(getattr(one, f), getattr(other, f)) for f in fields) and one.made_of == other.made_of
 
@@ -36,12 +36,12 @@ class TestProblem:
         plans = [*save_all(problem), *recompute_all(problem)]
         for plan in (*plans, *plans):
             assert problem.timeline(plan) == simulate(GRAPH, plan, COSTS)
-            assert same(problem.residence(plan), residence(GRAPH, plan))
+            assert same(problem.materialization(plan), materialization(GRAPH, plan))
 
     def test_whether_ops_fuse_is_respected(self):
         problem = Problem(GRAPH, COSTS, fuse=False)
         (plan,) = save_all(problem)
         assert problem.timeline(plan) == simulate(GRAPH, plan, COSTS, fuse=False)
-        assert same(problem.residence(plan), residence(GRAPH, plan, fuse=False))
-        assert not same(problem.residence(plan), residence(GRAPH, plan))
+        assert same(problem.materialization(plan), materialization(GRAPH, plan, fuse=False))
+        assert not same(problem.materialization(plan), materialization(GRAPH, plan))
         assert replace(problem, fuse=True).timeline(plan) == simulate(GRAPH, plan, COSTS)

@@ -16,7 +16,7 @@ from support.oracle import choices
 from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.schedule import Run
 from rematpass.core.solve.mincut import Network
-from rematpass.core.solve.schedule_late import forward_ops, just_in_time
+from rematpass.core.solve.schedule_late import forward_ops, schedule_late
 from rematpass.core.verify import verify
 from rematpass.errors import PlanError
 
@@ -35,7 +35,7 @@ def runs(steps):
     ],
 )
 def test_values_are_made_again_just_before_they_are_read(saved, backward):
-    plan = just_in_time(three_layers(), saved, "mine")
+    plan = schedule_late(three_layers(), saved, "mine")
     assert plan.solver == "mine"
     assert runs(plan.fwd) == [(0, 0), (1, 0), (2, 0)]
     assert runs(plan.bwd) == backward
@@ -43,7 +43,7 @@ def test_values_are_made_again_just_before_they_are_read(saved, backward):
 
 
 def test_more_than_backward_reads_is_not_saved():
-    assert just_in_time(three_layers(), range(5), "s").saved == (0, 1, 2, 3)
+    assert schedule_late(three_layers(), range(5), "s").saved == (0, 1, 2, 3)
 
 
 def aside():
@@ -67,7 +67,7 @@ def aside():
     ],
 )
 def test_ops_of_neither_side_run_where_they_are_wanted(saved, forward, backward):
-    plan = just_in_time(aside(), saved, "s")
+    plan = schedule_late(aside(), saved, "s")
     assert (runs(plan.fwd), runs(plan.bwd)) == (forward, backward)
     verify(aside(), plan)
 
@@ -83,11 +83,11 @@ def test_one_of_two_results_is_made_again_with_the_other():
     left, right = b.op([x], 5, 7)
     tangent = b.input(5, Origin.TANGENT)
     graph = b.build([left], [b.op([tangent, right], 11), b.op([tangent, left], 13)])
-    plan = just_in_time(graph, [left], "s")
+    plan = schedule_late(graph, [left], "s")
     assert runs(plan.bwd) == [(0, 1), (1, 0), (2, 0)]
     assert plan.saved == (x,)  # the new copy of ``left`` takes over
     other_way_round = b.build([left], [4, 5])
-    assert verify(other_way_round, just_in_time(other_way_round, [right], "s")) == 5 + 5 + 5 + 7 + 11 + 13 - 7
+    assert verify(other_way_round, schedule_late(other_way_round, [right], "s")) == 5 + 5 + 5 + 7 + 11 + 13 - 7
 
 
 def test_a_gradient_that_needs_no_tangent_is_made_or_kept():
@@ -96,7 +96,7 @@ def test_a_gradient_that_needs_no_tangent_is_made_or_kept():
     out = b.op([x], 5)
     tangent = b.input(5, Origin.TANGENT)
     graph = b.build([out], [b.op([tangent], 7), out, x])
-    kept, made = (just_in_time(graph, saved, "s") for saved in ([out], []))
+    kept, made = (schedule_late(graph, saved, "s") for saved in ([out], []))
     assert (kept.saved, runs(kept.bwd)) == ((x, out), [(1, 0)])
     assert (made.saved, runs(made.bwd)) == ((x,), [(1, 0), (0, 1)])
 
@@ -104,7 +104,7 @@ def test_a_gradient_that_needs_no_tangent_is_made_or_kept():
 def test_what_must_not_run_twice_and_is_not_saved_is_an_error():
     graph = three_layers(op1={"never_recompute": "it draws random numbers", "name": "dropout"})
     with pytest.raises(PlanError) as caught:
-        just_in_time(graph, [2], "mine")
+        schedule_late(graph, [2], "mine")
     assert str(caught.value) == (
         "mine: backward needs op 1 (dropout) again, which must not run twice: it draws random numbers"
     )
@@ -118,10 +118,10 @@ def test_an_overwritten_input_is_not_kept():
     pinned_forward(b, [out], [state])
     tangent = b.input(7, Origin.TANGENT)
     graph = b.build([out], [b.op([tangent, old, x], 11)])
-    plan = just_in_time(graph, [old], "s")
+    plan = schedule_late(graph, [old], "s")
     assert plan.saved == (old, x)
     with pytest.raises(PlanError, match="which must not run twice: its argument is overwritten after it has run"):
-        just_in_time(graph, [], "s")
+        schedule_late(graph, [], "s")
 
 
 def test_what_backward_overwrites_comes_last_and_is_handed_over():
@@ -133,7 +133,7 @@ def test_what_backward_overwrites_comes_last_and_is_handed_over():
     pinned_backward(b, [tangent], [counter])
     gradient = b.op([tangent, counter], 11)
     graph = b.build([out], [gradient])
-    plan = just_in_time(graph, [], "s")
+    plan = schedule_late(graph, [], "s")
     assert plan.saved == (counter,)
     assert runs(plan.bwd) == [(2, 0), (1, 0)]
     verify(graph, plan)
@@ -148,7 +148,7 @@ def test_an_input_that_both_sides_overwrite_is_handed_over_though_it_cannot_be_r
     gradient = b.op([tangent], 11)
     pinned_backward(b, [gradient], [state])
     graph = b.build([out], [gradient])
-    plan = just_in_time(graph, [], "s")
+    plan = schedule_late(graph, [], "s")
     assert plan.saved == (state,)
     verify(graph, plan)
 
@@ -163,7 +163,7 @@ def test_what_an_overwritten_input_is_read_for_is_made_before():
     pinned_backward(b, [gradient], [counter])
     pinned_backward(b, [out], [total])
     graph = b.build([out], [gradient])
-    plan = just_in_time(graph, [], "s")
+    plan = schedule_late(graph, [], "s")
     assert runs(plan.bwd) == [(1, 0), (0, 1), (2, 0), (3, 0)]
     verify(graph, plan)
 
@@ -177,7 +177,7 @@ def test_an_effect_of_backward_stays_before_the_mutation_that_follows_it():
     effect(b, [gradient], Side.BACKWARD)
     pinned_backward(b, [gradient], [counter])
     graph = b.build([out], [gradient])
-    plan = just_in_time(graph, [], "s")
+    plan = schedule_late(graph, [], "s")
     assert runs(plan.bwd) == [(1, 0), (2, 0), (3, 0)]
     verify(graph, plan)
 
@@ -197,20 +197,20 @@ def test_any_plan_that_saves_at_least_what_it_must_passes_the_judge(data):
         and not graph.ops[graph.producer[v.id]].must_recompute
     ]
     more = data.draw(st.lists(st.sampled_from(savable), unique=True)) if savable else []
-    plan = just_in_time(graph, {*cut.saved, *more}, "s")
+    plan = schedule_late(graph, {*cut.saved, *more}, "s")
     verify(graph, plan)
     again = [run.op for run in plan.recomputed()]
     assert len(again) == len(set(again)), "at most once"
     assert set(plan.saved) - {*cut.saved, *more} <= {v.id for v in graph.values if v.origin is not Origin.OP}
     own = [op for op, _ in runs(plan.bwd) if graph.sides[op] is Side.BACKWARD]
-    assert own == [op.id for op in graph.own_ops]
+    assert own == [op.id for op in graph.backward_ops]
 
 
 @given(st.data())
 def test_what_is_made_again_is_for_the_next_own_op_of_backward(data):
     graph = data.draw(joint_graphs(marks=()))
     saved = data.draw(st.sets(st.sampled_from([v.id for v in graph.values if not v.mutated])))
-    plan = just_in_time(graph, saved.union(*(op.writes for op in graph.ops if op.never_recompute)), "s")
+    plan = schedule_late(graph, saved.union(*(op.writes for op in graph.ops if op.never_recompute)), "s")
     wanted: set[int] = set(graph.bwd_outputs)
     for op, _ in reversed(runs(plan.bwd)):
         if graph.ops[op].kind is Kind.MUTATION:  # all that they read is made before the first of them

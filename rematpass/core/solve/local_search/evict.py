@@ -1,21 +1,21 @@
 """Down from a plan to plans of lower peak: what lies idle is let go and made again later.
 
-A copy lies idle at a moment when it has been read before and is read again only after it. Letting it go there frees its
+A copy lies idle at a moment when it has been read before and is read again only after it. Eviction it go there frees its
 bytes and costs one more run of what it is made of, from what is alive by then::
 
-        bytes      ╭──╮                      hill: a stretch of the timeline above the target
+        bytes      ╭──╮                      peak_region: a stretch of the timeline above the target
             ───────╯  ╰──╮   target ─ ─ ─
-               x .........x                  x: read, idle over the hill, read again
+               x .........x                  x: read, idle over the peak_region, read again
 
-Each round takes every hill above a target a little below the peak, and on each hill the idle copies that free the most
-bytes for the fewest seconds. A round that does not lower what stands above the target is taken hill by hill; what does
+Each round takes every peak_region above a target a little below the peak, and on each peak_region the idle copies that free the most
+bytes for the fewest seconds. A round that does not lower what stands above the target is taken peak_region by peak_region; what does
 not help even so is not tried again. All is judged by the simulator, so a wrong guess costs time and nothing else.
 
 This is where values come to be computed more than once in backward, and where a plan gets below what one set of saved
 values can reach: a block is recomputed to reach the next one, let go, and recomputed in parts.
 
 Source: greedy eviction by seconds per byte is what XLA's HloRematerialization and Dynamic Tensor Rematerialization
-(Kirisame et al. 2021, arXiv 2006.09616) do; here it starts from an optimal cut, ahead of time, on all hills at once.
+(Kirisame et al. 2021, arXiv 2006.09616) do; here it starts from an optimal cut, ahead of time, on all peak_regions at once.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from functools import cached_property
 import numpy as np
 
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Residence, Tenant, Timeline, recompute_seconds, step_seconds
+from rematpass.core.simulate import Materialization, LiveInterval, Timeline, recompute_seconds, step_seconds
 from rematpass.core.solve.local_search.fill import Room
-from rematpass.core.solve.problem import Letting, Problem
+from rematpass.core.solve.problem import Eviction, Problem
 from rematpass.errors import PlanError
 
 _STEP = 0.04  # a target lies this far below the peak
@@ -48,25 +48,25 @@ class State:
     """A plan as decisions: what is saved, and what is let go when (with all that is made of it and fused away)."""
 
     saved: frozenset[int]
-    forgotten: frozenset[Letting] = frozenset()
+    evicted: frozenset[Eviction] = frozenset()
 
     def saving(self, values: frozenset[int]) -> State:
         """Save these as well, and do not let them go in between."""
-        return State(self.saved | values, frozenset(x for x in self.forgotten if x[0] not in values))
+        return State(self.saved | values, frozenset(x for x in self.evicted if x[0] not in values))
 
-    def after(self, lettings: frozenset[Letting]) -> State:
-        dropped = {v for v, moment in lettings if moment < 0}
-        return State(self.saved - dropped, self.forgotten | {x for x in lettings if x[1] >= 0})
+    def after(self, evictions: frozenset[Eviction]) -> State:
+        dropped = {v for v, moment in evictions if moment < 0}
+        return State(self.saved - dropped, self.evicted | {x for x in evictions if x[1] >= 0})
 
     def plan(self, problem: Problem, solver: str) -> Plan:
-        return problem.plan(solver, self.saved, self.forgotten)
+        return problem.plan(solver, self.saved, self.evicted)
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """Letting go of one copy over one hill. A moment of -1: it is not saved at all."""
+    """Eviction go of one copy over one peak_region. A moment of -1: it is not saved at all."""
 
-    lettings: frozenset[Letting]
+    evictions: frozenset[Eviction]
     nbytes: int
     seconds: float
 
@@ -98,7 +98,7 @@ class Search:
     problem: Problem
     state: State
     plan: Plan
-    banned: set[frozenset[Letting]] = field(default_factory=set)
+    banned: set[frozenset[Eviction]] = field(default_factory=set)
     left: int = field(init=False)  # trials, each a simulation
     in_vain: int = 0  # since the last that helped
     step: float = _STEP
@@ -124,14 +124,14 @@ class Search:
         start = self.timeline.peak
         target = int(start * (1 - self.step))
         while self.timeline.peak > target and self.may_try:
-            hills = self._hills(target)
-            reach = max(max(lowest for _, lowest in hills), target)
+            peak_regions = self._peak_regions(target)
+            reach = max(max(lowest for _, lowest in peak_regions), target)
             if reach >= self.timeline.peak * (1 - _LEAST):
                 break
             if reach > target:
                 target = reach
                 continue
-            groups = [choices for choices, _ in hills]
+            groups = [choices for choices, _ in peak_regions]
             if not self._try(groups, target):
                 break
         return self.timeline.peak < start * (1 - _LEAST)
@@ -140,30 +140,30 @@ class Search:
         """Bring the peak down to ``limit`` in one stride, or as far as that goes; whether it went anywhere."""
         start, self.left = self.peak, _MOST_OF_A_STRIDE
         while self.peak > limit and self.may_try:
-            hills = self._hills(limit)
-            if any(lowest > limit for _, lowest in hills) or not self._try([choices for choices, _ in hills], limit):
+            peak_regions = self._peak_regions(limit)
+            if any(lowest > limit for _, lowest in peak_regions) or not self._try([choices for choices, _ in peak_regions], limit):
                 break
         self._forget_idle()  # which is large, and searches are kept
         return self.peak < start
 
     def _try(self, groups: list[list[_Choice]], target: int) -> bool:
         """Take all of the groups at once or, where that does not lower what stands above the target, each by itself."""
-        lettings = frozenset().union(*(c.lettings for group in groups for c in group))
-        if self._accept(lettings, target):
+        evictions = frozenset().union(*(c.evictions for group in groups for c in group))
+        if self._accept(evictions, target):
             return True
         if len(groups) > 1 and self.may_try:
             middle = len(groups) // 2
             halves = [self._try(half, target) for half in (groups[:middle], groups[middle:])]
             return any(halves)
         for choice in groups[0]:
-            self.banned.add(choice.lettings)
+            self.banned.add(choice.evictions)
         return True  # there may be others
 
-    def _accept(self, lettings: frozenset[Letting], target: int) -> bool:
+    def _accept(self, evictions: frozenset[Eviction], target: int) -> bool:
         most = self.problem.max_recompute * self.problem.forward_seconds
         above = 0.98 * _above(self.timeline, target)
         return self._go_on(
-            self.state.after(lettings),
+            self.state.after(evictions),
             is_fast_enough=lambda plan: recompute_seconds(self.problem.graph, plan, self.problem.costs) <= most,
             is_better=lambda new: _above(new, target) < above,
         )
@@ -219,12 +219,12 @@ class Search:
     @cached_property
     def _idle(self) -> _Idle:
         """Of the plan that the search stands at, which it often asks more than once."""
-        return _Idle(self.problem, self.plan, self.timeline, self.problem.residence(self.plan), self.banned)
+        return _Idle(self.problem, self.plan, self.timeline, self.problem.materialization(self.plan), self.banned)
 
-    def _hills(self, target: int) -> list[tuple[list[_Choice], int]]:
+    def _peak_regions(self, target: int) -> list[tuple[list[_Choice], int]]:
         """For each stretch above ``target``: what to let go there, and the lowest that its top can come to."""
         live, idle = self.timeline.live, self._idle
-        hills = []
+        peak_regions = []
         above = np.flatnonzero(self.timeline.live_array > target).tolist()
         for _, stretch in itertools.groupby(enumerate(above), key=lambda pair: pair[1] - pair[0]):
             top = max((p for _, p in stretch), key=lambda p: live[p])
@@ -235,8 +235,8 @@ class Search:
                 left -= choice.nbytes
                 if left <= target:
                     break
-            hills.append((taken, left if left > target else 0))
-        return hills
+            peak_regions.append((taken, left if left > target else 0))
+        return peak_regions
 
 
 def _above(timeline: Timeline, target: int) -> int:
@@ -247,22 +247,22 @@ class _Idle:
     """The idle copies of one plan, by position."""
 
     def __init__(
-        self, problem: Problem, plan: Plan, timeline: Timeline, there: Residence, banned: set[frozenset[Letting]]
+        self, problem: Problem, plan: Plan, timeline: Timeline, there: Materialization, banned: set[frozenset[Eviction]]
     ) -> None:
         self.problem, self.timeline, self.banned = problem, timeline, banned
         self.lives, self.saved = there.lives, frozenset(plan.saved)
         graph, first = problem.graph, timeline.first_backward
         own = graph.is_backwards[self.lives.op[first:]].astype(np.int64)
         self.moment: list[int] = (np.cumsum(own) - own).tolist()  # for each run of backward, whose op it is for
-        tenants = sorted(timeline.tenants, key=lambda t: t.born)
-        self.tenants = [t for t in tenants if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
-        made_by = (graph.producer[t.value] for t in self.tenants)
+        intervals = sorted(timeline.intervals, key=lambda t: t.born)
+        self.intervals = [t for t in intervals if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
+        made_by = (graph.producer[t.value] for t in self.intervals)
         seconds = [0.0 if op is None else problem.costs.run[op] for op in made_by]
-        of_others = graph.nbytes_of_others[[t.value for t in self.tenants]].tolist()
-        self.least = [s / (t.nbytes + more) for s, t, more in zip(seconds, self.tenants, of_others, strict=True)]
-        self.choices: dict[tuple[int, int], _Choice | None] = {}  # by tenant, and which of its reads comes next
-        self.born = np.array([t.born for t in self.tenants], np.int64)
-        self.end = np.array([t.end for t in self.tenants], np.int64)
+        of_others = graph.nbytes_of_others[[t.value for t in self.intervals]].tolist()
+        self.least = [s / (t.nbytes + more) for s, t, more in zip(seconds, self.intervals, of_others, strict=True)]
+        self.choices: dict[tuple[int, int], _Choice | None] = {}  # by interval, and which of its reads comes next
+        self.born = np.array([t.born for t in self.intervals], np.int64)
+        self.end = np.array([t.end for t in self.intervals], np.int64)
         self.values, self.born_at = self.lives.value.tolist(), self.lives.born.tolist()
         self.last_read = np.where(self.lives.outlives, len(timeline.runs), self.lives.last_read).tolist()
         numbers = self.lives.number.tolist()
@@ -285,7 +285,7 @@ class _Idle:
         """
         there = np.flatnonzero((self.born < position) & (position <= self.end)).tolist()
         queue: list[tuple[float, int, int, _Choice | None]] = [
-            (self.least[i], -self.tenants[i].nbytes, i, None) for i in there
+            (self.least[i], -self.intervals[i].nbytes, i, None) for i in there
         ]
         heapq.heapify(queue)
         while queue:
@@ -294,20 +294,20 @@ class _Idle:
                 yield choice
                 continue
             choice = self._choice(i, position)
-            if choice is not None and choice.lettings not in self.banned:
+            if choice is not None and choice.evictions not in self.banned:
                 heapq.heappush(queue, (choice.seconds / choice.nbytes, fewest, i, choice))
 
     def _choice(self, i: int, position: int) -> _Choice | None:
-        t = self.tenants[i]
+        t = self.intervals[i]
         later = bisect_left(t.reads, position)
         if later == len(t.reads) or t.reads[later] == position or t.made >= position:
             return None  # in use, or read no more
-        if (i, later) not in self.choices:  # many hills lie between one read and the next
+        if (i, later) not in self.choices:  # many peak_regions lie between one read and the next
             self.choices[i, later] = self._between_reads(t, later)
         return self.choices[i, later]
 
-    def _between_reads(self, t: Tenant, later: int) -> _Choice | None:
-        """Letting go of ``t`` before its read number ``later``."""
+    def _between_reads(self, t: LiveInterval, later: int) -> _Choice | None:
+        """Eviction go of ``t`` before its read number ``later``."""
         first = self.timeline.first_backward
         before, after = (t.reads[later - 1] if later else t.made), t.reads[later]
         if after < first or (before < first and t.value not in self.saved):
@@ -327,9 +327,9 @@ class _Idle:
         producer = self.problem.graph.producer[value]
         return producer is not None and bool(self.problem.graph.is_backwards[producer])
 
-    def _priced(self, lettings: set[Letting], t: Tenant, after: int) -> _Choice | None:
+    def _priced(self, evictions: set[Eviction], t: LiveInterval, after: int) -> _Choice | None:
         graph = self.problem.graph
-        gone = {v for v, _ in lettings}
+        gone = {v for v, _ in evictions}
         chain = graph.ancestors([t.value], _Alive(self.copies_of, after, gone))
         if not graph.runs_once.isdisjoint(chain) or self._asks_for_the_lost(chain):
             return None
@@ -337,11 +337,11 @@ class _Idle:
         for v in (v for op in chain for v in graph.ops[op].writes if v not in gone):
             last = self._last_read(v, after)
             if last is not None and last < again:
-                lettings.add((v, last))  # it is over by then: making t again must not keep it alive
+                evictions.add((v, last))  # it is over by then: making t again must not keep it alive
         nbytes = t.nbytes
-        if any(moment < 0 for _, moment in lettings):
+        if any(moment < 0 for _, moment in evictions):
             nbytes += int(graph.nbytes_of_others[t.value])
-        return _Choice(frozenset(lettings), nbytes, sum(self.problem.costs.run[op] for op in chain))
+        return _Choice(frozenset(evictions), nbytes, sum(self.problem.costs.run[op] for op in chain))
 
     def _asks_for_the_lost(self, chain: list[int]) -> bool:
         """Whether one of the ops reads an input that backward cannot have."""

@@ -11,7 +11,7 @@ of the ladder enclose most area with the hull, bytes taken as ratios::
                    bytes
 
 Into the middle of the hole plans that lie above are brought down in one stride: all that is cheapest to let go over all
-hills at once, which a way down by small steps (``evict.py``) does not come by, since it pays at each step for what
+peak_regions at once, which a way down by small steps (``evict.py``) does not come by, since it pays at each step for what
 stands in the way of that step only. Two begin: the fastest a little above, and the fastest far above.
 
 On thirteen graphs the seconds of a step are 0.0 to 0.9% lower for it on average over all limits, 6% at most.
@@ -67,7 +67,7 @@ def fill_up(
         if fastest is None:
             continue
         search = Search(problem, fastest.state, fastest.plan)
-        if search.fill(limit, rounds=1, but=_lumps(problem)):
+        if search.fill(limit, rounds=1, but=_unsplittable(problem)):
             pool.append(search)
             yield search.state, search.plan
 
@@ -78,7 +78,7 @@ def refine(problem: Problem, found: Iterable[tuple[State, Plan]], trials: int) -
     tried: set[tuple[int, int]] = set()
     reaches = _REACHES[: problem.trials(2 * len(_REACHES))]
     for _ in range(trials):
-        hole = largest_hole(pareto(pool), tried)
+        hole = largest_ladder_gap(pareto(pool), tried)
         if hole is None:
             return
         tried.add(hole)
@@ -88,12 +88,12 @@ def refine(problem: Problem, found: Iterable[tuple[State, Plan]], trials: int) -
                 continue
             search = Search(problem, start.state, start.plan)
             if search.lower_to(limit):
-                search.fill(max(limit, search.peak), rounds=1, but=_lumps(problem))
+                search.fill(max(limit, search.peak), rounds=1, but=_unsplittable(problem))
                 pool.append(search)
                 yield search.state, search.plan
 
 
-def largest_hole(ladder: Sequence[Point], but: set[tuple[int, int]]) -> tuple[int, int] | None:
+def largest_ladder_gap(ladder: Sequence[Point], but: set[tuple[int, int]]) -> tuple[int, int] | None:
     """The two neighbouring peaks of ``ladder``, the lower first, whose step encloses most area with the convex hull.
 
     ``but``: pairs that are left out; None where no others are there that are worth a search.
@@ -134,7 +134,7 @@ def _fastest_under(limit: float, pool: Iterable[Search]) -> Search | None:
     return min(under, key=lambda search: (search.seconds, search.peak), default=None)
 
 
-def _lumps(problem: Problem) -> frozenset[int]:
+def _unsplittable(problem: Problem) -> frozenset[int]:
     """What is not filled in: forward's outputs where the caller lets go of them.
 
     A saved one is not overwritten, as a copy of backward's is. So it takes more than there seems to be free, and all

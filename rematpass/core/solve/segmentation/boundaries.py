@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from rematpass.core.graph import Side
 from rematpass.core.simulate import Timeline
-from rematpass.core.solve.segmentation.time_axis import Moments
+from rematpass.core.solve.segmentation.time_axis import TimeAxis
 
 _MOST_CANDIDATES = 160
 Floats = NDArray[np.float64]
@@ -39,7 +39,7 @@ class Boundaries:
     that are saved whatever happens.
     """
 
-    moments: Moments
+    moments: TimeAxis
     save_all: Timeline
     forced: frozenset[int]
 
@@ -183,7 +183,7 @@ class Boundaries:
         return frozenset(v for p in positions for v in self.crossing[p])
 
 
-def forced(moments: Moments) -> frozenset[int]:
+def forced(moments: TimeAxis) -> frozenset[int]:
     """Values that backward needs and that must be saved: their op must not run again."""
     graph = moments.graph
     return frozenset(

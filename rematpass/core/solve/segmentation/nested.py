@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.baselines import crossing_values, fewest_bytes, worth_a_boundary
 from rematpass.core.solve.local_search.evict import State
-from rematpass.core.solve.problem import Letting, Problem
-from rematpass.core.solve.segmentation.time_axis import Moments
+from rematpass.core.solve.problem import Eviction, Problem
+from rematpass.core.solve.segmentation.time_axis import TimeAxis
 from rematpass.errors import PlanError
 
 _DEEPEST = 8
@@ -47,18 +47,18 @@ class _Nested:
 
     def __init__(self, problem: Problem, depth: int) -> None:
         graph = problem.graph
-        self.moments = Moments(graph, problem.fuse)
+        self.moments = TimeAxis(graph, problem.fuse)
         self.forward = worth_a_boundary(problem)
         self.crossing = crossing_values(problem)
         self.weight = {op: sum(graph.values[v].nbytes for v in self.crossing[op]) for op in self.forward}
         self.once = graph.runs_once
         self.made: list[list[int]] = [[v for v in graph.ops[op].writes if op not in self.once] for op in self.forward]
-        self.forgotten: set[Letting] = set()
+        self.evicted: set[Eviction] = set()
         top = self._boundaries(0, len(self.forward), depth)
         saved = set(fewest_bytes(problem).saved).union(*(self._crossing(p) for p in top))
         for first, end in self._parts(0, len(self.forward), top):
             self._inside(first, end, depth - 1, frozenset(saved))
-        self.state = State(frozenset(saved), frozenset(self.forgotten))
+        self.state = State(frozenset(saved), frozenset(self.evicted))
 
     def _boundaries(self, first: int, end: int, depth: int) -> list[int]:
         """About the (depth + 1)th root of the number of ops, each moved to where the fewest bytes cross."""
@@ -86,7 +86,7 @@ class _Nested:
         moment = self._entry(end)
         for a, b in parts:
             if b != end:
-                self.forgotten.update((v, moment) for made in self.made[a:b] for v in made if v not in kept)
+                self.evicted.update((v, moment) for made in self.made[a:b] for v in made if v not in kept)
             self._inside(a, b, depth - 1, kept)
 
     def _entry(self, end: int) -> int:

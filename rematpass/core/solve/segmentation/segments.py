@@ -27,7 +27,7 @@ from rematpass.core.solve.baselines import save_all
 from rematpass.core.solve.mincut import breakpoints
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.segmentation.boundaries import Boundaries, forced
-from rematpass.core.solve.segmentation.time_axis import Moments
+from rematpass.core.solve.segmentation.time_axis import TimeAxis
 
 _LIMITS = 12  # limits tried between the lowest and the ceiling
 _LEVELS = 8  # at most, of each segment
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 def segments(problem: Problem) -> tuple[Plan, ...]:
     """Plans for a range of limits from the lowest peak to the ceiling."""
-    moments = Moments(problem.graph, problem.fuse)
+    moments = TimeAxis(problem.graph, problem.fuse)
     everything = problem.timeline(save_all(problem)[0])
     boundaries = Boundaries(moments, everything, forced(moments))
     if not moments.first_backward or not everything.peak:

@@ -20,8 +20,8 @@ from rematpass.core.simulate import Timeline
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Moments of ``graph``. ``fuse``: whether ops that fuse pass their readers on to what they read."""
+class TimeAxis:
+    """TimeAxis of ``graph``. ``fuse``: whether ops that fuse pass their readers on to what they read."""
 
     graph: JointGraph
     fuse: bool
@@ -29,7 +29,7 @@ class Moments:
     @cached_property
     def of_op(self) -> dict[int, int]:
         """The moment of each op of forward and of backward."""
-        ops = *self.graph.forward_ops, *(op.id for op in self.graph.own_ops)
+        ops = *self.graph.forward_ops, *(op.id for op in self.graph.backward_ops)
         return {id: moment for moment, id in enumerate(ops)}
 
     @cached_property
@@ -130,7 +130,7 @@ class Moments:
         """
         own = np.zeros(len(timeline.runs) + 1)
         outputs = set(self.graph.fwd_outputs)
-        for t in timeline.tenants:
+        for t in timeline.intervals:
             producer = self.graph.producer[t.value]
             theirs = producer is None or self.graph.sides[producer] is Side.BACKWARD or t.value in outputs
             if theirs:

@@ -13,7 +13,7 @@ from rematpass.core.solve.baselines import save_all
 from rematpass.core.solve.local_search import evict
 from rematpass.core.solve.local_search.evict import Search, State, descend
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
 
@@ -23,7 +23,7 @@ def equal_costs(graph, run=1.0):
 
 
 def read_at_both_ends():
-    """Value 1 (7 bytes, from the input in one step) is read by backward's first op and by its last; a hill between.
+    """Value 1 (7 bytes, from the input in one step) is read by backward's first op and by its last; a peak_region between.
 
     ::
 
@@ -36,15 +36,15 @@ def read_at_both_ends():
     y = b.op([h], 5)
     g = b.input(5, Origin.TANGENT)
     first = b.op([g, h], 5)
-    hill = b.op([first], 31)
-    small = b.op([hill], 5)
+    peak_region = b.op([first], 31)
+    small = b.op([peak_region], 5)
     return b.build([y], [b.op([small, h], 5)])
 
 
 def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand():
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
-    start = problem.timeline(just_in_time(graph, [0, 1], "s"))
+    start = problem.timeline(schedule_late(graph, [0, 1], "s"))
     assert start.peak == 5 + 7 + 5 + 31  # output, value 1, and the two of op3
     plans = [plan for _, plan in descend(problem, State(frozenset([0, 1])))]
     assert [problem.timeline(p).peak for p in plans][:1] == [5 + 31 + 5]  # without value 1
@@ -68,7 +68,7 @@ def test_a_chain_takes_less_than_two_square_roots_of_it(n):
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=1.0)
     root = round(n**0.5)
     boundaries = frozenset([0, *range(root, n, root)])
-    chen = problem.timeline(just_in_time(graph, boundaries, "chen")).peak
+    chen = problem.timeline(schedule_late(graph, boundaries, "chen")).peak
     plans = [plan for _, plan in descend(problem, State(boundaries))]
     lowest = min(problem.timeline(p).peak for p in plans)
     assert lowest < chen
@@ -104,7 +104,7 @@ def test_what_the_simulator_says_decides():
     graph = read_at_both_ends()
     flat = dataclasses.replace(graph, values=tuple(dataclasses.replace(v, nbytes=5) for v in graph.values))
     problem = Problem(flat, equal_costs(flat), fuse=False, max_recompute=2.0)
-    before = simulate(flat, just_in_time(flat, [0, 1], "s"), problem.costs, fuse=False).peak
+    before = simulate(flat, schedule_late(flat, [0, 1], "s"), problem.costs, fuse=False).peak
     assert all(problem.timeline(plan).peak <= before for _, plan in descend(problem, State(frozenset([0, 1]))))
 
 
@@ -139,7 +139,7 @@ def test_a_stride_ends_where_nothing_more_can_be_let_go():
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = State(frozenset([0, 1]))
     search = Search(problem, start, start.plan(problem, "s"))
-    assert not search.lower_to(5 + 31 + 5 - 1)  # the op at the top of the hill has both in memory, and the output
+    assert not search.lower_to(5 + 31 + 5 - 1)  # the op at the top of the peak_region has both in memory, and the output
 
 
 def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
@@ -147,7 +147,7 @@ def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = State(frozenset([0, 1]))
-    search = Search(problem, start, just_in_time(graph, [0, 1], "s"))
+    search = Search(problem, start, schedule_late(graph, [0, 1], "s"))
     for _ in range(2):
         assert search.may_try
         assert not search._takes(start, 0)
@@ -163,7 +163,7 @@ def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
 def test_a_plan_that_recomputes_too_much_is_not_simulated():
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)
-    search = Search(problem, State(frozenset([0, 1])), just_in_time(graph, [0, 1], "s"))
+    search = Search(problem, State(frozenset([0, 1])), schedule_late(graph, [0, 1], "s"))
     simulated = len(problem._timelines)
     assert not search._accept(frozenset([(1, -1)]), search.peak - 1)
     assert len(problem._timelines) == simulated

@@ -6,13 +6,13 @@ from rematpass.core.cost import Costs
 from rematpass.core.graph import Origin
 from rematpass.core.solve.local_search.fill import Room
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.schedule_late import just_in_time
+from rematpass.core.solve.schedule_late import schedule_late
 
 
 def room(graph, saved, limit, run=None, keep=None):
     costs = Costs(run or (1.0,) * len(graph.ops), keep or (0.0,) * len(graph.values))
     problem = Problem(graph, costs, fuse=False)
-    timeline = problem.timeline(just_in_time(graph, saved, "s"))
+    timeline = problem.timeline(schedule_late(graph, saved, "s"))
     return Room(problem, frozenset(saved), timeline, limit)
 
 

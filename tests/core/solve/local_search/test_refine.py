@@ -11,7 +11,7 @@ from support.graphs import chain, joint_graphs
 from rematpass.core.cost import Costs
 from rematpass.core.solve.baselines import recompute_all, save_all
 from rematpass.core.solve.local_search.evict import State
-from rematpass.core.solve.local_search.refine import fill_up, hull, largest_hole, pareto, refine
+from rematpass.core.solve.local_search.refine import fill_up, hull, largest_ladder_gap, pareto, refine
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
@@ -94,23 +94,23 @@ def test_the_largest_hole_is_where_a_step_lies_furthest_above_the_hull_by_hand()
     ladder = pareto([Point(*step) for step in steps])
     assert [p.peak for p in ladder] == [1600, 500, 400, 110, 100]
     # The line is 10 - 9 (b - 100) / 1500: 0.66 s under 9.9 at 210 bytes, 0.76 under 5.9 at 894, 0.15 under 10 at 105.
-    first = largest_hole(ladder, set())
+    first = largest_ladder_gap(ladder, set())
     assert first == (500, 1600)
-    second = largest_hole(ladder, {first})
+    second = largest_ladder_gap(ladder, {first})
     assert second == (110, 400)
-    assert largest_hole(ladder, {*itertools.pairwise([100, 110, 400, 500, 1600])}) is None
+    assert largest_ladder_gap(ladder, {*itertools.pairwise([100, 110, 400, 500, 1600])}) is None
 
 
 def test_plans_on_a_line_and_peaks_next_to_each_other_leave_no_hole_to_speak_of():
-    assert largest_hole(pareto([Point(1000, 2.0), Point(1003, 1.0)]), set()) is None
-    assert largest_hole([Point(1000, 2.0)], set()) is None
-    assert largest_hole([], set()) is None
+    assert largest_ladder_gap(pareto([Point(1000, 2.0), Point(1003, 1.0)]), set()) is None
+    assert largest_ladder_gap([Point(1000, 2.0)], set()) is None
+    assert largest_ladder_gap([], set()) is None
 
 
 def test_a_hole_that_promises_next_to_nothing_is_not_worth_a_search():
     """Between 1 and 4 MiB a step of a hundredth of its seconds encloses 0.3% of all; of a ten-thousandth, 0.003%."""
-    assert largest_hole([Point(4, 100.0), Point(1, 101.0)], set()) == (1, 4)
-    assert largest_hole([Point(4, 100.0), Point(1, 100.01)], set()) is None
+    assert largest_ladder_gap([Point(4, 100.0), Point(1, 101.0)], set()) == (1, 4)
+    assert largest_ladder_gap([Point(4, 100.0), Point(1, 100.01)], set()) is None
 
 
 POINTS = st.dictionaries(st.integers(1, 1000), st.integers(1, 1000).map(float), min_size=1, max_size=30)
@@ -133,7 +133,7 @@ def test_no_point_lies_under_the_hull_of_all(points):
 def test_a_hole_is_between_two_neighbours_and_what_is_left_out_of_a_ladder_is_beaten(points):
     ladder = pareto([Point(*point) for point in points.items()])
     steps = {*itertools.pairwise([p.peak for p in reversed(ladder)])}
-    hole = largest_hole(ladder, set())
+    hole = largest_ladder_gap(ladder, set())
     corners = hull([(p.peak, p.seconds) for p in reversed(ladder)])
     whole = ladder[0].seconds * math.log(ladder[0].peak / ladder[-1].peak)
 
