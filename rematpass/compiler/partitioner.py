@@ -152,13 +152,17 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
 
     def uuid(self) -> bytes:
         """Everything that can change a plan; a part of the keys of Inductor's and AOTAutograd's caches."""
+        return self.key(sources_hash())
+
+    def key(self, sources: str) -> bytes:
+        """Everything but the sources that can change a plan, together with a hash of the sources."""
         free = ""
         if self.config.memory_budget.kind is BudgetKind.AUTO:
             self._free = free_bytes(self.device)
             free = str(self._free)
         name = settings.device_name(self.device)
         said = [self.config.key(), free, str(self.fuse), str(self.calls), name, torch.__version__]
-        text = "\n".join([sources_hash(), *said])
+        text = "\n".join([sources, *said])
         text += f"{self._preset}{self._unlike_any_other}"
         if self.device.type == "cuda":
             text += " ".join(settings.how_cudnn_chooses())

@@ -25,7 +25,9 @@ from rematpass.core.graph import JointGraph, Kind, Op, Value
 from rematpass.core.hardware import FLOPS_PER_ELEMENT, Hardware
 
 FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM, Kind.SEEDED})
-ALWAYS_REALIZED = frozenset({Kind.REDUCTION, Kind.SEEDED})  # fused with their neighbours, but not run again in each reader
+ALWAYS_REALIZED = frozenset(
+    {Kind.REDUCTION, Kind.SEEDED}
+)  # fused with their neighbours, but not run again in each reader
 FREE = frozenset({Kind.SYMBOLIC})
 
 

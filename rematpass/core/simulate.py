@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rematpass.core.cost import FREE, FUSIBLE, ALWAYS_REALIZED, Costs
+from rematpass.core.cost import ALWAYS_REALIZED, FREE, FUSIBLE, Costs
 from rematpass.core.graph import JointGraph, Kind
 from rematpass.core.liveness import Trace, last_of, trace
 from rematpass.core.ragged import Bools, Ints, Lazy, Rows
@@ -128,7 +128,7 @@ def materialization(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Mate
     in_memory = np.ones(len(lives.value), np.bool_)
     if not fuse:
         return Materialization(lives, in_memory, {}, lives.reader, lives.read)
-    made_of, written = _made_of(graph, plan, lives)
+    made_of, realized = _made_of(graph, plan, lives)
     virtual = np.fromiter(made_of, np.int64, len(made_of))
     in_memory[virtual] = False
     reader, read = _through(lives, in_memory, virtual, Rows.of(list(made_of.values())))

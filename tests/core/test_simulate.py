@@ -117,7 +117,12 @@ def test_who_takes_the_bytes_at_the_peak_largest_first():
 
 
 def test_at_the_peak_the_first_of_equal_moments_counts_and_ids_break_ties():
-    intervals = (LiveInterval(7, 1, 5, 0, 1), LiveInterval(7, 0, 5, 0, 0), LiveInterval(3, 0, 5, 0, 2), LiveInterval(2, 0, 0, 0, 2))
+    intervals = (
+        LiveInterval(7, 1, 5, 0, 1),
+        LiveInterval(7, 0, 5, 0, 0),
+        LiveInterval(3, 0, 5, 0, 2),
+        LiveInterval(2, 0, 0, 0, 2),
+    )
     timeline = Timeline((), 0, (11, 15, 15), (*intervals, LiveInterval(9, 0, 11, 2, 2)), 0.0, 0.0)
     assert [(t.value, t.copy) for t in timeline.at_peak()] == [(3, 0), (7, 1)]
 

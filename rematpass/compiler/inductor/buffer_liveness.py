@@ -63,7 +63,11 @@ class KernelTimeline:
         self.inplace_candidates = _inplace_candidates(scheduler, ops, self.buffers)
         self.concerns: dict[str, set[Node]] = {name: set() for name in self.buffers}  # who may write over it
         for op, inplace_candidates in self.inplace_candidates.items():
-            for name in {name for inplace_candidate in inplace_candidates for name in (inplace_candidate.old, inplace_candidate.new)}:
+            for name in {
+                name
+                for inplace_candidate in inplace_candidates
+                for name in (inplace_candidate.old, inplace_candidate.new)
+            }:
                 self.concerns[name].add(op)
         self.live: Steps = np.zeros(self.step[-1] + 1, dtype=np.int64)
         for buffer in self.buffers.values():
@@ -178,7 +182,9 @@ class InplaceCandidate:
     alongside: frozenset[Node]
 
 
-def _inplace_candidates(scheduler: Any, ops: Sequence[Node], buffers: dict[str, Buffer]) -> dict[Node, list[InplaceCandidate]]:
+def _inplace_candidates(
+    scheduler: Any, ops: Sequence[Node], buffers: dict[str, Buffer]
+) -> dict[Node, list[InplaceCandidate]]:
     """For each op what it can overwrite, by the rules of Inductor's ``decide_inplace_update``.
 
     One of them: what a kernel reads in loops of different shapes (for a sum over each row, then element by element) is

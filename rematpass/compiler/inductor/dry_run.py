@@ -34,7 +34,14 @@ from torch import fx
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_driver, inductor_ir, inductor_metrics
 from rematpass.compiler.capture.subgraph_workspace import copied
-from rematpass.compiler.inductor.wrapper_memory import BodiesBegin, BodiesEnd, WrapperMemory, LiveBytes, allocated, origin
+from rematpass.compiler.inductor.wrapper_memory import (
+    BodiesBegin,
+    BodiesEnd,
+    LiveBytes,
+    WrapperMemory,
+    allocated,
+    origin,
+)
 from rematpass.compiler.ops.size_hints import hint
 
 _under_way = contextvars.ContextVar("rematpass dry run", default=False)

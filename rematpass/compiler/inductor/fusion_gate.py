@@ -22,7 +22,7 @@ from typing import Any
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import inductor_ir, inductor_memory
-from rematpass.compiler.inductor.buffer_liveness import Node, KernelTimeline, steps, whole_of
+from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, steps, whole_of
 
 log = logging.getLogger("rematpass")
 
@@ -166,7 +166,11 @@ def prefer(scheduler: Any, timeline: KernelTimeline) -> None:
     """
     for op, inplace_candidates in timeline.inplace_candidates.items():
         inplace_candidate = timeline.inplace_candidate(op)
-        if inplace_candidate is None or inplace_candidate is inplace_candidates[0] or inplace_candidate.old not in scheduler.name_to_buf:
+        if (
+            inplace_candidate is None
+            or inplace_candidate is inplace_candidates[0]
+            or inplace_candidate.old not in scheduler.name_to_buf
+        ):
             continue
         computed = isinstance(scheduler.name_to_buf[inplace_candidate.old].node, inductor_ir.ComputedBuffer)
         if computed and not any(reader.is_extern() for reader in timeline.buffers[inplace_candidate.old].readers):

@@ -45,7 +45,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
-from rematpass.compiler.inductor.buffer_liveness import Node, KernelTimeline, predecessors
+from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, predecessors
 from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.compiler.ops.traits import kind_of

@@ -33,7 +33,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rematpass.core.cost import FREE, FUSIBLE, ALWAYS_REALIZED
+from rematpass.core.cost import ALWAYS_REALIZED, FREE, FUSIBLE
 from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
 
 Floats = NDArray[np.float64]

@@ -24,7 +24,7 @@ from rematpass.compiler._torch import functorch_config
 from rematpass.compiler.backend import remat
 from rematpass.compiler.ops.device import device_name, how_cudnn_chooses
 from rematpass.compiler.partitioner import RematPartitioner
-from rematpass.compiler.source_hash import sources_hash
+from rematpass.compiler.source_hash import behavior_hash
 from rematpass.config import Config
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError, RematError, cause_of
@@ -208,12 +208,12 @@ def blank(job: Job) -> Measurement:
 
 def source_hash(device: torch.device) -> str:
     """Which planner this is: every source file that has a say in a plan, the settings but the budget, and torch."""
-    return RematPartitioner(Config.read({"memory_budget": 1}), device=device).uuid().hex()[:12]
+    return RematPartitioner(Config.read({"memory_budget": 1}), device=device).key(behavior_hash()).hex()[:12]
 
 
 def carrier_hash(device: torch.device) -> str:
     """What carries a plan out: the sources and settings behind ``source_hash``, but for what only chooses a plan."""
-    said = [sources_hash(but=_ONLY_CHOOSE), Config.read({"memory_budget": 1}).key()]
+    said = [behavior_hash(but=_ONLY_CHOOSE), Config.read({"memory_budget": 1}).key()]
     if device.type == "cuda":
         said += how_cudnn_chooses()
     return hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """The bytes alive over time, from events made by hand."""
 
-from rematpass.compiler.ops.allocator_trace import Event, live_bytes, cuda_events
+from rematpass.compiler.ops.allocator_trace import Event, cuda_events, live_bytes
 
 
 def events(*changes: tuple[int, int]) -> tuple[Event, ...]:

@@ -177,6 +177,18 @@ def test_what_a_user_may_not_give(name, monkeypatch):
     assert message in str(raised.value)
 
 
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A copy of the package's sources, hashed anew each time."""
+    copied = tmp_path / "rematpass"
+    shutil.copytree(source_hash.ROOT, copied)
+    monkeypatch.setattr(source_hash, "ROOT", copied)
+    for name in ("sources_hash", "behavior_hash"):
+        monkeypatch.setattr(source_hash, name, getattr(source_hash, name).__wrapped__)
+    monkeypatch.setattr(trial, "behavior_hash", source_hash.behavior_hash)
+    return copied
+
+
 @pytest.mark.parametrize(
     ("changed", "matters"),
     [
@@ -186,16 +198,24 @@ def test_what_a_user_may_not_give(name, monkeypatch):
         ("compiler/emit.py", True),
     ],
 )
-def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(tmp_path, monkeypatch, changed, matters):
-    copied = tmp_path / "rematpass"
-    shutil.copytree(source_hash.ROOT, copied)
-    monkeypatch.setattr(source_hash, "ROOT", copied)
-    sources_hash = source_hash.sources_hash.__wrapped__  # not from its cache
-    monkeypatch.setattr(trial, "sources_hash", sources_hash)
-    carrier, source = trial.carrier_hash(torch.device("cpu")), sources_hash()
-    (copied / changed).write_text("changed = True\n")
+def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(sources, changed, matters):
+    carrier, source = trial.carrier_hash(torch.device("cpu")), trial.source_hash(torch.device("cpu"))
+    (sources / changed).write_text("changed = True\n")
     assert (trial.carrier_hash(torch.device("cpu")) != carrier) == matters
-    assert sources_hash() != source
+    assert trial.source_hash(torch.device("cpu")) != source
+
+
+def test_a_measurement_outlives_a_moved_file_and_a_better_sentence(sources):
+    before = source_hash.sources_hash(), trial.source_hash(torch.device("cpu"))
+    (sources / "core" / "verify.py").rename(sources / "core" / "solve" / "judge.py")
+    assert (source_hash.sources_hash(), trial.source_hash(torch.device("cpu"))) == before
+    text = (sources / "core" / "cost.py").read_text()
+    for better in ('"""Other words."""\n' + text, "# A comment.\n" + text, "from rematpass.core import graph\n" + text):
+        (sources / "core" / "cost.py").write_text(better)
+        assert source_hash.sources_hash() != before[0]
+        assert trial.source_hash(torch.device("cpu")) == before[1]
+    (sources / "core" / "cost.py").write_text(text.replace("else 2)", "else 3)"))
+    assert trial.source_hash(torch.device("cpu")) != before[1]
 
 
 class TestEagerStepOfAnotherProcess:

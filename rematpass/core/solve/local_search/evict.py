@@ -30,7 +30,7 @@ from functools import cached_property
 import numpy as np
 
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Materialization, LiveInterval, Timeline, recompute_seconds, step_seconds
+from rematpass.core.simulate import LiveInterval, Materialization, Timeline, recompute_seconds, step_seconds
 from rematpass.core.solve.local_search.fill import Room
 from rematpass.core.solve.problem import Eviction, Problem
 from rematpass.errors import PlanError
@@ -141,7 +141,9 @@ class Search:
         start, self.left = self.peak, _MOST_OF_A_STRIDE
         while self.peak > limit and self.may_try:
             peak_regions = self._peak_regions(limit)
-            if any(lowest > limit for _, lowest in peak_regions) or not self._try([choices for choices, _ in peak_regions], limit):
+            if any(lowest > limit for _, lowest in peak_regions) or not self._try(
+                [choices for choices, _ in peak_regions], limit
+            ):
                 break
         self._forget_idle()  # which is large, and searches are kept
         return self.peak < start

@@ -139,7 +139,9 @@ def test_a_stride_ends_where_nothing_more_can_be_let_go():
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = State(frozenset([0, 1]))
     search = Search(problem, start, start.plan(problem, "s"))
-    assert not search.lower_to(5 + 31 + 5 - 1)  # the op at the top of the peak_region has both in memory, and the output
+    assert not search.lower_to(
+        5 + 31 + 5 - 1
+    )  # the op at the top of the peak_region has both in memory, and the output
 
 
 def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
