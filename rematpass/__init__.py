@@ -39,17 +39,18 @@ first three files, and the directories that its directory may use: ``report`` us
         schedule_late.py          a set of saved values -> a Plan that recomputes as late as possible
         mincut.py                 the parametric minimum cut
         problem.py                the input and the signature that all solvers share
+        state.py                  a plan as decisions, before it is scheduled
         baselines.py              save_all, recompute_all, chen_sqrt
         segmentation/             boundaries in forward, chosen on a timeline
           time_axis.py            the positions that bounds and prices refer to
           boundaries.py           where to cut forward into segments
           segments.py             the plans under a peak that segments give
+          nested.py               boundaries inside of segments, for max_recompute > 1
         local_search/             plans improved step by step
           fill.py                 what fits under a peak and is worth saving
           evict.py                lower peaks: idle copies are evicted and recomputed later
           refine.py               free bytes are used, and gaps in the ladder are closed
-        segmentation/             (continued)
-          nested.py               boundaries inside of segments, for max_recompute > 1
+        ladder.py                 all plans worth simulating: the solvers, by name
         unavoidable.py            bytes that every plan holds, whatever it saves
         bound.py                  seconds that no plan under a peak can beat, proven
         cp_sat_model.py           the exact program: variables and constraints

@@ -12,10 +12,11 @@ from pathlib import Path
 from rematpass.config import SOLVERS, Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
 from rematpass.core.graph import JointGraph
 from rematpass.core.hardware import Hardware
 from rematpass.core.solve.bound import least_seconds
+from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 from rematpass.errors import BudgetInfeasible, ConfigError, GraphError

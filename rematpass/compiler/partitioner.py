@@ -40,10 +40,11 @@ from rematpass.compiler.source_hash import sources_hash
 from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
 from rematpass.core.graph import JointGraph, Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.bound import least_seconds
+from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, ConfigError, ContradictoryMarks, RematError
 from rematpass.report.files import write

@@ -20,7 +20,8 @@ from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.emit import emit
 from rematpass.compiler.inductor.dry_run import StepDryRun, dry_run_step
 from rematpass.compiler.inductor.scheduler_pass import keep_apart
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
+from rematpass.core.solve.ladder import Rung
 from rematpass.core.verify import verify
 
 log = logging.getLogger("rematpass")

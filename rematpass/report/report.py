@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
 from rematpass.core.graph import JointGraph, Origin
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
 from rematpass.core.solve.bound import ASSUMES, Bound, lower_bound
+from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.errors import RematError

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rematpass.config import Budget
-from rematpass.core.frontier import Ladder, Rung, least_budget
+from rematpass.core.frontier import Ladder, least_budget
 from rematpass.core.graph import JointGraph, Op, Origin, Side
 from rematpass.core.simulate import LiveInterval, Timeline
+from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.unavoidable import Certain
 from rematpass.units import format_bytes, format_percent, format_seconds

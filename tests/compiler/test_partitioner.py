@@ -24,6 +24,7 @@ from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.core import frontier
 from rematpass.core.graph import Origin
 from rematpass.core.schedule import Plan
+from rematpass.core.solve import ladder
 from rematpass.errors import CaptureError, ContradictoryMarks, PlanError
 
 afresh = pytest.fixture(autouse=True)(afresh)
@@ -127,7 +128,7 @@ build = frontier.build
 
 
 def test_a_plan_that_the_judge_rejects_is_never_carried_out(monkeypatch, caplog):
-    monkeypatch.setitem(frontier.SOLVERS, "ladder", lambda problem: (Plan("broken", (), (), ()),))
+    monkeypatch.setitem(ladder.SOLVERS, "ladder", lambda problem: (Plan("broken", (), (), ()),))
     seen = run(PROGRAMS["mlp"], "remat_aot_eager", {"memory_budget": 0.5})
     assert not differences(seen, reference("mlp"))
     (warning,) = warned(caplog)

@@ -12,9 +12,10 @@ from torch import nn
 import rematpass
 from rematpass.compiler import select_plan
 from rematpass.compiler.select_plan import Probes
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
+from rematpass.core.solve.ladder import Rung
 from rematpass.lab.measure.memory_and_time import measure_memory
 
 afresh = pytest.fixture(autouse=True)(afresh)

@@ -15,6 +15,7 @@ from rematpass.core.graph import Kind, Origin
 from rematpass.core.hardware import preset
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline, simulate
+from rematpass.core.solve import ladder
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks, PlanError
@@ -183,7 +184,7 @@ def test_a_contradiction_leaves_no_ladder():
     ],
 )
 def test_a_plan_that_the_judge_rejects_is_never_handed_on(monkeypatch, plan, why):
-    monkeypatch.setitem(frontier.SOLVERS, "ladder", lambda problem: (plan,))
+    monkeypatch.setitem(ladder.SOLVERS, "ladder", lambda problem: (plan,))
     with pytest.raises(PlanError) as caught:
         plan_graph(three_layers(), Config())
     assert str(caught.value) == f"the plan of broken is not valid, at {why}"

@@ -6,8 +6,9 @@ from support.graphs import Builder, three_layers
 from support.reports import COSTS, report_of, tiny_report
 
 from rematpass.core import frontier
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
 from rematpass.core.graph import Origin
+from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.report.report import Point, explain
 

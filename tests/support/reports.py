@@ -10,9 +10,10 @@ from support.graphs import three_layers
 from rematpass.commands.plan_file import plan_graph
 from rematpass.config import Config
 from rematpass.core.cost import Costs
-from rematpass.core.frontier import Ladder, Rung
+from rematpass.core.frontier import Ladder
 from rematpass.core.graph import JointGraph
 from rematpass.core.solve.bound import Bound
+from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.report.report import Report, explain

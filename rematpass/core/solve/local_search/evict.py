@@ -33,6 +33,7 @@ from rematpass.core.schedule import Plan
 from rematpass.core.simulate import LiveInterval, Materialization, Timeline, recompute_seconds, step_seconds
 from rematpass.core.solve.local_search.fill import Room
 from rematpass.core.solve.problem import Eviction, Problem
+from rematpass.core.solve.state import State
 from rematpass.errors import PlanError
 
 _STEP = 0.04  # a target lies this far below the peak
@@ -41,25 +42,6 @@ _MOST_TRIALS = 80  # simulations of one descent
 _MOST_IN_VAIN = 24  # of them one after another that bring it no further
 _MOST_OF_A_STRIDE = 3  # simulations of one
 _MOST_FILLS = 3  # rounds of filling up what one level leaves free
-
-
-@dataclass(frozen=True)
-class State:
-    """A plan as decisions: what is saved, and what is let go when (with all that is made of it and fused away)."""
-
-    saved: frozenset[int]
-    evicted: frozenset[Eviction] = frozenset()
-
-    def saving(self, values: frozenset[int]) -> State:
-        """Save these as well, and do not let them go in between."""
-        return State(self.saved | values, frozenset(x for x in self.evicted if x[0] not in values))
-
-    def after(self, evictions: frozenset[Eviction]) -> State:
-        dropped = {v for v, moment in evictions if moment < 0}
-        return State(self.saved - dropped, self.evicted | {x for x in evictions if x[1] >= 0})
-
-    def plan(self, problem: Problem, solver: str) -> Plan:
-        return problem.plan(solver, self.saved, self.evicted)
 
 
 @dataclass(frozen=True)

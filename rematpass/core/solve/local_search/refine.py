@@ -27,8 +27,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from rematpass.core.schedule import Plan
-from rematpass.core.solve.local_search.evict import Search, State
+from rematpass.core.solve.local_search.evict import Search
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.state import State
 
 _REACHES = (1.1, 2.0)  # times a limit: how high a plan may lie that is brought down to it; for large graphs the first
 _NARROW = 1.004  # a step from one peak to the next that holds no other

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.baselines import crossing_values, fewest_bytes, worth_a_boundary
-from rematpass.core.solve.local_search.evict import State
 from rematpass.core.solve.problem import Eviction, Problem
 from rematpass.core.solve.segmentation.time_axis import TimeAxis
+from rematpass.core.solve.state import State
 from rematpass.errors import PlanError
 
 _DEEPEST = 8

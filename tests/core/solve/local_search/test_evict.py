@@ -11,9 +11,10 @@ from rematpass.core.schedule import Run
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.baselines import save_all
 from rematpass.core.solve.local_search import evict
-from rematpass.core.solve.local_search.evict import Search, State, descend
+from rematpass.core.solve.local_search.evict import Search, descend
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
+from rematpass.core.solve.state import State
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
 

@@ -10,9 +10,9 @@ from support.graphs import chain, joint_graphs
 
 from rematpass.core.cost import Costs
 from rematpass.core.solve.baselines import recompute_all, save_all
-from rematpass.core.solve.local_search.evict import State
 from rematpass.core.solve.local_search.refine import fill_up, hull, largest_ladder_gap, pareto, refine
 from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.state import State
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks
 
