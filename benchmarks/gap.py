@@ -20,7 +20,8 @@ from rematpass.config import Config, default_environment
 from rematpass.core import frontier
 from rematpass.core.cost import Costs
 from rematpass.core.frontier import Ladder
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Value
 from rematpass.core.solve.bound import ASSUMES, lower_bound
 from rematpass.core.solve.exact import exact
 from rematpass.core.solve.problem import Problem

@@ -19,15 +19,18 @@ whether to save it or to recompute it, and hands both graphs to Inductor. One di
                                                                 Plan --simulate--> Timeline --report--> text, JSON, HTML
 
 The map lists the files in that order. A module imports only modules listed above it in its own top-level directory, the
-first three files, and the directories that its directory may use: ``report`` uses ``core``; ``compiler`` uses both;
+first four files, and the directories that its directory may use: ``report`` uses ``core``; ``compiler`` uses both;
 ``lab`` uses all three.
 
     errors.py                     every exception, one class per cause
     units.py                      "8GiB" <-> bytes, seconds, percent
+    budget.py                     a memory budget: its forms, parsed
     config.py                     the settings; the only reader of the environment
     core/                         decides; never imports torch
       ragged.py                   rows of different lengths as arrays
-      graph.py                    JointGraph: ops and values
+      op.py                       Op and Value: one call, one storage
+      order.py                    the order of backward's ops
+      graph.py                    JointGraph: forward and backward as ops and values
       sizes.py                    a joint graph at other sizes
       schedule.py                 Plan: Run and Drop, step by step
       hardware.py                 presets: FLOP/s and bytes/s of devices
@@ -36,6 +39,7 @@ first three files, and the directories that its directory may use: ``report`` us
       simulate.py                 JointGraph + Plan -> Timeline: live bytes at each step, the peak, seconds
       verify.py                   the judge: replays a schedule and rejects a wrong one
       solve/                      decides what to save and what to recompute
+        effort.py                 how much work the solvers do: every tuning constant
         schedule_late.py          a set of saved values -> a Plan that recomputes as late as possible
         mincut.py                 the parametric minimum cut
         problem.py                the input and the signature that all solvers share

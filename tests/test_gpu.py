@@ -13,7 +13,7 @@ from rematpass import plans
 from rematpass.compiler import partitioner
 from rematpass.compiler.ops.sample_call import call_of
 from rematpass.compiler.ops.workspace import measured_workspace
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 from rematpass.lab.measure.memory_and_time import gradient_error, measure_memory, run_step
 from rematpass.lab.models import build
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Value
 
 OPS_PER_LAYER = 67
 _WHAT_READS_ITS_RESULT = (Kind.ATTENTION,)  # its backward reads what it has written, besides its arguments

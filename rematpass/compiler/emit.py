@@ -28,7 +28,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.inductor.realize_op import REALIZE
 from rematpass.compiler.ops.traits import replays
-from rematpass.core.graph import Kind, Origin, Side
+from rematpass.core.op import Kind, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Run, Step
 from rematpass.core.simulate import materialization
 from rematpass.errors import CaptureError

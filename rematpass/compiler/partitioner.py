@@ -41,7 +41,8 @@ from rematpass.config import Budget, BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
 from rematpass.core.frontier import Ladder
-from rematpass.core.graph import JointGraph, Origin, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.bound import least_seconds
 from rematpass.core.solve.ladder import Rung

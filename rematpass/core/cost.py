@@ -21,8 +21,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rematpass.core.graph import JointGraph, Kind, Op, Value
+from rematpass.core.graph import JointGraph
 from rematpass.core.hardware import FLOPS_PER_ELEMENT, Hardware
+from rematpass.core.op import Kind, Op, Value
 
 FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM, Kind.SEEDED})
 ALWAYS_REALIZED = frozenset(

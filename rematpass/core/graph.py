@@ -19,94 +19,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from rematpass.core.op import Kind, Op, Origin, Side, Value
+from rematpass.core.order import backward_order
 from rematpass.core.ragged import Bools, Ints, Rows
 from rematpass.errors import GraphError
 
 FORMAT = 1
-
-
-class Kind(str, Enum):
-    """What an op is to the cost model. The core knows kinds, never the names of ops."""
-
-    POINTWISE = "pointwise"
-    REDUCTION = "reduction"
-    MATMUL = "matmul"
-    CONVOLUTION = "convolution"
-    ATTENTION = "attention"
-    INDEXING = "indexing"  # reads at computed places: gather, embedding
-    SCATTER = "scatter"  # writes at computed places
-    KERNEL = "kernel"  # any other op of torch's own: a kernel of its own, pure
-    COPY = "copy"  # moves bytes without arithmetic: clone, cat, pad
-    CREATE = "create"  # reads nothing: full, iota
-    SYMBOLIC = "symbolic"  # arithmetic on sizes; no bytes
-    RANDOM = "random"
-    SEEDED = "seeded"  # random numbers from a seed that is handed in: drawn again, they are the same
-    COLLECTIVE = "collective"
-    EFFECT = "effect"
-    MUTATION = "mutation"
-    OPAQUE = "opaque"  # a custom op, a user's kernel, a higher-order op
-
-
-class Origin(str, Enum):
-    """Where a value comes from."""
-
-    OP = "op"
-    STATIC = "static"  # a parameter or buffer: it exists before and after the step
-    INPUT = "input"  # any other argument of forward
-    TANGENT = "tangent"  # an argument of backward
-
-
-class Side(str, Enum):
-    """Where an op has to run. EITHER: neither forward's outputs nor the tangents need it on their side."""
-
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    EITHER = "either"
-
-
-@dataclass(frozen=True)
-class Value:
-    """A storage. ``nbytes`` is exact for the sizes seen at compile time, ``nbytes_expr`` the formula behind it."""
-
-    id: int
-    nbytes: int
-    origin: Origin = Origin.OP
-    nbytes_expr: str = ""
-    name: str = ""
-    dtype: str = ""
-    shape: tuple[str, ...] = ()
-    must_save: bool = False
-    cannot_save: str = ""  # why, in words; empty when it can be saved
-    mutated: bool = False  # an input whose bytes forward overwrites: backward never reads it
-
-
-@dataclass(frozen=True)
-class Op:
-    """One call. ``reads`` and ``writes`` are value ids; ``mutates`` are values whose bytes it overwrites."""
-
-    id: int
-    kind: Kind
-    reads: tuple[int, ...] = ()
-    writes: tuple[int, ...] = ()
-    mutates: tuple[int, ...] = ()
-    name: str = ""
-    flops: int = 0
-    nbytes_read: int = 0  # bytes its arguments span, views counted at their own size
-    nbytes_workspace: int = 0  # bytes that it takes while it runs and gives back
-    dtype: str = ""  # of the arithmetic
-    never_recompute: str = ""  # why, in words; empty when it may run again
-    must_recompute: bool = False  # a user's mark: its values are not saved
-    pinned: Side = Side.EITHER  # effects, mutations and random draws stay on their side
-    source: str = ""  # file:line of the user's code
-    module: str = ""  # path of the nn.Module that called it
 
 
 @dataclass(frozen=True)
@@ -280,41 +205,8 @@ class JointGraph:
         of one gradient, what is returned is made first; and mutations come last, when all has read the bytes that they
         overwrite.
         """
-        own = self._returned_first([op for op in self.ops if self.sides[op.id] is Side.BACKWARD])
-        return tuple(sorted(own, key=lambda op: op.kind is Kind.MUTATION))
-
-    def _returned_first(self, own: Sequence[Op]) -> list[Op]:
-        """``own``, and of two products of one gradient first the one whose result backward does not go on with.
-
-        That result stays to the end in either order, and what only it is made from is gone a product sooner::
-
-            grad_x = grad_y @ w.T                          grad_w = x.T @ grad_y
-            grad_w = x.T @ grad_y     x waits for both     grad_x = grad_y @ w.T     x is gone, for grad_x to take
-
-        Autograd makes the gradient of an ``addmm``'s argument first, and that of a ``linear`` without a bias last.
-        """
-        returned = set(self.bwd_outputs)
-        goes_on = {v for op in own if not op.writes or not returned.issuperset(op.writes) for v in op.reads}
-        order: list[Op] = []
-        first = -1  # where the latest product stands whose result backward goes on with
-        for op in own:
-            order.append(op)
-            if op.kind is not Kind.MATMUL:
-                continue
-            if not goes_on.isdisjoint(op.writes):
-                first = len(order) - 1
-            elif first >= 0 and self._frees_more(op, order[first]):
-                needed, rest = _what_it_needs(op, order[first:])
-                if order[first] in rest and not any(other.never_recompute for other in needed):
-                    order[first:] = [*needed, *rest]
-                    first += len(needed)
-        return order
-
-    def _frees_more(self, op: Op, other: Op) -> bool:
-        """Whether the two read something in common, and ``op`` frees more bytes besides than ``other`` does."""
-        mine, its = ({*a.reads} - {*b.reads} - {*self.parameters} for a, b in ((op, other), (other, op)))
-        freed, kept = (sum(self.values[v].nbytes for v in values) for values in (mine, its))
-        return freed > kept and not set(op.reads).isdisjoint(other.reads)
+        own = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]
+        return backward_order(own, self.values, frozenset(self.bwd_outputs))
 
     @cached_property
     def own_mutations(self) -> tuple[Op, ...]:
@@ -405,8 +297,8 @@ class JointGraph:
             data: dict[str, Any] = json.loads(text)
             if data.pop("format") != FORMAT:
                 raise GraphError(f"this joint graph is of another format than {FORMAT}; capture it again")
-            ops = tuple(_op(d) for d in data.pop("ops"))
-            values = tuple(_value(d) for d in data.pop("values"))
+            ops = tuple(Op.from_fields(d) for d in data.pop("ops"))
+            values = tuple(Value.from_fields(d) for d in data.pop("values"))
             hints = tuple((str(s), int(n)) for s, n in data.pop("hints"))
             fwd, bwd = tuple(data.pop("fwd_outputs")), tuple(data.pop("bwd_outputs"))
             own = tuple(data.pop("own_inputs", ()))
@@ -415,22 +307,3 @@ class JointGraph:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GraphError(f"not a joint graph: {error}") from error
-
-
-def _what_it_needs(op: Op, ops: Sequence[Op]) -> tuple[list[Op], list[Op]]:
-    """Of ``ops``, in their order: what has to run for ``op``, itself included, and the rest."""
-    wanted, needed = set(op.reads), {op.id}
-    for before in reversed(ops):
-        if not wanted.isdisjoint(before.writes):
-            needed.add(before.id)
-            wanted.update(before.reads)
-    return [o for o in ops if o.id in needed], [o for o in ops if o.id not in needed]
-
-
-def _op(fields: dict[str, Any]) -> Op:
-    tuples = {k: tuple(fields[k]) for k in ("reads", "writes", "mutates")}
-    return Op(**{**fields, **tuples, "kind": Kind(fields["kind"]), "pinned": Side(fields["pinned"])})
-
-
-def _value(fields: dict[str, Any]) -> Value:
-    return Value(**{**fields, "shape": tuple(fields["shape"]), "origin": Origin(fields["origin"])})

@@ -28,8 +28,9 @@ from typing import NamedTuple
 import numpy as np
 
 from rematpass.core.cost import ALWAYS_REALIZED, FREE, FUSIBLE, Costs
-from rematpass.core.graph import JointGraph, Kind
+from rematpass.core.graph import JointGraph
 from rematpass.core.liveness import Trace, last_of, trace
+from rematpass.core.op import Kind
 from rematpass.core.ragged import Bools, Ints, Lazy, Rows
 from rematpass.core.schedule import Plan, Run, Steps
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from rematpass.core.graph import JointGraph, Op, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Op, Value
 from rematpass.errors import GraphError
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Step
 from rematpass.errors import PlanError
 

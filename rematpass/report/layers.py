@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import JointGraph, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Side
 from rematpass.core.schedule import Plan
 from rematpass.report.occupancy import Occupancy
 from rematpass.report.reasons import Account, Fate

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import JointGraph, Op, Origin, Side, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Op, Origin, Side, Value
 from rematpass.core.schedule import Plan, Run
 from rematpass.core.simulate import Timeline
 from rematpass.units import format_bytes, format_seconds

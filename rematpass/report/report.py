@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from rematpass.core.frontier import Ladder
-from rematpass.core.graph import JointGraph, Origin
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Origin
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from rematpass.config import Budget
 from rematpass.core.frontier import Ladder, least_budget
-from rematpass.core.graph import JointGraph, Op, Origin, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Op, Origin, Side
 from rematpass.core.simulate import LiveInterval, Timeline
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rematpass.core.graph import Kind, Origin, Side
+from rematpass.core.op import Kind, Origin, Side
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

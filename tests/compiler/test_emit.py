@@ -10,9 +10,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from rematpass.compiler.emit import POSITION, emit
 from rematpass.core.cost import estimate
 from rematpass.core.frontier import SOLVERS
-from rematpass.core.graph import Kind, Side
 from rematpass.core.hardware import preset
 from rematpass.core.liveness import plan_of
+from rematpass.core.op import Kind, Side
 from rematpass.core.schedule import Drop, Run
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify

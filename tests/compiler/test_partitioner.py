@@ -22,7 +22,7 @@ from rematpass.compiler.auto_budget import auto_budget
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.core import frontier
-from rematpass.core.graph import Origin
+from rematpass.core.op import Origin
 from rematpass.core.schedule import Plan
 from rematpass.core.solve import ladder
 from rematpass.errors import CaptureError, ContradictoryMarks, PlanError

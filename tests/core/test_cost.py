@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from support.graphs import Builder, chain, joint_graphs
 
 from rematpass.core.cost import Costs, estimate, materialized
-from rematpass.core.graph import Kind, Origin, Side
 from rematpass.core.hardware import PRESETS, Hardware
+from rematpass.core.op import Kind, Origin, Side
 
 # Rates that make every second a whole number: FLOPs count 1/3 s in float32, bytes 1/2 s, a launch 1000 s.
 SLOW = Hardware("slow", (("float32", 3.0), ("bfloat16", 33.0)), vector_flops=5.0, bandwidth=2.0, launch_seconds=1000.0)

@@ -11,8 +11,8 @@ from rematpass.commands.plan_file import plan_graph
 from rematpass.core import frontier
 from rematpass.core.cost import Costs, estimate
 from rematpass.core.frontier import SOLVERS, Ladder, Rung, build, pareto
-from rematpass.core.graph import Kind, Origin
 from rematpass.core.hardware import preset
+from rematpass.core.op import Kind, Origin
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline, simulate
 from rematpass.core.solve import ladder

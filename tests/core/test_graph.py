@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.graphs import Builder, chain, effect, joint_graphs, overwritten_input, pinned_backward, pinned_forward
 
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Side, Value
 from rematpass.errors import GraphError
 
 X = Value(0, 3, Origin.INPUT)

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from support.graphs import Builder, integer_costs, joint_graphs, overwritten_input, pinned_forward, three_layers
 from support.oracle import choices
 
-from rematpass.core.graph import Origin
 from rematpass.core.liveness import plan_of, trace
+from rematpass.core.op import Origin
 from rematpass.core.schedule import Drop, Plan, Run
 from rematpass.core.solve.mincut import Network
 from rematpass.core.solve.schedule_late import schedule_late

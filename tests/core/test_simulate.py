@@ -7,8 +7,8 @@ from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from support.oracle import choices
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Kind, Origin
 from rematpass.core.liveness import plan_of
+from rematpass.core.op import Kind, Origin
 from rematpass.core.schedule import Drop, Plan, Run
 from rematpass.core.simulate import LiveInterval, Timeline, recompute_seconds, simulate, step_seconds
 from rematpass.core.solve.mincut import Network

@@ -17,7 +17,7 @@ from support.graphs import (
 )
 from support.oracle import choices
 
-from rematpass.core.graph import Kind, Origin, Side
+from rematpass.core.op import Kind, Origin, Side
 from rematpass.core.schedule import Drop, Plan, Run
 from rematpass.core.solve.mincut import Network
 from rematpass.core.solve.schedule_late import schedule_late

@@ -7,7 +7,7 @@ from support.graphs import Builder, integer_costs, joint_graphs, three_layers
 from support.oracle import choices
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Kind, Origin
+from rematpass.core.op import Kind, Origin
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.mincut import Network
 from rematpass.core.solve.schedule_late import schedule_late

@@ -7,7 +7,7 @@ from support.reports import COSTS, report_of, tiny_report
 
 from rematpass.core import frontier
 from rematpass.core.frontier import Ladder
-from rematpass.core.graph import Origin
+from rematpass.core.op import Origin
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.report.report import Point, explain

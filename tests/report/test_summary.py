@@ -6,7 +6,7 @@ from support.graphs import Builder, three_layers
 from rematpass.config import Budget, BudgetKind
 from rematpass.core.cost import Costs
 from rematpass.core.frontier import Ladder, Rung, peak_allowed
-from rematpass.core.graph import Kind, Origin, Value
+from rematpass.core.op import Kind, Origin, Value
 from rematpass.core.simulate import LiveInterval, Timeline, simulate
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rematpass.core import frontier
 from rematpass.core.cost import Costs
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Side, Value
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 from rematpass.errors import ContradictoryMarks

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Side
 from rematpass.core.schedule import Plan, Run
 
 

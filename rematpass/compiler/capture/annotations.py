@@ -19,7 +19,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.config import Budget, BudgetKind
 from rematpass.core.frontier import Ladder, least_budget
-from rematpass.core.graph import Side
+from rematpass.core.op import Side
 from rematpass.errors import ConfigError
 
 _NAME = "torch.autograd.graph.region_activation_memory_budget"

@@ -30,7 +30,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.ops.node_info import projections
-from rematpass.core.graph import JointGraph, Kind, Op, Side, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Side, Value
 
 WHY = "it decides, and could decide otherwise on values made again"
 

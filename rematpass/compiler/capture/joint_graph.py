@@ -39,7 +39,8 @@ from rematpass.compiler.ops.node_info import (
 )
 from rematpass.compiler.ops.size_hints import hint, symbols_with_hints
 from rematpass.compiler.ops.traits import Traits, aliased_argument, is_size, traits_of, user_mark
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Value
 from rematpass.errors import CaptureError, PlanError
 
 log = logging.getLogger("rematpass")

@@ -33,7 +33,7 @@ from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.ops import device as settings
 from rematpass.compiler.ops.sample_call import Call, call_of
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 from rematpass.errors import RematError
 from rematpass.report.files import write_text
 

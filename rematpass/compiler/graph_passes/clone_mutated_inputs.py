@@ -14,7 +14,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler.ops.node_info import mutated_arguments, pinned
-from rematpass.core.graph import Kind, Side
+from rematpass.core.op import Kind, Side
 
 
 def overwritten_by_forward(

@@ -49,7 +49,7 @@ from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, pr
 from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.compiler.ops.traits import kind_of
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 
 _NEVER_FUSED = {Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION}
 

@@ -14,7 +14,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
 from rematpass.compiler.ops import device
 from rematpass.compiler.ops.size_hints import hint
-from rematpass.core.graph import Kind, Side
+from rematpass.core.op import Kind, Side
 
 
 def is_tangent(node: fx.Node) -> bool:

@@ -25,7 +25,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.compiler.ops.workspace import OF_LIBRARIES, measured_workspace
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 
 log = logging.getLogger("rematpass")
 

@@ -26,7 +26,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler.ops import device as settings
 from rematpass.compiler.ops.allocator_trace import live_bytes, record
 from rematpass.compiler.ops.sample_call import Call, call_of
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 
 log = logging.getLogger("rematpass")
 

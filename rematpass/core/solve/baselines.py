@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rematpass.core.graph import Origin, Side
+from rematpass.core.op import Origin, Side
 from rematpass.core.schedule import Plan
 from rematpass.core.solve.mincut import Cut
 from rematpass.core.solve.problem import Problem

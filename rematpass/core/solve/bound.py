@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 
-from rematpass.core.graph import Origin, Side
+from rematpass.core.op import Origin, Side
 from rematpass.core.solve.mincut import ROUNDING, Held
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.unavoidable import Certain

@@ -9,7 +9,7 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from rematpass.core.graph import Op, Origin, Side
+from rematpass.core.op import Op, Origin, Side
 from rematpass.core.solve.problem import Problem
 
 _MOST_TOTAL = 1 << 45  # seconds become integers that add up to at most this

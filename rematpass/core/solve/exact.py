@@ -37,7 +37,7 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
-from rematpass.core.graph import Origin
+from rematpass.core.op import Origin
 from rematpass.core.schedule import Drop, Plan, Run, Step
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.cp_sat_model import Program, Truth

@@ -41,7 +41,8 @@ from numpy.typing import NDArray
 from ortools.graph.python import max_flow
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import JointGraph, Op, Origin, Side, Value
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Op, Origin, Side, Value
 from rematpass.errors import ContradictoryMarks, PlanError
 
 _INFINITE = -1  # a mark in arrays of costs, not a capacity

@@ -1,4 +1,7 @@
-"""What every solver is given, and the one signature they share: ``Problem -> tuple[Plan, ...]``."""
+"""The input of every solver, and the signature that all solvers share: ``Problem -> tuple[Plan, ...]``.
+
+A problem also caches what solvers ask for repeatedly: plans by their decisions, and timelines by plan.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +12,40 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import JointGraph, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Side
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Materialization, Timeline, materialization, timeline_of
+from rematpass.core.solve.effort import DEFAULT_EFFORT, Effort
 from rematpass.core.solve.mincut import Network
 from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.errors import PlanTimeout
 
-# Ops up to which a graph gets every trial that the solvers know. Simulating a plan takes time in proportion to the ops,
-# so beyond that the number of trials falls as the ops rise, and planning stays near-linear.
-_FULL_EFFORT = 2500
-
-_KEPT = 32  # materializations, of plans that a search may ask for again
-
-# A value that is let go, and after which of backward's own ops.
+# A value, and the index in ``graph.backward_ops`` of the op after which it is dropped; ``NOT_SAVED`` as the index: forward
+# does not save it.
 Eviction = tuple[int, int]
+NOT_SAVED = -1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A graph with its costs. ``fuse``: whether a fusing compiler runs the plan (``simulate``);
-    ``max_recompute``: how much backward may recompute, in forwards; ``deadline``: when planning has to have ended, by
-    ``time.monotonic``."""
+    """A graph, its costs, and what a plan may do.
+
+    ``fuse``: whether a fusing compiler runs the plan (see ``simulate``). ``max_recompute``: the most that backward may
+    recompute, in multiples of ``forward_seconds``. ``deadline``: the time by which planning has to end, in seconds of
+    ``time.monotonic``.
+    """
 
     graph: JointGraph
     costs: Costs
     fuse: bool = True
     max_recompute: float = 1.0
     deadline: float = math.inf
+    effort: Effort = DEFAULT_EFFORT
 
     def trials(self, most: int, least: int = 1) -> int:
-        """How many of ``most`` trials this graph is given: all up to 2,500 ops, then fewer, but at least ``least``."""
-        return max(least, round(most * min(1.0, _FULL_EFFORT / max(1, len(self.graph.ops)))))
+        """``most`` trials for a graph of up to ``effort.full_effort_ops`` ops, fewer beyond, never below ``least``."""
+        return max(least, round(most * min(1.0, self.effort.full_effort_ops / max(1, len(self.graph.ops)))))
 
     @cached_property
     def network(self) -> Network:
@@ -51,17 +56,17 @@ class Problem:
         return {}
 
     def plan(self, solver: str, saved: frozenset[int], evicted: frozenset[Eviction] = frozenset()) -> Plan:
-        """The plan that saves ``saved``, made just in time, once: solvers come by the same decisions again and again.
+        """The plan that saves ``saved`` and drops ``evicted``, scheduled late. Cached: solvers repeat decisions.
 
         Raises:
-            PlanError: something that must not run twice would have to.
+            PlanError: the plan would run an op twice that must run once.
         """
         key = (solver, saved, evicted)
         if key not in self._plans:
-            moments: dict[int, list[int]] = {}
-            for value, moment in sorted(evicted):
-                moments.setdefault(moment, []).append(value)
-            self._plans[key] = schedule_late(self.graph, saved, solver, moments)
+            evicted_after: dict[int, list[int]] = {}
+            for value, after in sorted(evicted):
+                evicted_after.setdefault(after, []).append(value)
+            self._plans[key] = schedule_late(self.graph, saved, solver, evicted_after)
         return self._plans[key]
 
     @cached_property
@@ -69,34 +74,36 @@ class Problem:
         return {}
 
     @cached_property
-    def _latest(self) -> dict[Plan, Materialization]:
+    def _materializations(self) -> dict[Plan, Materialization]:
         return {}
 
     def timeline(self, plan: Plan) -> Timeline:
-        """The simulator's answer for ``plan``; asked for once.
+        """The simulated timeline of ``plan``, cached.
 
         Raises:
-            PlanTimeout: it is later than ``deadline``. Every solver asks for each of its plans, so all of them stop.
+            PlanTimeout: ``deadline`` has passed. Every solver simulates its plans here, so every solver stops in time.
         """
         if time.monotonic() > self.deadline:
-            raise PlanTimeout("planning took longer than planning_seconds allows; raise it, or take a simpler solver")
+            raise PlanTimeout(
+                'planning took longer than planning_seconds allows; raise it, or choose a simpler solver, such as "mincut"'
+            )
         if plan not in self._timelines:
-            there = self.materialization(plan)
-            self._timelines[plan] = timeline_of(self.graph, plan, self.costs, there, fuse=self.fuse)
+            copies = self.materialization(plan)
+            self._timelines[plan] = timeline_of(self.graph, plan, self.costs, copies, fuse=self.fuse)
         return self._timelines[plan]
 
     def materialization(self, plan: Plan) -> Materialization:
-        """What of ``plan`` takes bytes: kept for the plans that came last, since it is large."""
-        if plan in self._latest:
-            return self._latest[plan]
-        while len(self._latest) >= self.trials(_KEPT):
-            del self._latest[next(iter(self._latest))]
-        self._latest[plan] = materialization(self.graph, plan, fuse=self.fuse)
-        return self._latest[plan]
+        """Which copies of ``plan`` are in memory. Large, so only the most recent ones are cached."""
+        if plan in self._materializations:
+            return self._materializations[plan]
+        while len(self._materializations) >= self.trials(self.effort.kept_materializations):
+            del self._materializations[next(iter(self._materializations))]
+        self._materializations[plan] = materialization(self.graph, plan, fuse=self.fuse)
+        return self._materializations[plan]
 
     @cached_property
     def forward_seconds(self) -> float:
-        """Seconds of one forward."""
+        """Seconds of one forward pass."""
         sides = self.graph.sides
         return sum(s for op, s in zip(self.graph.ops, self.costs.run, strict=True) if sides[op.id] is Side.FORWARD)
 

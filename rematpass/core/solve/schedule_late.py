@@ -1,13 +1,18 @@
-"""From a set of saved values to a schedule: recompute each value just before backward first reads it.
+"""From a set of saved values to a schedule that recomputes each value as late as possible.
 
-Backward's own ops keep their order. Before each of them runs, what it reads and what is not there is made again from
-what is, in forward's order; every copy is dropped after its last use.
+Backward's own ops keep their order (``JointGraph.backward_ops``). Before each of them, the values that it reads and that
+are not available are recomputed from those that are, in forward's order. Every copy is dropped after its last use::
 
-A value can be let go in between and made once more (``evicted``): it is then dropped at its last use up to the
-``i``-th own op, and whoever reads it later gets a new copy.
+        saved: a            forward:   a ─▶ [f] ─▶ b ─▶ [g] ─▶ c          backward op i reads c, op i + 1 reads b
+
+        backward:  ... f'  g'  [op i]  [op i + 1] ...                     f' and g' recompute b and c for op i
+
+A value can also be *evicted*: ``evicted[i]`` lists values that stop being available once backward op i has run. Their
+copies are dropped at the last use up to there, and a later reader gets a new copy. In the graph above, evicting b after
+op i makes f run once more before op i + 1.
 
 Source: torch's ``reordering_to_mimic_autograd_engine`` (``torch/_functorch/partitioners.py``) orders recomputation in
-the same way, but knows one copy of each value only.
+the same way, but allows only one copy of each value.
 """
 
 from __future__ import annotations
@@ -16,8 +21,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from rematpass.core.graph import JointGraph, Op
+from rematpass.core.graph import JointGraph
 from rematpass.core.liveness import plan_of
+from rematpass.core.op import Op
 from rematpass.core.schedule import Plan, Runs
 from rematpass.errors import PlanError
 
@@ -25,67 +31,65 @@ from rematpass.errors import PlanError
 def schedule_late(
     graph: JointGraph, saved: Iterable[int], solver: str, evicted: Mapping[int, Iterable[int]] | None = None
 ) -> Plan:
-    """The schedule that saves ``saved`` (value ids) and makes everything else again when backward asks for it.
+    """The schedule that saves ``saved`` (value ids) and recomputes everything else when backward needs it.
 
-    Inputs that backward turns out to need are kept without being asked for: nothing can recompute them.
-    ``evicted[i]``: values that are let go when the ``i``-th of ``backward_ops`` has run.
+    Inputs of forward that backward needs are saved even if not listed: nothing can recompute them. ``evicted[i]``:
+    values that are not available any more once the ``i``-th of ``backward_ops`` has run.
 
     Raises:
-        PlanError: backward needs a value that is not saved and must not be computed again.
+        PlanError: backward needs a value that is neither saved nor allowed to be recomputed.
     """
     saved = set(saved)
     forward = forward_ops(graph, saved)
     ran = set(forward)
     ops, runs_once, inputs = graph.ops, graph.runs_once, graph.kept_inputs
-    there = {*saved, *inputs, *graph.tangents}
+    available = {*saved, *inputs, *graph.tangents}
     backward: list[int] = []
 
-    def make_again(values: Iterable[int]) -> None:
-        chain = graph.ancestors(values, there)
+    def recompute(values: Iterable[int]) -> None:
+        chain = graph.ancestors(values, available)
         for id in chain:
             op = ops[id]
             if id in runs_once:
                 if id in ran:
                     why = op.never_recompute or "the user wants its value saved"
-                    raise PlanError(f"{asked_for(op)}, which must not run twice: {why}")
+                    raise PlanError(f"{needs(op)}, which must not run twice: {why}")
                 ran.add(id)
-            if not there.issuperset(op.reads):
-                lost = next(v for v in op.reads if v not in there)
-                raise PlanError(
-                    f"{asked_for(op)}, and value {lost}, which it reads, can be neither saved nor made again"
-                )
-            there.update(op.writes)
+            if not available.issuperset(op.reads):
+                lost = next(v for v in op.reads if v not in available)
+                raise PlanError(f"{needs(op)}, and its argument {lost} can be neither saved nor recomputed")
+            available.update(op.writes)
         backward.extend(chain)
 
-    def asked_for(op: Op) -> str:
+    def needs(op: Op) -> str:
         return f"{solver}: backward needs op {op.id} ({op.name}) again"
 
     evicted = evicted or {}
     mutations = graph.own_mutations
-    for moment, op in enumerate(graph.backward_ops[: len(graph.backward_ops) - len(mutations)]):
-        if not there.issuperset(op.reads):
-            make_again(op.reads)
+    for index, op in enumerate(graph.backward_ops[: len(graph.backward_ops) - len(mutations)]):
+        if not available.issuperset(op.reads):
+            recompute(op.reads)
         backward.append(op.id)
-        there.update(op.writes)
-        if moment in evicted:
-            there.difference_update(evicted[moment])
-    make_again(graph.bwd_outputs)
-    make_again(v for op in mutations for v in op.reads)
+        available.update(op.writes)
+        if index in evicted:
+            available.difference_update(evicted[index])
+    recompute(graph.bwd_outputs)
+    recompute(v for op in mutations for v in op.reads)
     backward += [op.id for op in mutations]
-    overwritten_here = {v for op in mutations for v in op.mutates}
+    overwritten = {v for op in mutations for v in op.mutates}  # not read, but backward needs their storage
     fwd, bwd = _numbered(forward, backward)
-    return plan_of(graph, solver, saved | inputs | overwritten_here, fwd, bwd)
+    return plan_of(graph, solver, saved | inputs | overwritten, fwd, bwd)
 
 
 def forward_ops(graph: JointGraph, saved: Iterable[int]) -> list[int]:
-    """Forward's own ops, and those of neither side that ``saved`` values come from, in their order."""
+    """Forward's own ops, and the ops of neither side that produce ``saved`` values, in their order."""
     made = graph.made_in_forward
-    aside = graph.ancestors([v for v in saved if v not in made], made)
-    return sorted({*graph.forward_ops, *aside})
+    either = graph.ancestors([v for v in saved if v not in made], made)
+    return sorted({*graph.forward_ops, *either})
 
 
 def _numbered(forward: list[int], backward: list[int]) -> tuple[Runs, Runs]:
-    """Runs of these ops, one after another; each makes the next copy of what it writes."""
+    """Runs of these ops in sequence; each run of an op makes the next copy of what it writes."""
     ops = np.array([*forward, *backward], np.int64)
     order = np.argsort(ops, kind="stable")
     copies = np.empty_like(ops)

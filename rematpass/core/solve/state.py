@@ -1,27 +1,33 @@
-"""A plan as decisions, before it is scheduled: what the segments and the local search pass on."""
+"""A plan as decisions, before it is scheduled: what nested boundaries and the local search pass on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from rematpass.core.schedule import Plan
-from rematpass.core.solve.problem import Eviction, Problem
+from rematpass.core.solve.problem import NOT_SAVED, Eviction, Problem
 
 
 @dataclass(frozen=True)
 class State:
-    """A plan as decisions: what is saved, and what is let go when (with all that is made of it and fused away)."""
+    """What forward saves, and what backward drops before its last use, to be recomputed later."""
 
     saved: frozenset[int]
     evicted: frozenset[Eviction] = frozenset()
 
     def saving(self, values: frozenset[int]) -> State:
-        """Save these as well, and do not let them go in between."""
+        """Also save ``values``, and evict none of them."""
         return State(self.saved | values, frozenset(x for x in self.evicted if x[0] not in values))
 
-    def after(self, evictions: frozenset[Eviction]) -> State:
-        dropped = {v for v, moment in evictions if moment < 0}
-        return State(self.saved - dropped, self.evicted | {x for x in evictions if x[1] >= 0})
+    def evicting(self, evictions: frozenset[Eviction]) -> State:
+        """Also drop what ``evictions`` name; what they mark as not saved is no longer saved."""
+        not_saved = {v for v, after in evictions if after == NOT_SAVED}
+        return State(self.saved - not_saved, self.evicted | {x for x in evictions if x[1] != NOT_SAVED})
 
     def plan(self, problem: Problem, solver: str) -> Plan:
+        """The schedule of these decisions.
+
+        Raises:
+            PlanError: it would run an op twice that must run once.
+        """
         return problem.plan(solver, self.saved, self.evicted)

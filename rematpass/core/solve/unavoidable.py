@@ -34,7 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematpass.core.cost import ALWAYS_REALIZED, FREE, FUSIBLE
-from rematpass.core.graph import JointGraph, Kind, Op, Origin, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Op, Origin, Side
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

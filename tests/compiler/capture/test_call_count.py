@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rematpass.compiler import partitioner
 from rematpass.core.frontier import least_budget
-from rematpass.core.graph import Origin
+from rematpass.core.op import Origin
 from rematpass.lab.measure.memory_and_time import measure_memory, run_step
 from rematpass.units import format_bytes
 

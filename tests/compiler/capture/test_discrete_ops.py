@@ -16,7 +16,7 @@ from rematpass import Config, plans
 from rematpass.compiler import _torch, partitioner
 from rematpass.compiler.capture.discrete_ops import WHY, keep_decisions
 from rematpass.compiler.partitioner import RematPartitioner
-from rematpass.core.graph import Kind, Side
+from rematpass.core.op import Kind, Side
 
 aten = torch.ops.aten
 afresh = pytest.fixture(autouse=True)(afresh)

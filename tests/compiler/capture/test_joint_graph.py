@@ -9,7 +9,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 from rematpass.compiler.capture.joint_graph import capture
-from rematpass.core.graph import JointGraph, Kind, Origin, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Kind, Origin, Side
 from rematpass.errors import CaptureError
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.capture import measured_cost
 from rematpass.compiler.ops.sample_call import call_of
 from rematpass.compiler.partitioner import records
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 
 CPU = torch.device("cpu")
 

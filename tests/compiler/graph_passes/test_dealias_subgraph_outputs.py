@@ -9,7 +9,7 @@ from support.programs import Model, Program, _randn, afresh, all_captured, diffe
 from torch import nn
 
 from rematpass.compiler.capture.joint_graph import capture
-from rematpass.core.graph import Side
+from rematpass.core.op import Side
 
 aten = torch.ops.aten
 afresh = pytest.fixture(autouse=True)(afresh)

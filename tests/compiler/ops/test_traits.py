@@ -8,7 +8,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from rematpass.compiler import _torch
 from rematpass.compiler.ops import traits as ops
 from rematpass.compiler.ops.traits import Traits, draws_random_numbers, is_size, kind_of, traits_of, user_mark
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 
 aten, prims = torch.ops.aten, torch.ops.prims
 SQUARE, ROWS, MASK, INDEX = torch.eye(3), torch.randn(5, 3), torch.ones(3) > 0, torch.tensor([2, 1])

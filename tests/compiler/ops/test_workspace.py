@@ -15,7 +15,7 @@ from rematpass.compiler.ops.allocator_trace import live_bytes, record
 from rematpass.compiler.ops.node_info import computed_in
 from rematpass.compiler.ops.sample_call import Like, call_of
 from rematpass.compiler.ops.traits import traits_of
-from rematpass.core.graph import Kind
+from rematpass.core.op import Kind
 
 aten = torch.ops.aten
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")

@@ -7,7 +7,7 @@ from support.graphs import Builder, chain, integer_costs, joint_graphs
 from support.oracle import choice_of, choices
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Kind, Origin
+from rematpass.core.op import Kind, Origin
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.baselines import chen_sqrt, recompute_all, save_all
 from rematpass.core.solve.problem import Problem

@@ -10,7 +10,7 @@ from support.oracle import Search, choices
 
 from rematpass.core import frontier
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Kind, Origin
+from rematpass.core.op import Kind, Origin
 from rematpass.core.solve.bound import Bound, least_seconds, lower_bound
 from rematpass.core.solve.exact import exact
 from rematpass.core.solve.problem import Problem

@@ -9,7 +9,7 @@ from support.graphs import Builder, chain, drawn_ladder, three_layers
 from support.oracle import Search
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Origin
+from rematpass.core.op import Origin
 from rematpass.core.schedule import Drop, Run
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.exact import exact

@@ -18,7 +18,7 @@ from support.graphs import (
 from support.oracle import choice_of, choices, hull
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Kind, Origin
+from rematpass.core.op import Kind, Origin
 from rematpass.core.solve.mincut import Network, breakpoints
 from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.errors import ContradictoryMarks

@@ -13,7 +13,7 @@ from support.graphs import (
 )
 from support.oracle import choices
 
-from rematpass.core.graph import Kind, Origin, Side
+from rematpass.core.op import Kind, Origin, Side
 from rematpass.core.schedule import Run
 from rematpass.core.solve.mincut import Network
 from rematpass.core.solve.schedule_late import forward_ops, schedule_late

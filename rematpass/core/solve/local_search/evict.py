@@ -147,7 +147,7 @@ class Search:
         most = self.problem.max_recompute * self.problem.forward_seconds
         above = 0.98 * _above(self.timeline, target)
         return self._go_on(
-            self.state.after(evictions),
+            self.state.evicting(evictions),
             is_fast_enough=lambda plan: recompute_seconds(self.problem.graph, plan, self.problem.costs) <= most,
             is_better=lambda new: _above(new, target) < above,
         )

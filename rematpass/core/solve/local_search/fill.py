@@ -20,7 +20,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rematpass.core.graph import Side
+from rematpass.core.op import Side
 from rematpass.core.ragged import Ints
 from rematpass.core.schedule import Runs
 from rematpass.core.simulate import Timeline

@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rematpass.core.graph import Side
+from rematpass.core.op import Side
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.segmentation.time_axis import TimeAxis
 

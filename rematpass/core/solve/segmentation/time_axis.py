@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rematpass.core.cost import FREE, FUSIBLE, materialized
-from rematpass.core.graph import JointGraph, Op, Side
+from rematpass.core.graph import JointGraph
+from rematpass.core.op import Op, Side
 from rematpass.core.ragged import Ints
 from rematpass.core.schedule import Runs
 from rematpass.core.simulate import Timeline

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support.graphs import Builder, chain, joint_graphs
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Origin
+from rematpass.core.op import Origin
 from rematpass.core.schedule import Run
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.baselines import save_all
@@ -95,7 +95,7 @@ def test_the_way_down_goes_down_and_passes_the_judge(data):
 
 def test_a_state_forgets_and_saves():
     state = State(frozenset([1, 2]), frozenset([(3, 0), (2, 1)]))
-    after = state.after(frozenset([(1, -1), (4, 2)]))
+    after = state.evicting(frozenset([(1, -1), (4, 2)]))
     assert after == State(frozenset([2]), frozenset([(3, 0), (2, 1), (4, 2)]))
     assert after.saving(frozenset([4, 1])) == State(frozenset([1, 2, 4]), frozenset([(3, 0), (2, 1)]))
 

@@ -3,7 +3,7 @@ import dataclasses
 from support.graphs import Builder, chain
 
 from rematpass.core.cost import Costs
-from rematpass.core.graph import Origin
+from rematpass.core.op import Origin
 from rematpass.core.solve.local_search.fill import Room
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
