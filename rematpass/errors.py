@@ -1,21 +1,21 @@
 """Every exception of the package, one class per cause.
 
-A message says what happened, with the numbers, names the culprit, and ends with what to try.
+A message states what happened, gives the numbers, names the cause, and ends with what to try.
 """
 
 
 class RematError(Exception):
-    """The base of all of them."""
+    """The base class of all exceptions that rematpass raises."""
 
 
 class ConfigError(RematError, ValueError):
-    """A setting that cannot be understood: the variable or option, the value given, and what is accepted."""
+    """A setting is invalid. The message names the variable or option, the given value, and the accepted values."""
 
 
 class BudgetInfeasible(RematError):
-    """No plan stays under the budget in bytes.
+    """No plan stays under the byte budget.
 
-    ``floor``: the lowest peak that can be reached, in bytes; ``budget``: what was asked for, in bytes.
+    ``floor``: the lowest peak that a plan reaches, in bytes; ``budget``: the requested peak, in bytes.
     """
 
     def __init__(self, message: str, *, budget: int, floor: int) -> None:
@@ -32,39 +32,39 @@ def _infeasible(message: str, budget: int, floor: int) -> BudgetInfeasible:
 
 
 class ContradictoryMarks(RematError):
-    """A value that backward needs can neither be saved nor recomputed; the message names the path."""
+    """User annotations forbid both saving and recomputing a value that backward needs; the message names the path."""
 
 
 class GraphError(RematError, ValueError):
-    """A joint graph, or a file that should hold one, that is not valid."""
+    """A joint graph is invalid, or a file does not contain one."""
 
 
 class PlanError(RematError):
-    """A schedule that the judge rejects, or a file that should hold one and does not: the planner is at fault."""
+    """The verifier rejects a schedule, or a file does not contain one. This is a bug in the planner."""
 
 
 class PlanTimeout(RematError):
-    """Planning took longer than ``planning_seconds``; what follows is the same as when a planner fails."""
+    """Planning took longer than ``planning_seconds``. It is handled like a planner failure."""
 
 
 class TorchVersionError(RematError, ImportError):
-    """A torch outside the supported range."""
+    """The installed torch is outside the supported range."""
 
 
 class MeasureError(RematError):
-    """Something could not be measured or compared as asked: the model, the device, a file."""
+    """A measurement or comparison cannot be made: the model, the device or a file is unusable."""
 
 
 class ReportError(RematError):
-    """A report that cannot be written, or a file of an earlier one that cannot be read."""
+    """A report cannot be written, or an earlier report file cannot be read."""
 
 
 class CaptureError(RematError):
-    """A joint graph with something in it that the graph model cannot express; torch's own partitioner takes over."""
+    """The graph model cannot express something in the joint graph; torch's own partitioner is used instead."""
 
 
 def cause_of(error: BaseException) -> RematError | None:
-    """The package's own error behind ``error``, which Dynamo wraps in one of its own; None if it is someone else's."""
+    """Return the ``RematError`` behind ``error``, which Dynamo may have wrapped; None if there is none."""
     while not isinstance(error, RematError):
         inner = getattr(error, "inner_exception", None) or error.__cause__
         if inner is None:

@@ -1,7 +1,7 @@
-"""Bytes, seconds and shares as people write and read them: "8GiB" <-> 8589934592.
+"""Bytes, seconds and percentages as people write and read them: "8GiB" <-> 8589934592.
 
-Bytes stay exact integers: a text is read with rational arithmetic, never through a float. ``GiB`` is 2**30 bytes and
-``GB`` 10**9 (IEC 80000-13). ``8G`` is refused, since it means the one to some tools and the other to others.
+Bytes are exact integers, parsed with rational arithmetic and never through a float. ``GiB`` is 2**30 bytes and ``GB``
+is 10**9 (IEC 80000-13). ``8G`` is refused, because tools disagree about which of the two it means.
 """
 
 import math
@@ -21,13 +21,14 @@ BYTE_UNITS = {
 }
 _SCALES = {unit.lower(): scale for unit, scale in BYTE_UNITS.items()}
 _NUMBER_AND_UNIT = re.compile(r"([0-9]{1,30}|[0-9]{0,30}\.[0-9]{1,30})\s*([A-Za-z]*)")
+_AMBIGUOUS_UNIT = re.compile(r"([KMGT])i?", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
-    """The whole number of bytes that ``text`` names: "8GiB", "1.5 GiB", "512MiB", "2GB", "8589934592".
+    """Parse a number of bytes: "8GiB", "1.5 GiB", "512MiB", "2GB", "8589934592".
 
-    Units in any case; no unit means bytes. The last part of a byte is cut off ("0.1KiB" is 102), so that a limit is
-    never read as more than was written.
+    Units are case-insensitive; no unit means bytes. A fraction of a byte is rounded down ("0.1KiB" is 102), so that a
+    limit is never read as more than what was written.
 
     Raises:
         ValueError: anything else, such as a sign, an exponent, nan, inf, or half a byte.
@@ -36,16 +37,18 @@ def parse_bytes(text: str) -> int:
     number, unit = match.groups() if match else ("", "")
     scale = _SCALES.get(unit.lower() or "b")
     if not number or scale is None:
-        raise ValueError(f"{text!r} is not a number of bytes; the units are {', '.join(BYTE_UNITS)}")
+        meant = _AMBIGUOUS_UNIT.fullmatch(unit)
+        hint = f"; did you mean {number}{meant[1].upper()}iB?" if number and meant else ""
+        raise ValueError(f"{text!r} is not a number of bytes; the units are {', '.join(BYTE_UNITS)}{hint}")
     if scale == 1 and "." in number:
         raise ValueError(f"{text!r} is not a whole number of bytes; did you mean {number}GiB?")
     return math.floor(Fraction(number) * scale)
 
 
 def format_bytes(nbytes: int, *, round_up: bool = False) -> str:
-    """Two decimals in the smallest binary unit that needs at most four digits: "1.50 GiB", "-3.25 MiB", "512 B".
+    """Format with two decimals in the smallest binary unit that needs at most four digits: "1.50 GiB", "512 B".
 
-    ``round_up``: never less than ``nbytes``, for a limit that someone is going to type in again.
+    ``round_up``: never less than ``nbytes``, for a suggested limit that a user copies.
     """
     sign, size = ("-", -nbytes) if nbytes < 0 else ("", nbytes)
     if size < 1024:
@@ -59,7 +62,7 @@ def format_bytes(nbytes: int, *, round_up: bool = False) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Two decimals in the unit that needs at most three digits: "1.30 ms", "75.00 s"; never minutes."""
+    """Format with two decimals in the unit that needs at most three digits: "1.30 ms", "75.00 s"; never minutes."""
     if seconds == 0:
         return "0 s"
     for unit, per_second in (("ns", 1e9), ("us", 1e6), ("ms", 1e3)):
@@ -69,5 +72,5 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_percent(share: float, decimals: int = 1) -> str:
-    """A share of 1 as percent: 0.123 is "12.3%"."""
+    """Format a share of 1 as a percentage: 0.123 is "12.3%"."""
     return f"{100 * share:.{decimals}f}%"

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.graphs import show
 
+from rematpass import budget
 from rematpass.core.graph import JointGraph
 
 settings.register_profile("few", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("few"), derandomize=True, print_blob=True)
 settings.register_profile("many", settings.get_profile("few"), max_examples=2000, print_blob=True)
+budget.LEAST_BUDGET_BYTES = 1  # the tests' models are tiny; tests/test_config.py tests the real limit
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "few"))
 
 JointGraph._repr_pretty_ = lambda self, printer, cycle: printer.text(show(self))  # hypothesis', of a failing example
