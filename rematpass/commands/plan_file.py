@@ -9,7 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rematpass.config import SOLVERS, Budget, BudgetKind, Config
+from rematpass.budget import BudgetKind
+from rematpass.config import SOLVERS, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
 from rematpass.core.frontier import Ladder
@@ -86,7 +87,7 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     start = time.perf_counter()
     holds = graph.holds_outputs and config.hold_outputs
     graph = dataclasses.replace(graph, holds_outputs=holds, calls=config.calls or graph.calls)
-    problem = Problem(graph, estimate(graph, preset), max_recompute=config.max_recompute)
+    problem = Problem(graph, estimate(graph, preset), graph.fuse, config.max_recompute)
     ladder = frontier.build(problem, config.solver)
     rung, limit = choose(problem, ladder, config, preset.name if name else graph.device)
     verify(graph, rung.plan)
@@ -107,17 +108,12 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
 
 
 def choose(problem: Problem, ladder: Ladder, config: Config, device: str) -> tuple[Rung, int | None]:
-    """The fastest rung within the budget, and the budget in bytes (None: no limit), which is one of ``device``."""
-    budget: Budget = config.memory_budget
+    """The fastest rung within the budget, and the budget in bytes (None: no limit), both for ``device``."""
+    budget = config.memory_budget
     if budget.kind is BudgetKind.AUTO:
         raise ConfigError("the budget auto asks the device what is free, and a file has none; give bytes: 8GiB")
-    if budget.is_unlimited:
-        return ladder.rungs[0], None
-    if budget.kind is BudgetKind.FRACTION:
-        limit = ladder.limit(budget.fraction)
-        return ladder.fastest_under(limit) or ladder.rungs[-1], limit
-    rung = ladder.fastest_under(frontier.peak_allowed(budget.nbytes, device))
-    if rung is None:
+    selection = frontier.select(ladder, budget, device, ask=lambda rung: rung)
+    if not selection.fits:
         message = infeasible(problem, ladder.rungs[-1], ladder.floor, budget.nbytes, device)
         raise BudgetInfeasible(message, budget=budget.nbytes, floor=ladder.floor)
-    return rung, budget.nbytes
+    return selection.candidate, selection.limit

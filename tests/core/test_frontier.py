@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 
 import pytest
@@ -7,6 +8,7 @@ from support.graphs import Builder, chain, integer_costs, joint_graphs, three_la
 from support.oracle import choices
 
 from rematpass import Config, config
+from rematpass.budget import Budget, BudgetKind
 from rematpass.commands.plan_file import plan_graph
 from rematpass.core import frontier
 from rematpass.core.cost import Costs, estimate
@@ -64,6 +66,117 @@ def test_a_byte_budget_leaves_something_to_the_allocator(device, parts):
     for nbytes in (0, 1, 7, parts, 12345678):
         assert frontier.least_budget(frontier.peak_allowed(nbytes, device), device) <= nbytes
         assert frontier.peak_allowed(frontier.least_budget(nbytes, device), device) >= nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Dry:
+    """A rung with another peak than the simulated one."""
+
+    rung: Rung
+    peak: int
+
+
+def ladder_of(*peaks):
+    return Ladder(tuple(rung(seconds, peak) for seconds, peak in enumerate(peaks)))
+
+
+def asking(exact):
+    """A function that knows the exact peak of each simulated one, and the list of rungs that it was asked about."""
+    asked, made = [], {}
+
+    def ask(rung):
+        if rung.peak not in made:
+            asked.append(rung.peak)
+            made[rung.peak] = Dry(rung, exact[rung.peak])
+        return made[rung.peak]
+
+    return ask, asked
+
+
+def of_bytes(allowed):
+    """A budget in bytes that planned peaks of up to ``allowed`` fit on a CPU."""
+    return Budget(BudgetKind.BYTES, nbytes=frontier.least_budget(allowed, "cpu"))
+
+
+def test_no_limit_selects_the_first_rung_whatever_its_peak():
+    ask, asked = asking({100: 170, 80: 80})
+    selection = frontier.select(ladder_of(100, 80), Budget(), "cpu", ask)
+    assert (selection.candidate.peak, selection.limit, selection.fits) == (170, None, True)
+    assert asked == [100]
+
+
+def test_a_simulated_peak_that_is_right_takes_one_question():
+    ask, asked = asking({100: 100, 80: 81, 60: 60})
+    selection = frontier.select(ladder_of(100, 80, 60), of_bytes(85), "cpu", ask)
+    assert (selection.candidate.peak, selection.limit, selection.fits) == (81, 86, True)
+    assert asked == [80]
+
+
+def test_a_rung_that_would_be_as_wrong_as_the_last_one_is_skipped():
+    ask, asked = asking({80: 96, 72: 86, 60: 72})
+    assert frontier.select(ladder_of(100, 80, 72, 60), of_bytes(80), "cpu", ask).candidate.rung.peak == 60
+    assert asked == [80, 60]  # 80 is wrong by a fifth, so 72 would not fit
+
+
+def test_a_faster_rung_is_tried_where_the_next_one_leaves_room():
+    ask, asked = asking({90: 110, 80: 83, 70: 73, 60: 61})
+    assert frontier.select(ladder_of(90, 80, 70, 60), of_bytes(90), "cpu", ask).candidate.rung.peak == 80
+    assert asked == [90, 70, 80]  # 90 is wrong by a fifth, 70 by a twentieth
+
+
+@pytest.mark.parametrize(("exact", "taken"), [(90, 80), (91, 70)])
+def test_the_faster_rung_is_taken_only_if_it_fits(exact, taken):
+    ask, _ = asking({90: 110, 80: exact, 70: 73})
+    assert frontier.select(ladder_of(90, 80, 70, 60), of_bytes(90), "cpu", ask).candidate.rung.peak == taken
+
+
+def test_a_rung_that_is_hardly_faster_is_not_asked_about():
+    ladder = Ladder((rung(995, 90), rung(996, 80), rung(1000, 70)))
+    ask, asked = asking({90: 110, 80: 83, 70: 73})
+    assert frontier.select(ladder, of_bytes(90), "cpu", ask).candidate.rung.peak == 70
+    assert asked == [90, 70]
+
+
+def test_after_four_questions_only_the_floor_is_left():
+    ask, asked = asking({**dict.fromkeys(range(81, 101), 101), 80: 83})
+    selection = frontier.select(ladder_of(*range(100, 79, -1)), of_bytes(100), "cpu", ask)
+    assert (selection.candidate.peak, selection.fits) == (83, True)
+    assert asked == [100, 99, 98, 97, 80]
+
+
+@pytest.mark.parametrize(("fraction", "limit"), [(0, 80), (0.5, 90), (0.999, 99)])
+def test_a_fraction_is_never_infeasible(fraction, limit):
+    ask, _ = asking({100: 170, 80: 160})
+    selection = frontier.select(ladder_of(100, 80), Budget(fraction=fraction), "cpu", ask)
+    assert (selection.candidate.peak, selection.limit, selection.fits) == (160, limit, True)
+
+
+def test_a_fraction_accepts_a_peak_slightly_above_its_limit():
+    ask, asked = asking({1000: 1001, 500: 500})
+    ladder = ladder_of(1500, 1000, 500)
+    assert frontier.select(ladder, Budget(fraction=0.5), "cpu", ask).candidate.peak == 1001
+    assert frontier.select(ladder, of_bytes(1000), "cpu", ask).candidate.peak == 500
+    assert asked == [1000, 500]
+
+
+def test_a_byte_budget_below_every_peak_selects_the_floor_and_says_so():
+    ask, asked = asking({100: 100, 80: 95})
+    budget = of_bytes(90)
+    selection = frontier.select(ladder_of(100, 80), budget, "cpu", ask)
+    assert (selection.candidate.peak, selection.limit, selection.fits) == (95, budget.nbytes, False)
+    assert asked == [80]
+
+
+def test_a_rung_is_its_own_candidate():
+    for nbytes, seconds in [(7, 7), (17, 5), (107, 2)]:
+        selection = frontier.select(LADDER, of_bytes(nbytes), "cpu", lambda rung: rung)
+        assert (selection.candidate.seconds, selection.fits) == (seconds, True)
+    assert not frontier.select(LADDER, of_bytes(6), "cpu", lambda rung: rung).fits
+
+
+def test_the_budget_auto_has_to_be_resolved_first():
+    with pytest.raises(ValueError, match="the budget auto has no bytes yet: ask the device what is free first"):
+        frontier.select(LADDER, Budget(BudgetKind.AUTO), "cpu", lambda rung: rung)
 
 
 def test_pareto_by_hand():

@@ -35,6 +35,11 @@ class Rung:
     timeline: Timeline
 
     @property
+    def rung(self) -> Rung:
+        """This rung: it is its own candidate where the simulator's peak is the one to go by (``frontier.select``)."""
+        return self
+
+    @property
     def peak(self) -> int:
         return self.timeline.peak
 
