@@ -61,8 +61,19 @@ first four files, and the directories that its directory may use: ``report`` use
         exact.py                  the oracle: the fastest plan under a peak, for small graphs
       frontier.py                 the ladder of plans between floor and ceiling; a budget selects one
     compiler/                     touches torch
-      _torch.py                   torch's private modules, and how they differ between versions
+      _torch/                     torch's private modules, and how they differ between versions
+        version.py                the supported range of versions
+        partitioning.py           around the decision of torch's own partitioner
+        random_state.py           running an op again from the random state of its first run
+        call_stack.py             what torch is doing now
       source_hash.py              a hash of the sources that a plan depends on
+      devices/                    one file per kind of device: the only place that knows how they differ
+        allocator_trace.py        allocations and releases during a span of code, and the bytes alive
+        peak_window.py            the peak of one call of a compiled graph
+        base.py                   DeviceKind: what has to be known of a kind of device
+        cpu.py                    the CPU
+        cuda.py                   CUDA GPUs
+        other.py                  any other device: planned for, but not measured
       ops/                        what torch says of one call
         size_hints.py             sizes as numbers
         device.py                 the device and torch's settings
