@@ -112,7 +112,7 @@ def dry_run_step(fwd: fx.GraphModule, bwd: fx.GraphModule, *, num_fwd_outputs: i
             value = _restrided(value, stride_of[node.name])
         elif isinstance(value, torch.Tensor) and "tangents" in node.name:
             nbytes = allocated(hint(value.untyped_storage().nbytes()), value.device)
-            storage = node.name, nbytes if _torch.LETS_TANGENTS_GO else 0
+            storage = node.name, nbytes if _torch.FREES_TANGENTS else 0
             held += nbytes - storage[1]
         if_dropped.append(storage)
         if storage and storage[0] in handed_out:

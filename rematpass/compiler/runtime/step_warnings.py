@@ -132,7 +132,7 @@ def _warning_of_calls(compiled: Compiled, planned: int, name: str) -> Compiled:
     @functools.wraps(compiled)
     def run(*args: Any, **kwargs: Any) -> Any:
         outputs = compiled(*args, **kwargs)
-        if told or not torch.is_grad_enabled() or _torch.hooks_take_what_is_saved() or _torch.backward_is_traced():
+        if told or not torch.is_grad_enabled() or _torch.saved_tensor_hooks_are_active() or _torch.backward_is_traced():
             return outputs
         if (node := backward_node(outputs, args)) is not None:
             waiting.add(node)

@@ -193,7 +193,7 @@ def test_inductors_exceptions_come_through_and_leave_no_trace():
 @pytest.mark.parametrize("lets_go", [True, False])
 def test_a_saved_output_goes_and_a_tangent_only_where_torch_lets_it_go(lets_go, monkeypatch):
     """The last use of both is the first thing that backward does; what comes later may or may not have their bytes."""
-    monkeypatch.setattr(_torch, "LETS_TANGENTS_GO", lets_go)
+    monkeypatch.setattr(_torch, "FREES_TANGENTS", lets_go)
     n = 64 * 64 * 4
     held = 0 if lets_go else n
     fwd = traced(lambda x, w: (torch.tanh(x @ w), x), (64, 64), (64, 64))
