@@ -68,8 +68,9 @@ def read_graph(path: Path) -> JointGraph:
     except OSError as error:
         raise GraphError(f"cannot read {path}: {error.strerror or error}") from error
     except (GraphError, UnicodeDecodeError) as error:
+        reason = error if isinstance(error, GraphError) else "not a joint graph: not text"
         raise GraphError(
-            f"{path}: {error}. A joint graph is what REMAT_REPORT_DIR leaves as *.graph.json, or JointGraph.to_json"
+            f"{path}: {reason}. A joint graph is a file *.graph.json that REMAT_REPORT_DIR or rematpass explain wrote"
         ) from error
 
 

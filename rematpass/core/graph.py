@@ -47,6 +47,9 @@ class JointGraph:
     arguments that differ between a region's calls, and of a block those that need a gradient (a mask or positions,
     which need none, are the same for all).
 
+    ``fuse``: whether the graph was captured for a compiler that fuses pointwise ops (Inductor) or for one that runs op
+    by op (``remat_aot_eager``).
+
     Raises:
         GraphError: an id is not its position, an op reads what nothing before it writes, a value has two producers.
     """
@@ -61,6 +64,7 @@ class JointGraph:
     holds_outputs: bool = True
     calls: int = 1
     own_inputs: tuple[int, ...] = ()
+    fuse: bool = True
 
     def __post_init__(self) -> None:
         ids: tuple[tuple[str, list[int]], ...] = (
@@ -284,7 +288,10 @@ class JointGraph:
 
     def to_json(self) -> str:
         """A JSON document that ``from_json`` reads back into an equal graph."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, separators=(",", ":"))
+        fields = dataclasses.asdict(self)
+        if self.fuse:
+            del fields["fuse"]  # the default is left out: files and digests stay as they were without this field
+        return json.dumps({"format": FORMAT, **fields}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> JointGraph:
@@ -295,6 +302,8 @@ class JointGraph:
         """
         try:
             data: dict[str, Any] = json.loads(text)
+            if not isinstance(data, dict) or "format" not in data:
+                raise GraphError("not a joint graph: expected a JSON object with the key 'format'")
             if data.pop("format") != FORMAT:
                 raise GraphError(f"this joint graph is of another format than {FORMAT}; capture it again")
             ops = tuple(Op.from_fields(d) for d in data.pop("ops"))
@@ -305,5 +314,7 @@ class JointGraph:
             return cls(ops=ops, values=values, fwd_outputs=fwd, bwd_outputs=bwd, hints=hints, own_inputs=own, **data)
         except GraphError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise GraphError(f"not a joint graph: it has no {error}") from error
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise GraphError(f"not a joint graph: {error}") from error

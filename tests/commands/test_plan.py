@@ -1,14 +1,18 @@
 """``rematpass plan`` as a CI without a GPU uses it."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.reports import TINY_GPT
 
 from rematpass import cli
+from rematpass.commands.plan_file import plan_graph, read_graph
+from rematpass.config import Config
 
 BLOCKER = """
 import sys
@@ -108,6 +112,22 @@ def test_outputs_that_the_caller_lets_go_of_do_not_count(capsys, graph, monkeypa
     _, let_go, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
     held, let_go = json.loads(held)["summary"], json.loads(let_go)["summary"]
     assert let_go["planned_peak"] == let_go["peak_without_outputs"] < held["planned_peak"]
+
+
+def test_a_graph_of_an_eager_backend_is_planned_without_fusion(tmp_path):
+    """A plan for ``remat_aot_eager`` counts values that a fusing compiler would never write to memory."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU()) for _ in range(3)])
+    options = {"memory_budget": 0.3, "report_dir": str(tmp_path)}
+    torch.compile(model, backend="remat_aot_eager", options=options)(torch.randn(64, 16)).sum().backward()
+    [path], [report] = tmp_path.glob("*.graph.json"), [p for p in tmp_path.glob("*.json") if p.name.count(".") == 1]
+    compiled = json.loads(report.read_text("utf-8"))["summary"]
+    graph = read_graph(path)
+    assert not graph.fuse
+    planned = plan_graph(graph, Config.read({"memory_budget": 0.3}, {})).summary
+    assert (planned.plan_hash, planned.planned_peak) == (compiled["plan_hash"], compiled["planned_peak"])
+    fused = plan_graph(dataclasses.replace(graph, fuse=True), Config.read({"memory_budget": 0.3}, {})).summary
+    assert fused.ceiling < planned.ceiling
 
 
 class TestLock:
@@ -219,6 +239,10 @@ class TestLock:
     [
         (["missing.json"], "cannot read missing.json: No such file or directory"),
         ([__file__], "not a joint graph: "),
+        (["list.json"], "list.json: not a joint graph: expected a JSON object with the key 'format'. A joint graph is"),
+        (["object.json"], "object.json: not a joint graph: expected a JSON object with the key 'format'. "),
+        (["binary.json"], "binary.json: not a joint graph: not text. A joint graph is"),
+        (["."], "cannot read .: Is a directory"),
         (["GRAPH", "--device", "h300"], "unknown hardware 'h300'; valid names are a100, cpu,"),
         (["GRAPH", "--budget", "auto"], "the budget auto asks the device what is free, and a file has none"),
         (["GRAPH", "--budget", "16"], "option memory_budget='16': a number without a unit; did you mean 16GiB?"),
@@ -227,7 +251,10 @@ class TestLock:
         (["GRAPH", "--lock", "a", "--check", "b"], "argument --check: not allowed with argument --lock"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(capsys, graph, arguments, message):
+def test_bad_input_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, graph, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("list", b"[]"), ("object", b"{}"), ("binary", b"\x7fELF\xd0\xff")):
+        Path(f"{name}.json").write_bytes(content)
     code, out, err = run(capsys, "plan", *[str(graph) if a == "GRAPH" else a for a in arguments])
     assert (code, out) == (2, "")
     assert message in err

@@ -107,6 +107,13 @@ def test_a_graph_survives_json(graph, hints, name, source, shape):
     assert (again.sides, again.producer) == (graph.sides, graph.producer)
 
 
+def test_a_graph_captured_for_an_eager_backend_says_so_in_json():
+    graph = chain(1)
+    assert "fuse" not in json.loads(graph.to_json())  # files and digests are those of graphs without this field
+    eager = dataclasses.replace(graph, fuse=False)
+    assert JointGraph.from_json(eager.to_json()) == eager != graph
+
+
 def changed(**fields):
     return json.dumps({**json.loads(chain(1).to_json()), **fields})
 
@@ -143,7 +150,7 @@ def test_what_is_no_graph_is_refused(text, ending):
     [
         (changed(format=2), "this joint graph is of another format than 1; capture it again"),
         (changed(bwd_outputs=[7]), "output value 7 is written by nothing"),
-        ("7", "not a joint graph: 'int' object has no attribute 'pop'"),
+        ("7", "not a joint graph: expected a JSON object with the key 'format'"),
     ],
 )
 def test_a_graph_with_an_error_is_still_said_to_be_a_graph(text, message):

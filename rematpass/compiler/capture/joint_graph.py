@@ -24,7 +24,6 @@ from rematpass.compiler._torch import pytree
 from rematpass.compiler.capture.subgraph_workspace import as_forward, beyond_results, bodies_run_by
 from rematpass.compiler.graph_passes.clone_mutated_inputs import clone_old_version, overwritten_by_forward
 from rematpass.compiler.graph_passes.dealias_subgraph_outputs import read_from_the_source
-from rematpass.compiler.ops import device
 from rematpass.compiler.ops.node_info import (
     computed_in,
     device_name_of,
@@ -96,7 +95,7 @@ def capture(
     static = tuple(n for i, n in enumerate(primals) if i in set(static_input_indices))
     overwritten = overwritten_by_forward(module.graph, primals, descriptions[:num_fwd_outputs])
     old_versions = {clone_old_version(module.graph, n): n for n in sorted(overwritten)}
-    channels_last = fuse and device.lays_channels_last(module)
+    channels_last = fuse and _torch.lays_channels_last(module)
     reader = _Reader(frozenset(static), overwritten, frozenset(old_versions), channels_last, fuse)
     for node in module.graph.nodes:
         reader.read(node)
@@ -105,6 +104,7 @@ def capture(
     else:
         own = [n for i, n in enumerate(primals) if i not in set(shared_input_indices)]
     graph = JointGraph(
+        fuse=fuse,
         ops=tuple(reader.ops_with_marks()),
         values=tuple(reader.values_with_marks()),
         fwd_outputs=reader.values_of(fwd),
