@@ -75,6 +75,7 @@ first four files, and the directories that its directory may use: ``report`` use
         cuda.py                   CUDA GPUs
         other.py                  any other device: planned for, but not measured
       ops/                        what torch says of one call
+        copy_module.py            a copy of a graph module that passes may change
         size_hints.py             sizes as numbers
         device.py                 the device and torch's settings
         sample_call.py            an op's call, made with sample arguments

@@ -21,7 +21,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import pytree
-from rematpass.compiler.capture.subgraph_workspace import as_forward, beyond_results, bodies_run_by
+from rematpass.compiler.capture.subgraph_workspace import as_forward, subgraphs_run_by, workspace_of
 from rematpass.compiler.graph_passes.clone_mutated_inputs import clone_old_version, overwritten_by_forward
 from rematpass.compiler.graph_passes.dealias_subgraph_outputs import read_from_the_source
 from rematpass.compiler.ops.node_info import (
@@ -311,7 +311,7 @@ class _Reader:
                 name=node.name,
                 flops=traits.flops,
                 nbytes_read=sum(spanned(n.meta.get("val")) for n in node.all_input_nodes),
-                nbytes_workspace=traits.workspace + max(map(self._inside, bodies_run_by(node)), default=0),
+                nbytes_workspace=traits.workspace + max(map(self._inside, subgraphs_run_by(node)), default=0),
                 dtype=computed_in(node, traits.kind, next((self.values[v].dtype for v in (*written, *reads)), "")),
                 never_recompute="" if must else never,
                 must_recompute=must,
@@ -328,7 +328,7 @@ def _inside(body: fx.GraphModule, *, fuse: bool) -> int:
     results = pytree.arg_tree_leaves(*module.graph.find_nodes(op="output")[0].args)
     try:
         graph = capture(module, num_fwd_outputs=len(results), fuse=fuse).graph
-        return beyond_results(graph, fuse=fuse)
+        return workspace_of(graph, fuse=fuse)
     except (CaptureError, PlanError) as error:
         log.info("what a body takes inside itself is not known: %s", error)
         return 0

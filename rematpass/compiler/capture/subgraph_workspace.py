@@ -1,10 +1,9 @@
-"""Bytes that a call takes in the bodies that it is given: regions that are compiled once, branches of ``torch.cond``.
+"""Bytes that a call allocates inside its subgraphs: regions that are compiled once, branches of ``torch.cond``.
 
-A body is a graph like any other, so the simulator is asked: it runs like a forward, and what stands at its highest
-point beyond its results is the workspace of the call. Of two branches the one counts that takes more. (Inductor is
-asked for the peak of the whole step afterwards, bodies included: ``wrapper_memory.py``.)
+A subgraph is simulated like a forward. Its peak, less the bytes of its results, is the workspace of the call; of two
+branches the larger one counts. (The dry run later gives the peak of the whole step, subgraphs included.)
 
-    body      x ──▶ [mm] ──▶ a ──▶ [gelu] ──▶ b ──▶ [mm] ──▶ y        workspace: a and b, or b and y, less y
+    subgraph  x ──▶ [mm] ──▶ a ──▶ [gelu] ──▶ b ──▶ [mm] ──▶ y        workspace: a and b, or b and y, less y
 """
 
 from __future__ import annotations
@@ -14,44 +13,33 @@ from collections.abc import Iterator
 from torch import fx
 
 from rematpass.compiler._torch import HigherOrderOperator
+from rematpass.compiler.ops.copy_module import copy_module
 from rematpass.compiler.ops.traits import bodies_of
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.schedule_late import schedule_late
 
-# Those that run their bodies as they are; the bodies of others describe what happens to one element.
-_RUNS_BODIES = frozenset({"invoke_subgraph", "cond"})
+# Calls that run their subgraphs as they are; the subgraphs of others describe what happens to one element.
+_RUNS_SUBGRAPHS = frozenset({"invoke_subgraph", "cond"})
 
 
-def bodies_run_by(node: fx.Node) -> Iterator[fx.GraphModule]:
-    """The graphs that a call runs."""
-    if isinstance(node.target, HigherOrderOperator) and node.target.name() in _RUNS_BODIES:
+def subgraphs_run_by(node: fx.Node) -> Iterator[fx.GraphModule]:
+    """The subgraphs that a call runs."""
+    if isinstance(node.target, HigherOrderOperator) and node.target.name() in _RUNS_SUBGRAPHS:
         yield from bodies_of(node)
 
 
-def as_forward(body: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose inputs are all alike: a body of backward has some that are called tangents."""
-    module = copied(body)
+def as_forward(subgraph: fx.GraphModule) -> fx.GraphModule:
+    """A copy without tangents: some inputs of a subgraph of backward are named like tangents."""
+    module = copy_module(subgraph)
     for index, node in enumerate(module.graph.find_nodes(op="placeholder")):
-        node.target = f"given_{index}"
+        node.target = f"input_{index}"
     return module
 
 
-def beyond_results(graph: JointGraph, *, fuse: bool) -> int:
-    """Bytes at the highest point of a graph that is all forward, less those of its results."""
+def workspace_of(graph: JointGraph, *, fuse: bool) -> int:
+    """The peak of a graph that is all forward, in bytes, less the bytes of its results."""
     costs = Costs(run=(0.0,) * len(graph.ops), keep=(0.0,) * len(graph.values))
-    peak = simulate(graph, schedule_late(graph, (), "body"), costs, fuse=fuse).peak
+    peak = simulate(graph, schedule_late(graph, (), "subgraph"), costs, fuse=fuse).peak
     return max(0, peak - sum(graph.values[v].nbytes for v in {*graph.fwd_outputs} - {*graph.handed_in}))
-
-
-def copied(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose nodes and subgraphs can be changed; constants are shared."""
-    graph = fx.Graph()
-    results = graph.graph_copy(module.graph, {})
-    graph.output(results).meta = dict(module.graph.find_nodes(op="output")[0].meta)
-    new = fx.GraphModule(module, graph)
-    for name, child in list(new.named_children()):
-        if isinstance(child, fx.GraphModule):
-            setattr(new, name, copied(child))
-    return new

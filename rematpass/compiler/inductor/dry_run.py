@@ -31,9 +31,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, devices
 from rematpass.compiler._torch import V, inductor_driver, inductor_ir, inductor_metrics
-from rematpass.compiler.capture.subgraph_workspace import copied
 from rematpass.compiler.inductor.wrapper_memory import (
     BodiesBegin,
     BodiesEnd,
@@ -42,6 +41,7 @@ from rematpass.compiler.inductor.wrapper_memory import (
     allocated,
     origin,
 )
+from rematpass.compiler.ops.copy_module import copy_module
 from rematpass.compiler.ops.size_hints import hint
 
 _under_way = contextvars.ContextVar("rematpass dry run", default=False)
@@ -155,7 +155,7 @@ def dry_run(
     ``given_if_dropped`` a second course is taken, with these inputs and ``base_if_dropped``.
     """
     start = time.perf_counter()
-    module = copied(module)
+    module = copy_module(module)
     outputs = _outputs(module)
     shown = visible if visible is not None else [i for i, n in enumerate(outputs) if isinstance(n, fx.Node)]
     module.graph.find_nodes(op="output")[0].meta["user_visible_output_idxs"] = list(shown)
@@ -246,21 +246,20 @@ def _without_text(graph: Any) -> tuple[Any, Any]:
 
 def _name_kernels_only(scheduler: Any) -> None:
     """Let this scheduler's backends name kernels instead of defining them, and write no loops where that is tried."""
-    devices = {node.get_device() for node in scheduler.nodes} - {None}
-    for device in devices:
-        backend = scheduler.get_backend(device)
+    for device in {node.get_device() for node in scheduler.nodes} - {None}:
+        backend, codegen = scheduler.get_backend(device), devices.of(device).codegen
         for part in (backend, *vars(backend).values()):
             if hasattr(part, "define_kernel"):
                 part.define_kernel = _kernel_name
-            if device.type == "cuda" and hasattr(part, "kernel_type"):
+            if codegen == "triton" and hasattr(part, "kernel_type"):
                 part.kernel_type = _unwritten(part.kernel_type)
-        if device.type == "cpu" and hasattr(backend, "codegen_node"):
+        if codegen == "cpp" and hasattr(backend, "codegen_node"):
             backend.codegen_node = functools.partial(_without_tiling, backend.codegen_node)
-    skip = {"cpu": _skip_body, "cuda": _skip_body_for_triton}
+    skip = {"cpp": _skip_body, "triton": _skip_body_for_triton}
     for node in scheduler.nodes:
         for op in filter(_is_loop, node.get_nodes()):
-            if op.get_device() is not None and op.get_device().type in skip:
-                op.codegen = functools.partial(skip[op.get_device().type], op)
+            if op.get_device() is not None and (codegen := devices.of(op.get_device()).codegen) in skip:
+                op.codegen = functools.partial(skip[codegen], op)
 
 
 def _is_loop(op: Any) -> bool:
