@@ -13,7 +13,7 @@ import numpy as np
 
 from rematpass.core.graph import JointGraph
 from rematpass.core.ragged import Bools, Ints
-from rematpass.core.schedule import Plan, Run, Runs, Steps
+from rematpass.core.schedule import Plan, Run, RunArrays, StepArrays
 from rematpass.errors import PlanError
 
 _NEVER = np.iinfo(np.int64).max
@@ -27,7 +27,7 @@ class Trace:
     makes, the tangents, what backward makes.
     """
 
-    runs: Runs
+    runs: RunArrays
     first_backward: int  # the position at which backward starts
     value: Ints  # of each copy
     number: Ints  # of each copy: which of its value's it is
@@ -67,9 +67,9 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    fwd, bwd = Steps.of(plan.fwd), Steps.of(plan.bwd)
+    fwd, bwd = StepArrays.of(plan.fwd), StepArrays.of(plan.bwd)
     split = len(fwd.runs)
-    runs = Runs(np.append(fwd.runs.op, bwd.runs.op), np.append(fwd.runs.copy, bwd.runs.copy))
+    runs = RunArrays(np.append(fwd.runs.op, bwd.runs.op), np.append(fwd.runs.copy, bwd.runs.copy))
     lives = _Lives(graph, runs, split)
     lives.let_go(fwd.value, fwd.copy, fwd.after)
     outputs = lives.newest(np.array(graph.fwd_outputs, np.int64), lives.in_forward, split)
@@ -94,7 +94,7 @@ def trace(graph: JointGraph, plan: Plan) -> Trace:
 class _Lives:
     """The copies of one schedule, numbered as they come to be, and when each is let go."""
 
-    def __init__(self, graph: JointGraph, runs: Runs, split: int) -> None:
+    def __init__(self, graph: JointGraph, runs: RunArrays, split: int) -> None:
         self.graph, self.split = graph, split
         maker, made = graph.written_rows.take(runs.op)
         handed_in, tangents = (np.array(ids, np.int64) for ids in (graph.handed_in, graph.tangents))
@@ -155,7 +155,7 @@ def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[
     ``saved`` is cut down to what backward reads or returns. What is held from outside is not dropped: inputs in
     forward, parameters, forward's outputs (in backward where the caller holds them), gradients.
     """
-    fwd, bwd = Runs.of(fwd), Runs.of(bwd)
+    fwd, bwd = RunArrays.of(fwd), RunArrays.of(bwd)
     early, late = _Uses(graph, fwd), _Uses(graph, bwd)
     outputs, gradients = graph.marked(graph.fwd_outputs), graph.marked(graph.bwd_outputs)
     tangents, parameters = graph.marked(graph.tangents), graph.marked(graph.parameters)
@@ -179,7 +179,7 @@ def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[
 class _Uses:
     """The copies that some runs make, in their order, and what they read besides."""
 
-    def __init__(self, graph: JointGraph, runs: Runs) -> None:
+    def __init__(self, graph: JointGraph, runs: RunArrays) -> None:
         born, self.value = graph.written_rows.take(runs.op)
         self.number = runs.copy[born]
         reader, asked = graph.touched_rows.take(runs.op)
@@ -193,7 +193,7 @@ class _Uses:
         self.newest = last_of(self.number, self.value, len(graph.values))  # of each value: the number of its last copy
 
 
-def _with_drops(runs: Runs, ends: Ints, values: Ints, copies: Ints) -> Steps:
+def _with_drops(runs: RunArrays, ends: Ints, values: Ints, copies: Ints) -> StepArrays:
     """``runs``, and the drops of the copies that end with each: position, value and number of each copy."""
     order = np.argsort(ends, kind="stable")
-    return Steps(runs, values[order], copies[order], ends[order] + 1)
+    return StepArrays(runs, values[order], copies[order], ends[order] + 1)

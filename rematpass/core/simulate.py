@@ -31,8 +31,8 @@ from rematpass.core.cost import ALWAYS_REALIZED, FREE, FUSIBLE, Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.liveness import Trace, last_of, trace
 from rematpass.core.op import Kind
-from rematpass.core.ragged import Bools, Ints, Lazy, Rows
-from rematpass.core.schedule import Plan, Run, Steps
+from rematpass.core.ragged import Bools, Ints, LazySequence, Rows
+from rematpass.core.schedule import Plan, Run, StepArrays
 
 # A copy whose computation reads more buffers than this is written to memory, instead of being computed in its one
 # reader (by whether the device is a CPU) or in each of several. Sums that grow term by term end here.
@@ -214,19 +214,19 @@ def step_seconds(graph: JointGraph, plan: Plan, costs: Costs) -> float:
 
 def _counts(graph: JointGraph, plan: Plan) -> tuple[Ints, Ints]:
     """How often forward and backward run each op."""
-    sides = (Steps.of(side).runs.op for side in (plan.fwd, plan.bwd))
+    sides = (StepArrays.of(side).runs.op for side in (plan.fwd, plan.bwd))
     forward, backward = (np.bincount(ops, minlength=len(graph.ops)) for ops in sides)
     return forward, backward
 
 
-class _LiveIntervals(Lazy[LiveInterval]):
+class _LiveIntervals(LazySequence[LiveInterval]):
     """The intervals of one timeline: few of the many plans that are tried are looked at."""
 
     def __init__(self, there: Materialization, born: Ints, end: Ints, nbytes: Ints, copies: Ints) -> None:
         self.there, self.copies = there, copies
         self.columns = (there.lives.value, there.lives.number, nbytes, born, end, there.lives.born)
 
-    def made(self) -> tuple[LiveInterval, ...]:
+    def _create_items(self) -> tuple[LiveInterval, ...]:
         there, copies = self.there, self.copies
         order = np.argsort(there.read, kind="stable")
         first, stop = (np.searchsorted(there.read[order], copies, side=side).tolist() for side in ("left", "right"))

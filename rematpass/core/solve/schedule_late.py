@@ -1,7 +1,8 @@
 """From a set of saved values to a schedule that recomputes each value as late as possible.
 
-Backward's own ops keep their order (``JointGraph.backward_ops``). Before each of them, the values that it reads and that
-are not available are recomputed from those that are, in forward's order. Every copy is dropped after its last use::
+Backward's own ops keep their order (``JointGraph.backward_ops``). Before each of them, the values that it reads and
+that are not available are recomputed from those that are, in forward's order. Every copy is dropped after its last
+use::
 
         saved: a            forward:   a ─▶ [f] ─▶ b ─▶ [g] ─▶ c          backward op i reads c, op i + 1 reads b
 
@@ -24,7 +25,7 @@ import numpy as np
 from rematpass.core.graph import JointGraph
 from rematpass.core.liveness import plan_of
 from rematpass.core.op import Op
-from rematpass.core.schedule import Plan, Runs
+from rematpass.core.schedule import Plan, RunArrays
 from rematpass.errors import PlanError
 
 
@@ -57,7 +58,7 @@ def schedule_late(
                 ran.add(id)
             if not available.issuperset(op.reads):
                 lost = next(v for v in op.reads if v not in available)
-                raise PlanError(f"{needs(op)}, and its argument {lost} can be neither saved nor recomputed")
+                raise PlanError(f"{needs(op)}, and value {lost}, which it reads, can be neither saved nor recomputed")
             available.update(op.writes)
         backward.extend(chain)
 
@@ -88,11 +89,11 @@ def forward_ops(graph: JointGraph, saved: Iterable[int]) -> list[int]:
     return sorted({*graph.forward_ops, *either})
 
 
-def _numbered(forward: list[int], backward: list[int]) -> tuple[Runs, Runs]:
+def _numbered(forward: list[int], backward: list[int]) -> tuple[RunArrays, RunArrays]:
     """Runs of these ops in sequence; each run of an op makes the next copy of what it writes."""
     ops = np.array([*forward, *backward], np.int64)
     order = np.argsort(ops, kind="stable")
     copies = np.empty_like(ops)
     copies[order] = np.arange(len(ops)) - np.searchsorted(ops[order], ops[order])
     split = len(forward)
-    return Runs(ops[:split], copies[:split]), Runs(ops[split:], copies[split:])
+    return RunArrays(ops[:split], copies[:split]), RunArrays(ops[split:], copies[split:])

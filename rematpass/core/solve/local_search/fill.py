@@ -22,7 +22,7 @@ import numpy as np
 
 from rematpass.core.op import Side
 from rematpass.core.ragged import Ints
-from rematpass.core.schedule import Runs
+from rematpass.core.schedule import RunArrays
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.problem import Problem
 
@@ -74,7 +74,7 @@ class Room:
     @cached_property
     def _ops(self) -> Ints:
         """The op of each run."""
-        return Runs.of(self.timeline.runs).op
+        return RunArrays.of(self.timeline.runs).op
 
     @cached_property
     def _spans(self) -> tuple[Ints, Ints]:
