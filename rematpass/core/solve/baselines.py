@@ -1,4 +1,4 @@
-"""The strategies everybody knows, as solvers: what the planner is compared with, and what it falls back on."""
+"""Well-known strategies as solvers: the planner is compared with them, and starts its search from them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from rematpass.core.solve.mincut import Cut
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
 
+_TIE_BREAK = 1e-6  # bytes that one recomputed op weighs: of cuts with equal bytes, the one that recomputes fewer ops
+
 
 def save_all(problem: Problem) -> tuple[Plan, ...]:
-    """Run nothing again that can be saved: what eager mode does."""
+    """Recompute nothing that can be saved, as eager mode does."""
     cut = problem.network.solve([1.0] * len(problem.graph.ops), [0.0] * len(problem.graph.values))
     return (schedule_late(problem.graph, cut.saved, "save_all"),)
 
 
 def recompute_all(problem: Problem) -> tuple[Plan, ...]:
-    """Save the fewest bytes that backward can start from."""
+    """Save the fewest bytes from which backward can be computed."""
     return (schedule_late(problem.graph, fewest_bytes(problem).saved, "recompute_all"),)
 
 
 def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
-    """Save at about sqrt(n) boundaries of forward, recompute each segment as backward enters it.
+    """Save what crosses about sqrt(n) boundaries of forward; recompute each segment when backward enters it.
 
-    n counts forward's ops that are worth a boundary (all but the free ones). Each boundary may move within its
-    segment to where the fewest bytes cross.
+    n is the number of forward's ops that take time. Each boundary moves within its segment to where the fewest bytes
+    cross it.
 
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, section 4.
     """
     graph = problem.graph
-    forward = worth_a_boundary(problem)
+    forward = timed_forward_ops(problem)
     segments = max(1, round(math.sqrt(len(forward))))
     width = max(1, math.ceil(len(forward) / segments))
     crossing = crossing_values(problem)
@@ -43,21 +45,21 @@ def chen_sqrt(problem: Problem) -> tuple[Plan, ...]:
     return (schedule_late(graph, saved, "chen_sqrt"),)
 
 
-def worth_a_boundary(problem: Problem) -> list[int]:
-    """Forward's ops but the free ones, in their order."""
+def timed_forward_ops(problem: Problem) -> list[int]:
+    """Ids of forward's own ops that take time, in their order: the ones that segments are counted in."""
     graph, costs = problem.graph, problem.costs
     return [op.id for op in graph.ops if graph.sides[op.id] is Side.FORWARD and costs.run[op.id] > 0]
 
 
 def fewest_bytes(problem: Problem) -> Cut:
-    """The cut that saves the fewest bytes which backward can start from."""
+    """The cut that saves the fewest bytes from which backward can be computed."""
     values = problem.graph.values
     keep = [0.0 if v.origin is Origin.STATIC else float(v.nbytes) for v in values]
-    return problem.network.solve([1e-6] * len(problem.graph.ops), keep)
+    return problem.network.solve([_TIE_BREAK] * len(problem.graph.ops), keep)
 
 
 def crossing_values(problem: Problem) -> dict[int, list[int]]:
-    """For each op of forward, the savable values that are made no later and read by forward after it."""
+    """For each op of forward, the savable values that exist right after it and that forward reads later."""
     graph = problem.graph
     last = {
         v.id: max((r for r in graph.readers[v.id] if graph.sides[r] is Side.FORWARD), default=-1) for v in graph.values

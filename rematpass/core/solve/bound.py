@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 
 from rematpass.core.op import Origin, Side
-from rematpass.core.solve.mincut import ROUNDING, Held
+from rematpass.core.solve.mincut import ROUNDING, PairwiseCosts
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.unavoidable import Certain
 from rematpass.errors import ContradictoryMarks
@@ -184,16 +184,16 @@ class _Relaxed:
         """
         certain, graph = self.certain, self.problem.graph
         not_again, again = certain.pairs
-        held = Held(not_again, again, certain.held.cost(prices))
+        held = PairwiseCosts(not_again, again, certain.held.cost(prices))
         keep = self._keep + certain.saved.cost(prices)
         cut = self.problem.network.solve(self._run.tolist(), keep.tolist(), held)
         saved = np.zeros(len(graph.values), np.bool_)
         saved[list(cut.saved)] = True
         holds = np.array(
-            [b in cut.again and a not in cut.again for a, b in zip(not_again, again, strict=True)], np.bool_
+            [b in cut.recomputed and a not in cut.recomputed for a, b in zip(not_again, again, strict=True)], np.bool_
         )
         nbytes = certain.saved.usage(saved, certain.count) + certain.held.usage(holds, certain.count)
-        seconds = float(self._run[list(cut.again)].sum() + self._keep[list(cut.saved)].sum())
+        seconds = float(self._run[list(cut.recomputed)].sum() + self._keep[list(cut.saved)].sum())
         arcs = len(self._run) + len(keep) + len(again)
         slack = arcs * ROUNDING * float(self._run.sum() + keep.sum() + held.costs.sum())  # capacities are rounded
         start = self.base + seconds + float(prices @ (nbytes + certain.unavoidable)) - slack

@@ -1,7 +1,7 @@
-"""One cut: which values to save and which to recompute, optimal for additive costs and at most one recomputation.
+"""One minimum cut: which values to save and which to recompute, optimal for additive costs.
 
-The network has a node per op and a node per value (a storage, with its views). What lies on the sink's side happens
-in backward: an op there runs in backward, a value there is available in backward::
+It decides for at most one recomputation of each op. The network has a node per op and a node per value (a storage with
+all its views). The sink's side of a cut is backward: an op there is recomputed, a value there is available::
 
                  run[op]            keep[value]             infinite
         source ─────────▶ op ─────────────────▶ value ─────────────────▶ every op' that reads it
@@ -9,24 +9,28 @@ in backward: an op there runs in backward, a value there is available in backwar
            │  keep[input]                         │ infinite, if backward reads or returns it
            └─────────────▶ input value            └──────────────────────▶ sink
 
-- ``source -> op`` is cut when the op runs again (``_run_arcs``): its seconds; infinite where that is forbidden or
-  where the user wants its value saved; 0 for ops of neither side, which run once wherever they are wanted.
-- ``op -> value`` is cut when a value is available although its op does not run again (``_keep_arcs``): it is saved.
-  Infinite for what cannot be saved and for what the user wants recomputed.
-- ``value -> op'`` (``_read_arcs``) makes what a recomputed op reads available too. An op that writes several values
-  runs again once for all of them.
-- An op of neither side that must not run twice runs in forward when something there is made of it, and then not in
-  backward: infinite arcs along the chain of ops of neither side (``_once_arcs``).
-- ``source -> input`` is cut when an input is kept for backward: free for a parameter or buffer, its bytes for any
-  other; infinite for an input that forward overwrites.
+- ``source -> op`` is cut if the op is recomputed (``_run_costs``). Capacity: its seconds; infinite if the op must run
+  once or the user wants its value saved; 0 for an op of neither side, which runs once wherever it is needed.
+- ``op -> value`` is cut if the value is available but its op is not recomputed: the value is saved (``_keep_costs``).
+  Infinite if the value cannot be saved or the user wants it recomputed.
+- ``source -> input`` is cut if an input of forward is kept for backward (``_keep_costs``). Free for a parameter or
+  buffer; infinite for an input that forward overwrites.
+- ``value -> op'`` is infinite: a recomputed op needs its arguments (``_read_arcs``). An op with several results is
+  recomputed once for all of them.
+- ``value -> sink`` is infinite: backward needs the value (``_read_arcs``).
+- ``op -> op'`` is infinite where both belong to neither side, op' must run once, and op is computed from it: if forward
+  needs op, it also runs op', and then backward must not (``_once_arcs``).
 
-A user's "recompute this" forbids saving the value instead of forcing the op to run, so that what backward never asks
-for is not run for nothing. Infinite is 1 + the sum of the finite capacities; a cut that reaches it is reported as the
-path that makes it impossible (``ContradictoryMarks``).
+A user's "recompute this" forbids saving the value instead of forcing the op to run: what backward never needs is not
+run for nothing. "Infinite" is 1 + the sum of the finite capacities. A cut that reaches it means that no plan exists; it
+is reported as the path that makes it impossible (``ContradictoryMarks``).
+
+One price for every byte gives one cut; all prices together give the *parametric* cut, whose vertices trade seconds for
+saved bytes (``breakpoints``).
 
 Source: the min-cut formulation is Horace He's (torch ``_functorch/partitioners.py``); finite recompute seconds and
-value nodes make chains of recomputation part of the optimum. The breakpoints of the parametric cut are found by
-chords: Eisner and Severance 1976 (doi 10.1145/321978.321982). Max-flow is OR-tools' push-relabel.
+value nodes make chains of recomputation part of the optimum. The vertices of the parametric cut are found by chords:
+Eisner and Severance 1976 (doi 10.1145/321978.321982). Max-flow is OR-tools' push-relabel.
 """
 
 from __future__ import annotations
@@ -43,48 +47,55 @@ from ortools.graph.python import max_flow
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import Op, Origin, Side, Value
+from rematpass.core.solve.effort import DEFAULT_EFFORT
 from rematpass.errors import ContradictoryMarks, PlanError
 
 _INFINITE = -1  # a mark in arrays of costs, not a capacity
 
-# Capacities are integers. The finite ones add up to at most this, so that the infinite one, taken once for every arc,
-# stays inside 64 bits for graphs of a million arcs; rounding then moves the optimum by less than 1e-9 of it.
+# Capacities are integers. The finite ones add up to at most this, so that the sum of all capacities, infinite ones
+# included, fits 64 bits for graphs of a million arcs; rounding moves the optimum by less than 1e-9 of it.
 _FINITE_TOTAL = 1 << 40
-ROUNDING = 1 / _FINITE_TOTAL  # of the sum of the finite capacities: how far each of them is off at most
+ROUNDING = 1 / _FINITE_TOTAL  # the largest rounding error of a capacity, as a share of the sum of the finite ones
+
+_TIE_BREAK = 1e-9  # of all seconds: what all bytes together cost at "price 0", so that equal cuts save fewer bytes
+_ON_THE_CHORD = 1e-7  # of all seconds: a vertex that lies closer to its chord differs only by rounding
 
 
 @dataclass(frozen=True)
 class Cut:
-    """``saved``: ids of the values to keep, inputs included; ``again``: ids of the ops that run in backward besides its
-    own; ``cost``: the capacity of the cut, in the unit given."""
+    """``saved``: ids of the values to save, inputs included. ``recomputed``: ids of the ops that backward runs besides
+    its own. ``cost``: the capacity of the cut, in the unit of the costs given."""
 
     saved: frozenset[int]
-    again: frozenset[int]
+    recomputed: frozenset[int]
     cost: float
 
 
 @dataclass(frozen=True)
-class Held:
-    """``costs[i]`` falls due when op ``again[i]`` runs again and op ``not_again[i]`` does not: what one reads of the
-    other then lies in memory for it. Both are ops that a cut can move; costs are not negative."""
+class PairwiseCosts:
+    """Costs of two decisions together.
 
-    not_again: tuple[int, ...]
-    again: tuple[int, ...]
+    ``costs[i]`` is due if op ``recomputed[i]`` is recomputed and op ``not_recomputed[i]`` is not.
+    Each becomes an arc between two op nodes. All costs are non-negative, and no op is backward's own.
+    """
+
+    not_recomputed: tuple[int, ...]
+    recomputed: tuple[int, ...]
     costs: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Vertex:
-    """A vertex of the trade-off: the cut, its seconds (recompute and keep) and the bytes it saves."""
+    """A vertex of the trade-off between seconds and saved bytes."""
 
     cut: Cut
-    seconds: float
-    nbytes: int
-    price: float  # seconds per byte at which it was found
+    seconds: float  # of recomputing and of keeping
+    nbytes: int  # of saved values
+    price: float  # seconds per byte at which the cut is optimal
 
 
 class Network:
-    """The network of one graph; solved again and again under different costs."""
+    """The network of one graph, which can be solved under different costs."""
 
     def __init__(self, graph: JointGraph) -> None:
         self.graph = graph
@@ -106,37 +117,44 @@ class Network:
         op = self._producer(value.id)
         return bool(value.cannot_save or (value.mutated and op < 0) or (op >= 0 and self.graph.ops[op].must_recompute))
 
-    def solve(self, run: Sequence[float], keep: Sequence[float] | NDArray[np.float64], held: Held | None = None) -> Cut:
-        """The cheapest cut. ``run[op]``: cost of running again; ``keep[value]``: cost of saving; ``held``: what it
-        costs besides when one op runs again and another, whose value it reads, does not.
+    def solve(
+        self, run: Sequence[float], keep: Sequence[float] | NDArray[np.float64], pairwise: PairwiseCosts | None = None
+    ) -> Cut:
+        """The cheapest cut.
+
+        ``run[op]``: the cost of recomputing an op; ``keep[value]``: the cost of saving a value; ``pairwise``: costs of
+        pairs of decisions. All in one unit, of the caller's choice.
 
         Raises:
             ContradictoryMarks: a value that backward needs can neither be saved nor recomputed.
+            PlanError: the max-flow solver fails.
         """
-        costs = np.concatenate([self._run_costs(run), self._keep_costs(keep), held.costs if held else ()])
+        costs = np.concatenate([self._run_costs(run), self._keep_costs(keep), pairwise.costs if pairwise else ()])
         finite = costs[costs >= 0].sum()
         scale = _FINITE_TOTAL / finite if finite > 0 else 1.0
         capacities = np.rint(np.maximum(costs, 0.0) * scale).astype(np.int64)
         infinite = 1 + int(capacities[costs >= 0].sum())
         capacities[costs < 0] = infinite
-        arcs, reads = self._priced_arcs, self._infinite_arcs
-        if held:
-            tails, heads = ([self._op_node[op] for op in ops] for ops in (held.not_again, held.again))
+        arcs, uncuttable = self._priced_arcs, self._infinite_arcs
+        if pairwise:
+            pairs = (pairwise.not_recomputed, pairwise.recomputed)
+            tails, heads = ([self._op_node[op] for op in ops] for ops in pairs)
             arcs = (np.append(arcs[0], np.array(tails, np.int32)), np.append(arcs[1], np.array(heads, np.int32)))
         flow = max_flow.SimpleMaxFlow()
         flow.add_arcs_with_capacity(arcs[0], arcs[1], capacities)
-        flow.add_arcs_with_capacity(reads[0], reads[1], np.full(len(reads[0]), infinite, np.int64))
+        flow.add_arcs_with_capacity(*uncuttable, np.full(len(uncuttable[0]), infinite, np.int64))
         status = flow.solve(self._source, self._sink)
         if status != flow.OPTIMAL:
-            raise PlanError(f"max-flow over {len(arcs[0]) + len(reads[0])} arcs ended with {status}, not optimal")
+            count = len(arcs[0]) + len(uncuttable[0])
+            raise PlanError(f"max-flow over {count} arcs ended with status {status}, which is not optimal")
         if flow.optimal_flow() >= infinite:
             raise self._contradiction(costs < 0)
-        late = np.zeros(2 + len(self._movable) + len(self._values), np.bool_)
-        late[flow.get_sink_side_min_cut()] = True
-        makers, values = (nodes[len(self._movable) :] for nodes in self._priced_arcs)
-        saved = self._value_ids[late[values] & ~late[makers]]
-        again = self._op_ids[late[2 : 2 + len(self._movable)]]
-        return Cut(frozenset(saved.tolist()), frozenset(again.tolist()), flow.optimal_flow() / scale)
+        in_backward = np.zeros(2 + len(self._movable) + len(self._values), np.bool_)
+        in_backward[flow.get_sink_side_min_cut()] = True
+        producers, values = (nodes[len(self._movable) :] for nodes in self._priced_arcs)
+        saved = self._value_ids[in_backward[values] & ~in_backward[producers]]
+        recomputed = self._op_ids[in_backward[2 : 2 + len(self._movable)]]
+        return Cut(frozenset(saved.tolist()), frozenset(recomputed.tolist()), flow.optimal_flow() / scale)
 
     def _producer(self, value: int) -> int:
         op = self.graph.producer[value]
@@ -144,7 +162,7 @@ class Network:
 
     @cached_property
     def _priced_arcs(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """source -> op for every op, then producer (or source) -> value for every value."""
+        """``source -> op`` for each op, then ``op -> value`` or ``source -> input`` for each value: (tails, heads)."""
         tails = [self._source] * len(self._movable)
         tails += [self._op_node.get(self._producer(v.id), self._source) for v in self._values]
         heads = [self._op_node[op.id] for op in self._movable] + [self._value_node[v.id] for v in self._values]
@@ -156,24 +174,24 @@ class Network:
         return np.array([a for a, _ in arcs], np.int32), np.array([b for _, b in arcs], np.int32)
 
     def _read_arcs(self) -> Iterator[tuple[int, int]]:
-        """value -> each op that reads it, and value -> sink where backward needs it."""
+        """``value -> op'`` for each op that reads the value, and ``value -> sink`` where backward needs it."""
         for op in self._movable:
             yield from ((self._value_node[v], self._op_node[op.id]) for v in op.reads)
         yield from ((self._value_node[v], self._sink) for v in sorted(self.graph.backward_reads))
 
     def _once_arcs(self) -> Iterator[tuple[int, int]]:
-        """op -> each op of neither side that it is made of and that must not run twice, at any depth."""
+        """``op -> op'`` for an op of neither side and each run-once op that it is computed from, at any depth."""
         either = [op for op in self._movable if self.graph.sides[op.id] is Side.EITHER]
-        once_above: dict[int, frozenset[int]] = {}  # op -> those of its ancestors, itself included, that run once
+        once_above: dict[int, frozenset[int]] = {}  # op -> its ancestors, and itself, that must run once
         wanted = self._wanted(either)
         for op in either:
-            made_of = frozenset().union(*(once_above.get(self._producer(v), frozenset()) for v in op.reads))
+            ancestors = frozenset().union(*(once_above.get(self._producer(v), frozenset()) for v in op.reads))
             if op.id in wanted:
-                yield from ((self._op_node[op.id], self._op_node[ancestor]) for ancestor in sorted(made_of))
-            once_above[op.id] = made_of | {op.id} if op.id in self.graph.runs_once else made_of
+                yield from ((self._op_node[op.id], self._op_node[ancestor]) for ancestor in sorted(ancestors))
+            once_above[op.id] = ancestors | {op.id} if op.id in self.graph.runs_once else ancestors
 
     def _wanted(self, either: list[Op]) -> set[int]:
-        """Ops of neither side that backward needs, directly or through others of them."""
+        """Ops of neither side that backward needs, directly or through other ops of neither side."""
         needed = set(self.graph.backward_reads)
         wanted: set[int] = set()
         for op in reversed(either):
@@ -183,31 +201,33 @@ class Network:
         return wanted
 
     def _run_costs(self, run: Sequence[float]) -> NDArray[np.float64]:
+        """Capacities of ``source -> op``, before scaling."""
         costs = np.asarray(run, np.float64)[self._op_ids]
         costs[self._run_once] = _INFINITE
         costs[self._of_neither_side] = 0.0
         return costs
 
     def _keep_costs(self, keep: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Capacities of ``op -> value`` and ``source -> input``, before scaling."""
         costs = np.asarray(keep, np.float64)[self._value_ids]
         costs[self._static] = 0.0
         costs[self._not_saved] = _INFINITE
         return costs
 
     def _contradiction(self, forbidden: NDArray[np.bool_]) -> ContradictoryMarks:
-        """The error for a cut of infinite capacity: a shortest path of arcs that must not be cut."""
-        follow: dict[int, list[int]] = {}
+        """The error for a cut of infinite capacity: it names a shortest path of arcs that must not be cut."""
+        successors: dict[int, list[int]] = {}
         priced = zip(*(a.tolist() for a in self._priced_arcs), forbidden.tolist(), strict=True)
         for tail, head, infinite in priced:
             if infinite:
-                follow.setdefault(tail, []).append(head)
+                successors.setdefault(tail, []).append(head)
         for tail, head in (*self._read_arcs(), *self._once_arcs()):
-            follow.setdefault(tail, []).append(head)
+            successors.setdefault(tail, []).append(head)
         came_from = {self._source: self._source}
         queue = deque([self._source])
         while queue and self._sink not in came_from:
             node = queue.popleft()
-            for head in follow.get(node, ()):
+            for head in successors.get(node, ()):
                 if head not in came_from:
                     came_from[head] = node
                     queue.append(head)
@@ -217,7 +237,7 @@ class Network:
         steps = " -> ".join(filter(None, map(self._describe, reversed(path))))
         return ContradictoryMarks(
             f"backward needs a value that can neither be saved nor recomputed: {steps}. "
-            "Take one of the marks back, or keep the op out of the checkpointed region."
+            "Remove one of these marks, or move the op out of the checkpointed region."
         )
 
     def _describe(self, node: int) -> str:
@@ -240,13 +260,16 @@ class Network:
 
 
 def breakpoints(
-    network: Network, costs: Costs, most: int = 24, free: frozenset[int] = frozenset()
+    network: Network, costs: Costs, most: int = DEFAULT_EFFORT.mincut_vertices, free: frozenset[int] = frozenset()
 ) -> tuple[Vertex, ...]:
-    """The vertices of seconds against saved bytes, from the fastest to the one that saves least.
+    """The vertices of the parametric cut, from the fastest to the one that saves the fewest bytes.
 
-    At most ``most`` of them, those that bend the curve most first: each is one cut, each chord between neighbours is
-    tried once. The first is the optimum at price 0, which breaks ties towards fewer bytes. Values in ``free`` are
-    saved in any case, so they cost nothing.
+    At most ``most`` vertices, the ones that bend the curve most first: each costs one cut, and each chord between
+    neighbours is tried once. The first vertex is the optimum at price 0, with ties broken towards fewer bytes. Values
+    in ``free`` are saved in any case, so saving them costs nothing.
+
+    Raises:
+        ContradictoryMarks: no plan exists.
     """
     nbytes = np.array([0 if v.origin is Origin.STATIC or v.id in free else v.nbytes for v in network.graph.values])
     keep = np.array([0.0 if v in free else seconds for v, seconds in enumerate(costs.keep)])
@@ -257,8 +280,8 @@ def breakpoints(
         return Vertex(cut, cut.cost - price * saved, saved, price)
 
     total = costs.step + sum(keep.tolist())
-    nothing = total * 1e-9 / max(1, int(nbytes.sum()))
-    found = [at(nothing), at(total)]
+    almost_free = total * _TIE_BREAK / max(1, int(nbytes.sum()))
+    found = [at(almost_free), at(total)]
     chords = [(found[0], found[1])]
     while chords and len(found) < most:
         chords.sort(key=lambda c: (c[0].nbytes - c[1].nbytes) * (c[1].seconds - c[0].seconds))
@@ -268,7 +291,7 @@ def breakpoints(
         price = (right.seconds - left.seconds) / (left.nbytes - right.nbytes)
         middle = at(price)
         below = left.seconds + price * left.nbytes - (middle.seconds + price * middle.nbytes)
-        if below > 1e-7 * total and right.nbytes < middle.nbytes < left.nbytes:
+        if below > _ON_THE_CHORD * total and right.nbytes < middle.nbytes < left.nbytes:
             found.append(middle)
             chords += [(left, middle), (middle, right)]
     return tuple(sorted(found, key=lambda vertex: -vertex.nbytes))

@@ -21,8 +21,8 @@ from rematpass.core.solve.mincut import Network
 from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.errors import PlanTimeout
 
-# A value, and the index in ``graph.backward_ops`` of the op after which it is dropped; ``NOT_SAVED`` as the index: forward
-# does not save it.
+# A value, and the index in ``graph.backward_ops`` of the op after which it is dropped; the index ``NOT_SAVED`` means
+# that forward does not save the value.
 Eviction = tuple[int, int]
 NOT_SAVED = -1
 
@@ -85,7 +85,7 @@ class Problem:
         """
         if time.monotonic() > self.deadline:
             raise PlanTimeout(
-                'planning took longer than planning_seconds allows; raise it, or choose a simpler solver, such as "mincut"'
+                "planning took longer than planning_seconds allows; raise it, or choose a simpler solver such as mincut"
             )
         if plan not in self._timelines:
             copies = self.materialization(plan)

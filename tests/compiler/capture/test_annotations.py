@@ -120,7 +120,7 @@ def test_a_mark_that_leaves_no_plan_names_the_path(strict, monkeypatch, caplog):
         "op native_dropout (never recomputed: it draws random numbers) -> "
         "value native_dropout.0 (never saved: it is a handle) -> "
         "op exp -> value exp (never saved: marked to be recomputed) -> backward. "
-        "Take one of the marks back, or keep the op out of the checkpointed region."
+        "Remove one of these marks, or move the op out of the checkpointed region."
     )
     assert not [r for r in caplog.records if r.getMessage().startswith("planning failed")]
     assert not plans()

@@ -25,7 +25,7 @@ from rematpass.errors import ContradictoryMarks
 
 WORDING = re.compile(
     r"backward needs a value that can neither be saved nor recomputed: (.+) -> backward\. "
-    r"Take one of the marks back, or keep the op out of the checkpointed region\."
+    r"Remove one of these marks, or move the op out of the checkpointed region\."
 )
 
 

@@ -1,12 +1,14 @@
-"""Boundaries inside of boundaries, for who allows more than one forward of recomputation.
+"""Boundaries inside segments, for ``max_recompute`` > 1.
 
 Chen's square root saves about sqrt(n) boundaries and has a whole segment of sqrt(n) ops alive at once. With one more
-forward to spend, a segment is recomputed only as far as *its* boundaries go, those are kept, and each of its parts is
-recomputed when backward gets there; and so on, one level for each forward. n ops then take about d n^(1/(d+1)) values
-at depth d, down to log(n)::
+forward of recomputation, a segment gets boundaries of its own: when backward enters the segment, what crosses them is
+recomputed and kept, and each part between them is recomputed when backward reaches it. Every further forward adds a
+level. At depth d, a chain of n ops takes about d n^(1/(d+1)) values, down to log(n)::
 
         depth 1   |-----------|-----------|-----------|      saved at |
         depth 2   |---:---:---|---:---:---|---:---:---|      kept at : while backward works through their segment
+
+``_Nested._boundaries`` chooses the boundaries of one stretch, ``_Nested._divide`` evicts what lies between them.
 
 Source: Chen et al. 2016, arXiv 1604.06174, section 4.4 ("recursive"); on a chain, Griewank's treeverse.
 """
@@ -18,83 +20,84 @@ import math
 from collections.abc import Iterator
 
 from rematpass.core.schedule import Plan
-from rematpass.core.solve.baselines import crossing_values, fewest_bytes, worth_a_boundary
+from rematpass.core.solve.baselines import crossing_values, fewest_bytes, timed_forward_ops
 from rematpass.core.solve.problem import Eviction, Problem
 from rematpass.core.solve.segmentation.time_axis import TimeAxis
 from rematpass.core.solve.state import State
 from rematpass.errors import PlanError
 
-_DEEPEST = 8
-
 
 def nested(problem: Problem) -> tuple[Plan, ...]:
-    """The plans of all depths up to as many forwards as may be recomputed. Depth 1 has no boundaries inside others."""
+    """One plan per depth, up to as many levels as ``problem.max_recompute`` allows. Depth 1 is not nested."""
     return tuple(plan for _, plan in states(problem, 1))
 
 
 def states(problem: Problem, shallowest: int = 2) -> Iterator[tuple[State, Plan]]:
-    """The same as decisions, each with its plan; none where fewer forwards than ``shallowest`` may be recomputed."""
-    for depth in range(shallowest, int(min(_DEEPEST, max(1.0, problem.max_recompute))) + 1):
+    """The same as decisions, each with its plan, from depth ``shallowest`` on; none if max_recompute is lower."""
+    deepest = int(min(problem.effort.nested_depth, max(1.0, problem.max_recompute)))
+    for depth in range(shallowest, deepest + 1):
         state = _Nested(problem, depth).state
         try:
             yield state, state.plan(problem, "nested")
-        except PlanError:  # something that must not run twice would have to
+        except PlanError:  # an op that must run once would run twice, and so it would at any greater depth
             return
 
 
 class _Nested:
-    """One depth: ``state`` is what is saved, and what is let go when."""
+    """The plan of one depth, as ``state``."""
 
     def __init__(self, problem: Problem, depth: int) -> None:
         graph = problem.graph
-        self.moments = TimeAxis(graph, problem.fuse)
-        self.forward = worth_a_boundary(problem)
+        self.axis = TimeAxis(graph, problem.fuse, problem.effort)
+        self.forward = timed_forward_ops(problem)
         self.crossing = crossing_values(problem)
         self.weight = {op: sum(graph.values[v].nbytes for v in self.crossing[op]) for op in self.forward}
-        self.once = graph.runs_once
-        self.made: list[list[int]] = [[v for v in graph.ops[op].writes if op not in self.once] for op in self.forward]
+        once = graph.runs_once
+        self.made: list[list[int]] = [[v for v in graph.ops[op].writes if op not in once] for op in self.forward]
         self.evicted: set[Eviction] = set()
         top = self._boundaries(0, len(self.forward), depth)
         saved = set(fewest_bytes(problem).saved).union(*(self._crossing(p) for p in top))
         for first, end in self._parts(0, len(self.forward), top):
-            self._inside(first, end, depth - 1, frozenset(saved))
+            self._divide(first, end, depth - 1, frozenset(saved))
         self.state = State(frozenset(saved), frozenset(self.evicted))
 
     def _boundaries(self, first: int, end: int, depth: int) -> list[int]:
-        """About the (depth + 1)th root of the number of ops, each moved to where the fewest bytes cross."""
+        """About the (depth + 1)th root of the number of ops, each moved to where the fewest bytes cross.
+
+        Here and below, a stretch from ``first`` to before ``end`` and its boundaries are indices into ``forward``.
+        """
         parts = max(1, round((end - first) ** (1 / (depth + 1))))
         width = max(1, math.ceil((end - first) / parts))
         starts = range(first, end - width, width)
         return [min(range(s, s + width), key=lambda p: (self.weight[self.forward[p]], -p)) for s in starts]
 
-    def _crossing(self, position: int) -> list[int]:
-        return self.crossing[self.forward[position]]
+    def _crossing(self, boundary: int) -> list[int]:
+        return self.crossing[self.forward[boundary]]
 
     @staticmethod
     def _parts(first: int, end: int, boundaries: list[int]) -> list[tuple[int, int]]:
-        """The stretches of ops between boundaries, which belong to what comes before them."""
+        """The parts (first, end) between boundaries; a boundary's op belongs to the part before it."""
         edges = [first, *(p + 1 for p in boundaries), end]
         return [(a, b) for a, b in itertools.pairwise(edges) if a < b]
 
-    def _inside(self, first: int, end: int, depth: int, kept: frozenset[int]) -> None:
-        """Cut one stretch further: when backward enters it, all but the last part is let go, boundaries excepted."""
+    def _divide(self, first: int, end: int, depth: int, kept: frozenset[int]) -> None:
+        """Divide one stretch: once backward has entered it, all parts but the last are evicted, except boundaries."""
         if depth < 1 or end - first < 3:
             return
         boundaries = self._boundaries(first, end, depth)
         kept = kept.union(*(self._crossing(p) for p in boundaries))
-        parts = self._parts(first, end, boundaries)
-        moment = self._entry(end)
-        for a, b in parts:
+        entry = self._entry(end)
+        for a, b in self._parts(first, end, boundaries):
             if b != end:
-                self.evicted.update((v, moment) for made in self.made[a:b] for v in made if v not in kept)
-            self._inside(a, b, depth - 1, kept)
+                self.evicted.update((v, entry) for made in self.made[a:b] for v in made if v not in kept)
+            self._divide(a, b, depth - 1, kept)
 
     def _entry(self, end: int) -> int:
-        """Which of its own ops backward is at when it first reads what is made before position ``end`` and not after.
+        """The index of backward's own op at which backward enters the stretch that ends before ``end``.
 
-        Behind the last op of forward that is the first.
+        The stretch at the end of forward is entered at the first one.
         """
         if end >= len(self.forward):
             return 0
-        position = self.moments.of_op[self.forward[end - 1]]
-        return int(self.moments.entry[position]) - self.moments.first_backward
+        moment = self.axis.moment_of[self.forward[end - 1]]
+        return int(self.axis.entry[moment]) - self.axis.first_backward
