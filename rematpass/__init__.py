@@ -90,6 +90,7 @@ first four files, and the directories that its directory may use: ``report`` use
         compile_context.py        what is compiled now, and which modules run
         call_count.py             how often a step calls what is being compiled
         subgraph_workspace.py     bytes that subgraphs take inside themselves
+        graph_reader.py           reads fx nodes one by one into ops and values
         joint_graph.py            joint GraphModule -> JointGraph
         discrete_ops.py           what forward has chosen is not chosen again
         annotations.py            users' marks on regions
@@ -128,6 +129,7 @@ first four files, and the directories that its directory may use: ``report`` use
       files.py                    all of these in a directory
     lab/                          measures
       models/                     what is measured
+        names.py                  what the catalog holds, by name; loads no torch
         networks.py               models in plain torch
         transformers_zoo.py       models of transformers, from their configurations
         catalog.py                which there are, and in which sizes
@@ -149,6 +151,9 @@ first four files, and the directories that its directory may use: ``report`` use
         results.py                tables and pictures of what a store holds
       compare.py                  the command that shows them
     commands/                     one file each
+      arguments.py                arguments that several of them share
+      demo.py                     rematpass demo
+      compare.py                  rematpass compare
       plan_file.py                plans a graph from a file, without torch
       explain.py                  rematpass explain
       plan.py                     rematpass plan
