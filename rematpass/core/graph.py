@@ -164,7 +164,7 @@ class JointGraph:
         return np.array([op.nbytes_workspace for op in self.ops], np.int64)
 
     @cached_property
-    def handed_in(self) -> tuple[int, ...]:
+    def forward_inputs(self) -> tuple[int, ...]:
         """Values that are there before forward starts."""
         return tuple(v.id for v in self.values if v.origin in (Origin.STATIC, Origin.INPUT))
 
@@ -213,7 +213,7 @@ class JointGraph:
         return backward_order(own, self.values, frozenset(self.bwd_outputs))
 
     @cached_property
-    def own_mutations(self) -> tuple[Op, ...]:
+    def backward_mutations(self) -> tuple[Op, ...]:
         """The last of ``backward_ops``."""
         return tuple(op for op in self.backward_ops if op.kind is Kind.MUTATION)
 
@@ -228,7 +228,7 @@ class JointGraph:
         return frozenset(v for op in self.forward_ops for v in self.ops[op].writes)
 
     @cached_property
-    def is_backwards(self) -> Bools:
+    def is_backward(self) -> Bools:
         """For each op, whether it is backward's own."""
         found: Bools = np.array([side is Side.BACKWARD for side in self.sides], np.bool_)
         return found
@@ -247,7 +247,7 @@ class JointGraph:
     @cached_property
     def kept_inputs(self) -> frozenset[int]:
         """The inputs of forward that backward can read."""
-        inputs = (self.values[v] for v in self.handed_in)
+        inputs = (self.values[v] for v in self.forward_inputs)
         return frozenset(v.id for v in inputs if not v.mutated and not v.cannot_save)
 
     @cached_property

@@ -1,6 +1,7 @@
-"""Who reads which copy, and how long each copy lives: the one replay that the simulator and the solvers share.
+"""Which copy each run reads, and how long each copy lives. The simulator and the solvers share this replay.
 
-(The judge, ``verify.py``, keeps a replay of its own, so that a mistake here cannot hide itself.)
+``replay`` follows a given plan. ``plan_of`` goes the other way: it adds the drops to a sequence of runs. (The judge,
+``verify``, has a replay of its own, so that a mistake here cannot hide itself.)
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ _NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The runs of forward, then those of backward, in one list, and every copy that they make or read.
+    """All runs of a plan, forward's then backward's, with all copies that they create or read.
 
-    Positions count the runs; -1 is "before the first". Copies are numbered as they come to be: the inputs, what forward
-    makes, the tangents, what backward makes.
+    A *position* is the index of a run; -1 is before the first run. A copy is identified by its index in the order of
+    creation: forward's inputs, the copies that forward creates, the tangents, the copies that backward creates.
     """
 
     runs: RunArrays
-    first_backward: int  # the position at which backward starts
-    value: Ints  # of each copy
-    number: Ints  # of each copy: which of its value's it is
-    born: Ints  # of each copy: the position that makes it
-    made: Bools  # of each copy: whether a run makes it
-    handed_out: Bools  # of each copy: whether it is an output of forward or a gradient
-    outlives: Bools  # of each copy: whether it is handed out and lives to the end of backward
-    reader: Ints  # run ``reader[i]`` reads copy ``read[i]``; positions ascend
-    read: Ints
+    first_backward: int  # position of backward's first run
+    value: Ints  # per copy: its value
+    number: Ints  # per copy: its number among the copies of its value, as ``Run.copy``
+    born: Ints  # per copy: position of the run that creates it; -1 for inputs, ``first_backward`` for tangents
+    made: Bools  # per copy: whether a run creates it
+    is_output: Bools  # per copy: whether it is an output of forward or a gradient
+    outlives: Bools  # per copy: whether it is an output that lives to the end of backward
+    reader: Ints  # per read: position of the run, ascending
+    read: Ints  # per read: the copy
 
     @property
     def op(self) -> Ints:
@@ -45,155 +46,162 @@ class Trace:
 
     @cached_property
     def last_read(self) -> Ints:
-        """The position of the last run that reads each copy; -1 where none does."""
-        return last_of(self.reader, self.read, len(self.value))
+        """Per copy: position of the last run that reads it; -1 if none does."""
+        return last_position(self.reader, self.read, len(self.value))
 
     @cached_property
-    def handed_over(self) -> Ints:
-        """The position at which forward's outputs are handed over; 0 for other copies."""
-        return np.where(self.handed_out, self.first_backward - 1, 0)
+    def returned_at(self) -> Ints:
+        """Per copy: the position at which forward returns it as an output; 0 for copies that are no outputs."""
+        return np.where(self.is_output, self.first_backward - 1, 0)
 
 
-def last_of(positions: Ints, of: Ints, count: int) -> Ints:
-    """For each of ``count`` things, the highest of the ``positions`` that are ``of`` it; -1 where none is."""
+def last_position(positions: Ints, things: Ints, count: int) -> Ints:
+    """For each of the things 0 to ``count`` - 1, the highest of its ``positions``; -1 if it has none."""
     last = np.full(count, -1, np.int64)
-    np.maximum.at(last, of, positions)
+    np.maximum.at(last, things, positions)
     return last
 
 
-def trace(graph: JointGraph, plan: Plan) -> Trace:
-    """Replay ``plan``: which copy each run reads, and all the positions at which a copy is read.
+def replay(graph: JointGraph, plan: Plan) -> Trace:
+    """Follow ``plan``, and find the copy behind every read: the newest one that lives.
 
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
     fwd, bwd = StepArrays.of(plan.fwd), StepArrays.of(plan.bwd)
-    split = len(fwd.runs)
+    first_backward = len(fwd.runs)
     runs = RunArrays(np.append(fwd.runs.op, bwd.runs.op), np.append(fwd.runs.copy, bwd.runs.copy))
-    lives = _Lives(graph, runs, split)
-    lives.let_go(fwd.value, fwd.copy, fwd.after)
-    outputs = lives.newest(np.array(graph.fwd_outputs, np.int64), lives.in_forward, split)
-    lives.hand_over(plan.saved)
-    lives.let_go(bwd.value, bwd.copy, split + bwd.after)
-    reader, asked = graph.touched_rows.take(runs.op)
-    read = lives.newest(asked, lives.known[reader], reader)
+    copies = _Copies(graph, runs, first_backward)
+    copies.drop(fwd.value, fwd.copy, fwd.after)
+    outputs = copies.newest(np.array(graph.fwd_outputs, np.int64), copies.before_backward, first_backward)
+    copies.drop_unsaved(plan.saved)
+    copies.drop(bwd.value, bwd.copy, first_backward + bwd.after)
+    reader, argument = graph.touched_rows.take(runs.op)
+    read = copies.newest(argument, copies.before_run[reader], reader)
     if (read < 0).any():
         position = int(reader[np.argmax(read < 0)])
         op = graph.ops[runs.op[position]]
         raise PlanError(f"{plan.solver}: step {position} runs op {op.id} ({op.name}) without its inputs")
-    gradients = lives.newest(np.array(graph.bwd_outputs, np.int64), lives.count, len(runs))
-    handed_out, outlives = np.zeros(lives.count, np.bool_), np.zeros(lives.count, np.bool_)
-    for copies, stay in ((outputs, graph.holds_outputs), (gradients, True)):
-        there = copies[copies >= 0]
-        handed_out[there] = True
-        outlives[there] |= stay
-    of_copies = lives.value, lives.number, lives.born, lives.made, handed_out, outlives
-    return Trace(runs, split, *of_copies, reader, read)
+    gradients = copies.newest(np.array(graph.bwd_outputs, np.int64), copies.count, len(runs))
+    is_output, outlives = np.zeros(copies.count, np.bool_), np.zeros(copies.count, np.bool_)
+    for found, held in ((outputs, graph.holds_outputs), (gradients, True)):
+        existing = found[found >= 0]
+        is_output[existing] = True
+        outlives[existing] |= held
+    of_copies = copies.value, copies.number, copies.born, copies.made, is_output, outlives
+    return Trace(runs, first_backward, *of_copies, reader, read)
 
 
-class _Lives:
-    """The copies of one schedule, numbered as they come to be, and when each is let go."""
+class _Copies:
+    """All copies of one schedule, in the order of creation, and the position at which each is dropped."""
 
-    def __init__(self, graph: JointGraph, runs: RunArrays, split: int) -> None:
-        self.graph, self.split = graph, split
+    def __init__(self, graph: JointGraph, runs: RunArrays, first_backward: int) -> None:
+        self.graph, self.first_backward = graph, first_backward
         maker, made = graph.written_rows.take(runs.op)
-        handed_in, tangents = (np.array(ids, np.int64) for ids in (graph.handed_in, graph.tangents))
-        late = int(np.searchsorted(maker, split))  # backward makes these and what follows
+        inputs, tangents = (np.array(ids, np.int64) for ids in (graph.forward_inputs, graph.tangents))
+        of_backward = int(np.searchsorted(maker, first_backward))  # backward creates ``made[of_backward:]``
 
         def in_order(of_inputs: Ints, of_made: Ints, of_tangents: Ints) -> Ints:
-            return np.concatenate([of_inputs, of_made[:late], of_tangents, of_made[late:]])
+            return np.concatenate([of_inputs, of_made[:of_backward], of_tangents, of_made[of_backward:]])
 
-        self.value = in_order(handed_in, made, tangents)
-        self.number = in_order(0 * handed_in, runs.copy[maker], 0 * tangents)
-        self.born = in_order(np.full_like(handed_in, -1), maker, np.full_like(tangents, split))
-        self.made = in_order(0 * handed_in, np.ones_like(maker), 0 * tangents).astype(np.bool_)
+        self.value = in_order(inputs, made, tangents)
+        self.number = in_order(0 * inputs, runs.copy[maker], 0 * tangents)
+        self.born = in_order(np.full_like(inputs, -1), maker, np.full_like(tangents, first_backward))
+        self.made = in_order(0 * inputs, np.ones_like(maker), 0 * tangents).astype(np.bool_)
         self.count = len(self.value)
-        self.in_forward = len(handed_in) + late  # copies that there are when forward has ended
+        self.before_backward = len(inputs) + of_backward  # the number of copies created before backward starts
         writes = graph.written_rows.count(runs.op)
-        self.known = len(handed_in) + np.cumsum(writes) - writes  # copies that have come to be before each run
-        self.known[split:] += len(tangents)
-        self.gone = np.full(self.count, _NEVER)  # the first position at which a copy is there no more
+        self.before_run = len(inputs) + np.cumsum(writes) - writes  # per run: the number of copies created before it
+        self.before_run[first_backward:] += len(tangents)
+        self.dropped_at = np.full(self.count, _NEVER)  # per copy: the first position at which it does not live
+        # All (value, copy) pairs as ascending keys, to find the newest copy of a value by bisection. The last entry of
+        # both lookup arrays stands for "no copy": index -1.
         by_value = np.argsort(self.value, kind="stable")
-        self._copy_at, self._value_of = np.append(by_value, -1), np.append(self.value, -1)  # at -1 there is none
-        self._places = self.value[by_value] * (self.count + 1) + by_value
+        self._keys = self.value[by_value] * (self.count + 1) + by_value
+        self._copy_at, self._value_of = np.append(by_value, -1), np.append(self.value, -1)
 
-    def newest(self, values: Ints, known: Ints | int, position: Ints | int) -> Ints:
-        """Of each of ``values`` the newest copy that lives at ``position``, where ``known`` copies have come to be.
-
-        -1 where there is none.
-        """
-        at = np.searchsorted(self._places, values * (self.count + 1) + known) - 1
+    def newest(self, values: Ints, created: Ints | int, position: Ints | int) -> Ints:
+        """For each of ``values``, its newest copy among the first ``created`` that lives at ``position``; else -1."""
+        at = np.searchsorted(self._keys, values * (self.count + 1) + created) - 1
         while True:
             copy = self._copy_at[at]
             copy[self._value_of[copy] != values] = -1
-            stale = (copy >= 0) & (self.gone[copy] <= position)
-            if not stale.any():
+            dead = (copy >= 0) & (self.dropped_at[copy] <= position)
+            if not dead.any():
                 return copy
-            at = at - stale
+            at = at - dead  # one copy back where the newest is dead
 
-    def hand_over(self, saved: Iterable[int]) -> None:
-        """Of what there is when forward has ended, only the copies of ``saved`` values go on."""
+    def drop_unsaved(self, saved: Iterable[int]) -> None:
+        """Drop all copies of forward except those of ``saved`` values when backward starts."""
         kept = self.graph.marked(saved)
-        theirs = self.gone[: self.in_forward]
-        np.minimum(theirs, self.split, out=theirs, where=~kept[self.value[: self.in_forward]])
+        of_forward = self.dropped_at[: self.before_backward]
+        np.minimum(of_forward, self.first_backward, out=of_forward, where=~kept[self.value[: self.before_backward]])
 
-    def let_go(self, values: Ints, numbers: Ints, positions: Ints) -> None:
-        """Copies, by their values and numbers, are there no more from positions on."""
-        most = max(self.number.max(initial=0), numbers.max(initial=0)) + 1
-        names = self.value * most + self.number
-        order = np.argsort(names)
-        at = np.searchsorted(names[order], values * most + numbers)
-        found = at < self.count
-        copies = order[at[found]]
-        meant = (self.value[copies] == values[found]) & (self.number[copies] == numbers[found])
-        np.minimum.at(self.gone, copies[meant], positions[found][meant])
+    def drop(self, values: Ints, numbers: Ints, positions: Ints) -> None:
+        """Drop copies, given by their values and numbers, at ``positions``; copies that do not exist are ignored."""
+        stride = max(self.number.max(initial=0), numbers.max(initial=0)) + 1
+        keys = self.value * stride + self.number
+        order = np.argsort(keys)
+        at = np.searchsorted(keys[order], values * stride + numbers)
+        in_range = at < self.count
+        copies = order[at[in_range]]
+        found = (self.value[copies] == values[in_range]) & (self.number[copies] == numbers[in_range])
+        np.minimum.at(self.dropped_at, copies[found], positions[in_range][found])
 
 
 def plan_of(graph: JointGraph, solver: str, saved: Iterable[int], fwd: Sequence[Run], bwd: Sequence[Run]) -> Plan:
     """The plan that runs ``fwd`` and ``bwd`` as given and drops every copy after its last use.
 
-    ``saved`` is cut down to what backward reads or returns. What is held from outside is not dropped: inputs in
-    forward, parameters, forward's outputs (in backward where the caller holds them), gradients.
+    ``saved`` is reduced to the values that backward reads or returns. Copies that are held from outside are not
+    dropped: inputs in forward, parameters, forward's outputs (in backward only if the caller holds them), gradients.
     """
     fwd, bwd = RunArrays.of(fwd), RunArrays.of(bwd)
-    early, late = _Uses(graph, fwd), _Uses(graph, bwd)
+    in_fwd, in_bwd = _Uses(graph, fwd), _Uses(graph, bwd)
     outputs, gradients = graph.marked(graph.fwd_outputs), graph.marked(graph.bwd_outputs)
     tangents, parameters = graph.marked(graph.tangents), graph.marked(graph.parameters)
-    taken_over = late.newest >= 0  # values of which backward makes a copy
-    used = graph.marked(saved) & ((late.before >= 0) | (gradients & ~taken_over)) & ~tangents
-    held = graph.marked(graph.held_outputs) | (gradients & ~taken_over)
+    remade = in_bwd.newest >= 0  # values of which backward creates a copy
+    used = graph.marked(saved) & ((in_bwd.last_read_before >= 0) | (gradients & ~remade)) & ~tangents
+    held = graph.marked(graph.held_outputs) | (gradients & ~remade)
 
-    unread = np.where(tangents & (late.before < 0) & bool(bwd), 0, late.before)
-    from_before = np.flatnonzero((unread >= 0) & ~held & ~parameters)
-    let_go = ~(used | outputs)[early.value]
-    forward = (early.end[let_go], early.value[let_go], early.number[let_go])
-    is_gradient = gradients[late.value] & (late.number == late.newest[late.value])
-    backward = (
-        np.append(unread[from_before], late.end[~is_gradient]),
-        np.append(from_before, late.value[~is_gradient]),
-        np.append(0 * from_before, late.number[~is_gradient]),
+    # Copies that exist when backward starts: dropped after their last read, unread tangents after backward's first run.
+    last = np.where(tangents & (in_bwd.last_read_before < 0) & bool(bwd), 0, in_bwd.last_read_before)
+    existing = np.flatnonzero((last >= 0) & ~held & ~parameters)
+    dead = ~(used | outputs)[in_fwd.value]
+    drops_fwd = (in_fwd.end[dead], in_fwd.value[dead], in_fwd.number[dead])
+    is_gradient = gradients[in_bwd.value] & (in_bwd.number == in_bwd.newest[in_bwd.value])
+    drops_bwd = (
+        np.append(last[existing], in_bwd.end[~is_gradient]),
+        np.append(existing, in_bwd.value[~is_gradient]),
+        np.append(0 * existing, in_bwd.number[~is_gradient]),
     )
-    return Plan(solver, tuple(np.flatnonzero(used).tolist()), _with_drops(fwd, *forward), _with_drops(bwd, *backward))
+    return Plan(
+        solver, tuple(np.flatnonzero(used).tolist()), _with_drops(fwd, *drops_fwd), _with_drops(bwd, *drops_bwd)
+    )
 
 
 class _Uses:
-    """The copies that some runs make, in their order, and what they read besides."""
+    """The copies that the runs of one side create, and the reads of copies that existed before.
+
+    ``value``, ``number``, ``end``: per copy created, in order: its value, its number, and the position of its last use.
+    ``last_read_before``: per value: position of the last read of a copy that existed before; -1 if there is none.
+    ``newest``: per value: the number of the last copy created; -1 if there is none.
+    """
 
     def __init__(self, graph: JointGraph, runs: RunArrays) -> None:
         born, self.value = graph.written_rows.take(runs.op)
         self.number = runs.copy[born]
-        reader, asked = graph.touched_rows.take(runs.op)
+        reader, argument = graph.touched_rows.take(runs.op)
         order = np.argsort(self.value, kind="stable")
         stride = len(runs) + 1
-        at = np.searchsorted(self.value[order] * stride + born[order], asked * stride + reader) - 1
+        at = np.searchsorted(self.value[order] * stride + born[order], argument * stride + reader) - 1
         copy = np.append(order, -1)[at]
-        here = (at >= 0) & (np.append(self.value, -1)[copy] == asked)
-        self.end = np.maximum(born, last_of(reader[here], copy[here], len(born)))  # of each copy: its last use
-        self.before = last_of(reader[~here], asked[~here], len(graph.values))  # of each value: of what was there before
-        self.newest = last_of(self.number, self.value, len(graph.values))  # of each value: the number of its last copy
+        created_here = (at >= 0) & (np.append(self.value, -1)[copy] == argument)
+        self.end = np.maximum(born, last_position(reader[created_here], copy[created_here], len(born)))
+        self.last_read_before = last_position(reader[~created_here], argument[~created_here], len(graph.values))
+        self.newest = last_position(self.number, self.value, len(graph.values))
 
 
 def _with_drops(runs: RunArrays, ends: Ints, values: Ints, copies: Ints) -> StepArrays:
-    """``runs``, and the drops of the copies that end with each: position, value and number of each copy."""
+    """``runs``, with a drop of copy ``copies[i]`` of ``values[i]`` after the run at position ``ends[i]``."""
     order = np.argsort(ends, kind="stable")
     return StepArrays(runs, values[order], copies[order], ends[order] + 1)

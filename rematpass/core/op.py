@@ -33,6 +33,10 @@ class Kind(str, Enum):
     OPAQUE = "opaque"  # a custom op, a user's kernel, a higher-order op
 
 
+# Run by libraries whichever compiler runs the rest, so never fused into a kernel with other ops.
+LIBRARY_KINDS = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION})
+
+
 class Origin(str, Enum):
     """Where a value comes from."""
 

@@ -29,7 +29,8 @@ import numpy as np
 
 from rematpass.core.cost import ALWAYS_REALIZED, FREE, FUSIBLE, Costs
 from rematpass.core.graph import JointGraph
-from rematpass.core.liveness import Trace, last_of, trace
+from rematpass.core.liveness import Trace, replay
+from rematpass.core.liveness import last_position as last_of
 from rematpass.core.op import Kind
 from rematpass.core.ragged import Bools, Ints, LazySequence, Rows
 from rematpass.core.schedule import Plan, Run, StepArrays
@@ -125,7 +126,7 @@ def materialization(graph: JointGraph, plan: Plan, *, fuse: bool = True) -> Mate
     Raises:
         PlanError: a run reads a value of which no copy lives.
     """
-    lives = trace(graph, plan)
+    lives = replay(graph, plan)
     in_memory = np.ones(len(lives.value), np.bool_)
     if not fuse:
         return Materialization(lives, in_memory, {}, lives.reader, lives.read)
@@ -171,10 +172,10 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, there: Materializat
     lives, count = there.lives, len(there.lives.runs)
     last = last_of(there.reader, there.read, len(lives.value))
     born = np.maximum(lives.born, 0)
-    end = np.where(lives.outlives, count - 1, np.maximum(np.maximum(last, born), lives.handed_over))
+    end = np.where(lives.outlives, count - 1, np.maximum(np.maximum(last, born), lives.returned_at))
     if fuse:
         end[_overwritten(graph, there, end)] -= 1
-    counted = there.in_memory & ~graph.marked(graph.handed_in)[lives.value]
+    counted = there.in_memory & ~graph.marked(graph.forward_inputs)[lives.value]
     nbytes = graph.nbytes[lives.value]
     of_others = int(graph.nbytes_of_others[list(plan.saved)].sum())
     live = _sums(born[counted], end[counted], nbytes[counted], count) + graph.nbytes_workspace[lives.op] + of_others
@@ -254,16 +255,16 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
     """
     fuses = graph.is_of(FUSIBLE | FREE)
     crosses = graph.marked(plan.saved)[lives.value] & (lives.born < lives.first_backward)
-    could = graph.made_by((FUSIBLE | FREE) - ALWAYS_REALIZED)[lives.value] & ~lives.handed_out & ~crosses
+    could = graph.made_by((FUSIBLE | FREE) - ALWAYS_REALIZED)[lives.value] & ~lives.is_output & ~crosses
     could[lives.read[~fuses[lives.op[lives.reader]]]] = False
     readers = np.bincount(lives.read, minlength=len(lives.value))
 
     most_for_one = _MOST_READS_FOR_ONE[graph.device == "cpu"]
     # Bytes that are free for others when the last of who reads a copy has run, be it through what is made of it; a copy
     # that is handed out, or that nobody reads, never frees them.
-    nbytes = np.where(graph.marked(graph.handed_in), 0, graph.nbytes)[lives.value].tolist()
+    nbytes = np.where(graph.marked(graph.forward_inputs), 0, graph.nbytes)[lives.value].tolist()
     never = lives.outlives | (lives.last_read < 0)
-    over = np.where(never, len(lives.runs), np.maximum(lives.last_read, lives.handed_over)).tolist()
+    over = np.where(never, len(lives.runs), np.maximum(lives.last_read, lives.returned_at)).tolist()
     reads, start = lives.read.tolist(), np.searchsorted(lives.reader, np.arange(len(lives.runs) + 1)).tolist()
     made_of: list[tuple[int, ...]] = list(zip(range(len(over)), strict=True))  # of itself, while it is in memory
     virtual: list[int] = []
@@ -290,7 +291,7 @@ def _made_of(graph: JointGraph, plan: Plan, lives: Trace) -> tuple[dict[int, tup
 
 def _made_and_read_in_one_kernel(graph: JointGraph, lives: Trace, in_memory: Bools, reader: Ints, read: Ints) -> Bools:
     """Copies of random numbers that all their readers take in the kernel that draws them: they are never realized."""
-    drawn: Bools = in_memory & ~lives.handed_out & graph.made_by({Kind.SEEDED})[lives.value]
+    drawn: Bools = in_memory & ~lives.is_output & graph.made_by({Kind.SEEDED})[lives.value]
     if not drawn.any():
         return drawn
     fuses = graph.is_of(FUSIBLE | FREE)[lives.op]
@@ -307,7 +308,7 @@ def _overwritten(graph: JointGraph, there: Materialization, end: Ints) -> Ints:
     lives = there.lives
     fuses = graph.is_of(FUSIBLE)[lives.op]
     new = np.flatnonzero(there.in_memory & graph.made_by(FUSIBLE)[lives.value])
-    dying = fuses[there.reader] & (end[there.read] == there.reader) & ~lives.handed_out[there.read]
+    dying = fuses[there.reader] & (end[there.read] == there.reader) & ~lives.is_output[there.read]
     dying &= (graph.producers >= 0)[lives.value[there.read]]
     old, at = there.read[dying], there.reader[dying]
     size, count = graph.size_rank[lives.value], len(graph.values)  # of which there are fewer than values

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from support.graphs import Builder, integer_costs, joint_graphs, overwritten_input, pinned_forward, three_layers
 from support.oracle import choices
 
-from rematpass.core.liveness import plan_of, trace
+from rematpass.core.liveness import plan_of, replay
 from rematpass.core.op import Origin
 from rematpass.core.schedule import Drop, Plan, Run
 from rematpass.core.solve.mincut import Network
@@ -17,7 +17,7 @@ FORWARD = (Run(0), Run(1), Run(2))
 
 def lives(graph, plan):
     """Each copy by its name: where it is made, where it is read, and whether it is handed out."""
-    found = trace(graph, plan)
+    found = replay(graph, plan)
     return {
         name: (int(found.born[i]), found.reader[found.read == i].tolist(), bool(found.outlives[i]))
         for i, name in enumerate(names(found))
@@ -49,7 +49,7 @@ def test_every_copy_with_its_readers():
 
 
 def test_the_runs_of_both_sides_stand_in_one_list():
-    found = trace(three_layers(), Plan("s", (0, 1, 2, 3), FORWARD, (Run(3), Drop(6), Run(4))))
+    found = replay(three_layers(), Plan("s", (0, 1, 2, 3), FORWARD, (Run(3), Drop(6), Run(4))))
     assert found.runs == (Run(0), Run(1), Run(2), Run(3), Run(4))
     assert found.first_backward == 3
     reads = list(zip(found.reader.tolist(), found.value[found.read].tolist(), strict=True))
@@ -70,7 +70,7 @@ def test_the_runs_of_both_sides_stand_in_one_list():
 )
 def test_a_run_reads_the_newest_copy_that_lives(drops, reads):
     plan = Plan("s", (1, 2, 3), FORWARD, (Run(1, 1), Run(1, 2), *drops, Run(4)))
-    found = trace(three_layers(), plan)
+    found = replay(three_layers(), plan)
     assert names(found)[found.read[-1]] == reads
 
 
@@ -96,7 +96,7 @@ def test_an_output_is_handed_out_in_its_newest_copy():
 )
 def test_a_run_without_its_inputs_is_refused(plan, message):
     with pytest.raises(PlanError) as caught:
-        trace(three_layers(), plan)
+        replay(three_layers(), plan)
     assert str(caught.value) == message
 
 

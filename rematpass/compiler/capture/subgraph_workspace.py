@@ -42,4 +42,4 @@ def workspace_of(graph: JointGraph, *, fuse: bool) -> int:
     """The peak of a graph that is all forward, in bytes, less the bytes of its results."""
     costs = Costs(run=(0.0,) * len(graph.ops), keep=(0.0,) * len(graph.values))
     peak = simulate(graph, schedule_late(graph, (), "subgraph"), costs, fuse=fuse).peak
-    return max(0, peak - sum(graph.values[v].nbytes for v in {*graph.fwd_outputs} - {*graph.handed_in}))
+    return max(0, peak - sum(graph.values[v].nbytes for v in {*graph.fwd_outputs} - {*graph.forward_inputs}))

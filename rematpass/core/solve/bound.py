@@ -158,7 +158,7 @@ class _Relaxed:
         """Inputs that backward's own ops touch, or that it returns: every plan keeps them."""
         graph = self.problem.graph
         touched = {v for op in graph.backward_ops for v in graph.touched[op.id]} | set(graph.bwd_outputs)
-        return frozenset(touched.intersection(graph.handed_in))
+        return frozenset(touched.intersection(graph.forward_inputs))
 
     @cached_property
     def _wanted(self) -> set[int]:

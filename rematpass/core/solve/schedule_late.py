@@ -66,7 +66,7 @@ def schedule_late(
         return f"{solver}: backward needs op {op.id} ({op.name}) again"
 
     evicted = evicted or {}
-    mutations = graph.own_mutations
+    mutations = graph.backward_mutations
     for index, op in enumerate(graph.backward_ops[: len(graph.backward_ops) - len(mutations)]):
         if not available.issuperset(op.reads):
             recompute(op.reads)

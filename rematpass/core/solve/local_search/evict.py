@@ -236,7 +236,7 @@ class _Idle:
         self.problem, self.timeline, self.banned = problem, timeline, banned
         self.lives, self.saved = there.lives, frozenset(plan.saved)
         graph, first = problem.graph, timeline.first_backward
-        own = graph.is_backwards[self.lives.op[first:]].astype(np.int64)
+        own = graph.is_backward[self.lives.op[first:]].astype(np.int64)
         self.moment: list[int] = (np.cumsum(own) - own).tolist()  # for each run of backward, whose op it is for
         intervals = sorted(timeline.intervals, key=lambda t: t.born)
         self.intervals = [t for t in intervals if t.nbytes and not t.outlives and self._can_be_made_again(t.value)]
@@ -309,7 +309,7 @@ class _Idle:
 
     def _is_backwards(self, value: int) -> bool:
         producer = self.problem.graph.producer[value]
-        return producer is not None and bool(self.problem.graph.is_backwards[producer])
+        return producer is not None and bool(self.problem.graph.is_backward[producer])
 
     def _priced(self, evictions: set[Eviction], t: LiveInterval, after: int) -> _Choice | None:
         graph = self.problem.graph

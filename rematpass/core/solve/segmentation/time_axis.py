@@ -61,7 +61,7 @@ class TimeAxis:
     @cached_property
     def nbytes(self) -> Floats:
         """Bytes of each value; 0 for values that exist before the step."""
-        return np.where(self.graph.marked(self.graph.handed_in), 0.0, self.graph.nbytes)
+        return np.where(self.graph.marked(self.graph.forward_inputs), 0.0, self.graph.nbytes)
 
     @cached_property
     def made(self) -> Ints:
