@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from rematpass import plans
+from rematpass.compiler import devices
 from rematpass.compiler.backend import remat
 from rematpass.compiler.ops import workspace
-from rematpass.compiler.ops.device import device_name
 from rematpass.errors import cause_of
 from rematpass.lab.benchmark.results import slug
 from rematpass.lab.measure.memory_and_time import measure_memory, run_step
@@ -51,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         path = arguments.show
     else:
         device = build.usable(arguments.device)
-        path = arguments.results / f"promise_{slug(device_name(device))}_{datetime.date.today().isoformat()}.json"
+        path = (
+            arguments.results
+            / f"promise_{slug(devices.of(device).name(device))}_{datetime.date.today().isoformat()}.json"
+        )
         found = begun(path, device)
         for name in arguments.models.split(","):
             before = set(workspace.known())
@@ -78,7 +81,7 @@ def begun(path: Path, device: torch.device) -> dict[str, Any]:
     if path.exists():
         there: dict[str, Any] = json.loads(path.read_text())
         return there
-    return {"device": device_name(device), "torch": torch.__version__, "rows": [], "scratch": {}}
+    return {"device": devices.of(device).name(device), "torch": torch.__version__, "rows": [], "scratch": {}}
 
 
 def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rematpass import plans
 from rematpass.compiler import partitioner
-from rematpass.compiler.ops.sample_call import call_of
+from rematpass.compiler.ops.sample_call import sample_call_of
 from rematpass.compiler.ops.workspace import measured_workspace
 from rematpass.core.op import Kind
 from rematpass.lab.measure.memory_and_time import gradient_error, measure_memory, run_step
@@ -162,7 +162,7 @@ def test_a_call_is_described_as_it_is_laid_out():
     weight = torch.randn(8, 8, 3, 3, device="cuda")
     node = node_of(lambda a, w: F.conv2d(a, w), x, weight)
     last = x.to(memory_format=torch.channels_last)
-    call = call_of(node, [(tuple(x.shape), last.stride())])
+    call = sample_call_of(node, [(tuple(x.shape), last.stride())])
     assert call.args[0].strides == last.stride()
     assert call.args[1].strides == weight.stride()
 

@@ -6,9 +6,10 @@ all ranks, so that they plan alike.
 
 from __future__ import annotations
 
-import psutil
 import torch
 import torch.distributed as dist
+
+from rematpass.compiler import devices
 
 ROUNDING = 256 << 20
 _SLACK = 0.05  # of what is free, for what nobody accounts for
@@ -20,13 +21,10 @@ def free_bytes(device: torch.device) -> int:
 
     Rounded down to ``ROUNDING``; with torch.distributed initialized, the least over all ranks.
     """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
-        free = psutil.virtual_memory().available
+    kind = devices.of(device)
+    free = kind.free_nbytes(device)
     if dist.is_available() and dist.is_initialized():
-        least = torch.tensor(free, device=device if dist.get_backend() == "nccl" else "cpu")
+        least = torch.tensor(free, device=device if dist.get_backend() == kind.collective_backend else None)
         dist.all_reduce(least, dist.ReduceOp.MIN)
         free = int(least)
     return free // ROUNDING * ROUNDING

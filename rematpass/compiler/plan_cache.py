@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
-from rematpass.compiler.ops import device as settings
+from rematpass.compiler import _torch, devices
+from rematpass.compiler.inductor import settings
 from rematpass.compiler.partitioner import Record, RematPartitioner, tell
 from rematpass.errors import RematError
-from rematpass.report.files import render, write_text
+from rematpass.report.atomic import write_text
+from rematpass.report.files import render
 from rematpass.report.summary import Summary
 
 log = logging.getLogger("rematpass")
@@ -63,7 +64,7 @@ def key(uuid: bytes, gm: fx.GraphModule, example_inputs: Sequence[Any], options:
     held = [*gm.named_parameters(), *gm.named_buffers()]
     for place, value in [*held, *((str(i), x) for i, x in enumerate(example_inputs))]:
         digest.update(f"{place} {_described(value)}\n".encode())
-    autocast = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+    autocast = [kind.autocast_enabled() for kind in devices.KINDS]
     plain = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
     digest.update(repr((sorted(plain.items(), key=str), settings.plain_settings(), autocast)).encode())
     return digest.hexdigest()

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rematpass.compiler import devices
 from rematpass.compiler.backend import remat
 from rematpass.compiler.partitioner import plans
 from rematpass.config import Config
 from rematpass.lab.measure.memory_and_time import StepMemory, compile_seconds, measure_memory, run_step, seconds_of
-from rematpass.lab.models.build import usable
 from rematpass.lab.models.networks import TinyGPT, lowest_loss, walk
 from rematpass.units import format_bytes, format_percent, format_seconds
 
@@ -67,7 +67,7 @@ def run(*, budget: str, steps: int, device: str, console: Console) -> int:
         ConfigError, BudgetInfeasible: as the backend raises them (Dynamo wraps the latter).
         MeasureError: there is no such device.
     """
-    on = usable(device)
+    on = devices.usable(device)
     Config.read({"memory_budget": budget})  # a budget that cannot be read is refused at once
     generator = torch.Generator().manual_seed(0)
     batches = [walk(BATCH, LENGTH, VOCABULARY, generator).to(on) for _ in range(steps)]

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch, plan_cache
-from rematpass.compiler.ops import device
+from rematpass.compiler.inductor import settings
 from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.compiler.plan_cache import find, key
 from rematpass.config import Config
@@ -150,7 +150,7 @@ def test_with_caches_disabled_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(_torch, "cache_directory", lambda: str(tmp_path))
     compiled, partitioner = Compiled(), RematPartitioner(Config())
     with _torch.inductor_config.patch(force_disable_caches=True):
-        assert device.caches_are_disabled()
+        assert settings.caches_are_disabled()
         with plan_cache.keeping(partitioner, compiled.gm, compiled.inputs, {}):
             pass
     assert list(tmp_path.iterdir()) == []

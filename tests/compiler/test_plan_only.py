@@ -3,7 +3,7 @@ from torch import nn
 
 from rematpass.compiler import _torch
 from rematpass.compiler.backend import enable
-from rematpass.compiler.ops import device
+from rematpass.compiler import devices
 from rematpass.compiler.plan_only import plan_only
 from rematpass.config import Config
 
@@ -57,7 +57,7 @@ def test_enable_does_not_ask_for_a_gpu_before_a_graph_is_compiled(monkeypatch):
     def fail():
         raise AssertionError("asked for the current device")
 
-    monkeypatch.setattr(device, "current_device", fail)
+    monkeypatch.setattr(devices, "current", fail)
     before = _torch.inductor_config.custom_partitioner_fn
     with enable(memory_budget=0.5):
         assert _torch.inductor_config.custom_partitioner_fn.config.memory_budget.fraction == 0.5

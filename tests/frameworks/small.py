@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from rematpass.compiler.ops.allocator_trace import live_bytes, record
+from rematpass.compiler.devices import record
+from rematpass.compiler.devices.allocator_trace import live_bytes
 from rematpass.lab.models import build
 
 LENGTH, VOCABULARY = 64, 128

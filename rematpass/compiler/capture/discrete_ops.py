@@ -28,6 +28,8 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from rematpass.compiler import devices
+from rematpass.compiler._torch import pytree
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.ops.node_info import projections
 from rematpass.core.graph import JointGraph
@@ -72,11 +74,16 @@ def _same_bits(graph: JointGraph, op: Op, node: fx.Node, fuse: bool) -> bool:
     target = node.target
     if _VARIES is not None and _VARIES in getattr(target, "tags", ()):
         return False
-    if op.kind is Kind.SCATTER and graph.device != "cpu" and any(_is_float(graph.values[v]) for v in op.writes):
-        return False  # its sums are in no fixed order
+    if op.kind is Kind.SCATTER and _sums_in_any_order(node) and any(_is_float(graph.values[v]) for v in op.writes):
+        return False
     if not fuse or not any(_is_float(graph.values[v]) for v in op.writes):
         return True
     return op.kind in _MOVES
+
+
+def _sums_in_any_order(node: fx.Node) -> bool:
+    results = (t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor))
+    return any(devices.of(t.device).sums_in_any_order for t in results)
 
 
 def _is_rounded_late(op: Op, value: Value) -> bool:

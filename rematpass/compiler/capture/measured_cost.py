@@ -23,19 +23,17 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, devices
 from rematpass.compiler.capture.joint_graph import Captured
-from rematpass.compiler.ops import device as settings
-from rematpass.compiler.ops.sample_call import Call, call_of
+from rematpass.compiler.ops.sample_call import SampleCall, sample_call_of
 from rematpass.core.cost import Costs
 from rematpass.core.op import Kind
 from rematpass.errors import RematError
-from rematpass.report.files import write_text
+from rematpass.report.atomic import write_text
 
 log = logging.getLogger("rematpass")
 
@@ -56,14 +54,14 @@ def measured(captured: Captured, costs: Costs, device: torch.device) -> Costs:
     return dataclasses.replace(costs, run=tuple(run))
 
 
-def timed_calls(captured: Captured) -> dict[int, Call]:
+def timed_calls(captured: Captured) -> dict[int, SampleCall]:
     """The calls, by op, of what can be timed. Those of one ``key`` take the same time."""
     last, nodes = captured.channels_last, captured.op_node
     timed = (op.id for op in captured.graph.ops if op.kind in TIMED)
-    return {op: call for op in timed if (call := call_of(nodes[op], channels_last=last))}
+    return {op: call for op in timed if (call := sample_call_of(nodes[op], channels_last=last))}
 
 
-def _table(calls: dict[str, Call], device: torch.device) -> dict[str, float]:
+def _table(calls: dict[str, SampleCall], device: torch.device) -> dict[str, float]:
     """Seconds by key: what is known already, and the rest taken now."""
     path = _path(device)
     known = _read(path)
@@ -78,31 +76,18 @@ def _table(calls: dict[str, Call], device: torch.device) -> dict[str, float]:
     return {key: known[key] for key in calls if key in known}
 
 
-def seconds_of_call(call: Call, device: torch.device) -> float:
+def seconds_of_call(call: SampleCall, device: torch.device) -> float:
     """Seconds of one call on arguments like its own: the median of a few."""
     draw = torch.Generator(device)
     draw.manual_seed(0)
     with _torch.without_modes(), torch.no_grad():
-        args, kwargs = call.arguments(draw)
+        run, kind = call.prepare(draw), devices.of(device)
         taken: list[float] = []
         begun = time.perf_counter()
-        _call(call.target, args, kwargs, device)
+        kind.call_seconds(device, run)
         while len(taken) < _CALLS and (not taken or time.perf_counter() - begun < _ENOUGH):
-            taken.append(_call(call.target, args, kwargs, device))
+            taken.append(kind.call_seconds(device, run))
     return statistics.median(taken)
-
-
-def _call(target: Any, args: Any, kwargs: Any, device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        target(*args, **kwargs)
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
-    begun = time.perf_counter()
-    target(*args, **kwargs)
-    return time.perf_counter() - begun
 
 
 def _of_rank_0(table: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -115,9 +100,8 @@ def _of_rank_0(table: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 
 def _path(device: torch.device) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", f"{settings.device_name(device)} {torch.__version__}".lower())
-    threads = f"-{torch.get_num_threads()}" if device.type == "cpu" else ""
-    return Path(_torch.cache_directory()) / "rematpass" / f"seconds_{name}{threads}.json"
+    name = re.sub(r"[^a-z0-9]+", "-", f"{devices.of(device).label(device)} {torch.__version__}".lower())
+    return Path(_torch.cache_directory()) / "rematpass" / f"seconds_{name}.json"
 
 
 def _read(path: Path) -> dict[str, float]:

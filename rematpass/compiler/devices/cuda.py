@@ -23,7 +23,7 @@ HISTORY_ENTRIES = 1_000_000
 class Cuda(DeviceKind):
     type = "cuda"
     codegen = "triton"
-    granularity = 512
+    granularity = 512  # kMinBlockSize of c10/cuda/CUDACachingAllocator
     start_method = "spawn"  # a fork of a process that has initialized CUDA cannot use it
     collective_backend = "nccl"
     calibration = CalibrationSizes(

@@ -1,4 +1,4 @@
-"""What one fx node of a joint graph says of itself."""
+"""What one fx node of a joint graph says about itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, devices
 from rematpass.compiler._torch import OpOverload, pytree
-from rematpass.compiler.ops import device
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.core.op import Kind, Side
 
@@ -22,30 +21,38 @@ def is_tangent(node: fx.Node) -> bool:
 
 
 def is_object(node: fx.Node) -> bool:
-    """An argument without bytes that torch hands on to backward: a process group, hooks of compiled autograd."""
+    """Whether the node is an argument without bytes that forward passes to backward: a process group, for example."""
     return _torch.is_opaque_node(node) or isinstance(node.meta.get("val"), _torch.BackwardState)
 
 
 def projections(node: fx.Node) -> list[fx.Node]:
+    """The ``getitem`` nodes that take single results of a call with several."""
     return [u for u in node.users if u.target is operator.getitem]
 
 
+def argument_at(node: fx.Node, position: int, name: str) -> Any:
+    """The argument at a position of the op's schema, passed by position or by name; None if it is not passed."""
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name)
+
+
 def mutated_arguments(node: fx.Node) -> list[fx.Node]:
+    """The arguments that the call overwrites, by its schema."""
     target = node.target
     if not isinstance(target, OpOverload) or not target._schema.is_mutable:
         return []
-    written = []
+    mutated = []
     for position, argument in enumerate(target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            written += [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
-    return written
+            leaves = pytree.tree_leaves(argument_at(node, position, argument.name))
+            mutated += [n for n in leaves if isinstance(n, fx.Node)]
+    return mutated
 
 
 def pinned(node: fx.Node, kind: Kind) -> Side:
-    """Effects and mutations stay on their side; backward's are told by torch's tag (or by reading a tangent).
+    """The side that the call must stay on.
 
-    So do random draws: they take the generator on, in eager mode's order, even where nobody reads what was drawn.
+    Effects and mutations stay where they are, told by torch's tag. So do random draws: they advance the generator, in
+    the order of eager mode, even if nothing reads the numbers.
     """
     if kind not in (Kind.EFFECT, Kind.MUTATION, Kind.RANDOM):
         return Side.EITHER
@@ -53,27 +60,26 @@ def pinned(node: fx.Node, kind: Kind) -> Side:
 
 
 def spanned(value: Any) -> int:
-    """Bytes of the elements that a tensor spans, a view counted at its own size."""
+    """Bytes of the elements of a value's tensors; a view counts with its own size, not with its storage's."""
     leaves = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
     return sum(hint(t.numel()) * t.element_size() for t in leaves)
 
 
-def computed_in(node: fx.Node, kind: Kind, dtype: str) -> str:
-    """The dtype that sets the rate of an op's arithmetic: that of its results, but for float32 that runs as TF32."""
+def arithmetic_dtype(node: fx.Node, kind: Kind, dtype: str) -> str:
+    """The dtype that sets the rate of an op's arithmetic: ``dtype``, that of its results, or "tensorfloat32"."""
     if dtype != "float32" or kind not in (Kind.CONVOLUTION, Kind.MATMUL):
         return dtype
     values = (n.meta.get("val") for n in node.all_input_nodes)
-    on_gpu = any(isinstance(v, torch.Tensor) and v.device.type == "cuda" for v in values)
-    return "tensorfloat32" if on_gpu and device.rounds_to_tf32(convolution=kind is Kind.CONVOLUTION) else dtype
+    kinds = {devices.of(v.device) for v in values if isinstance(v, torch.Tensor)}
+    rounds = any(kind_of_device.rounds_to_tf32(convolution=kind is Kind.CONVOLUTION) for kind_of_device in kinds)
+    return "tensorfloat32" if rounds else dtype
 
 
 def device_name_of(primals: Sequence[fx.Node]) -> str:
-    """The device of the step: the first one that is not the CPU, by the name of its model."""
-    for node in primals:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            return device.device_name(value.device)
-    return "cpu"
+    """The device of the step, by the name of its model: the first device of an input that is not the CPU."""
+    values = (node.meta.get("val") for node in primals)
+    device = devices.accelerator_among(v.device for v in values if isinstance(v, torch.Tensor))
+    return devices.of(device).name(device)
 
 
 def source_of(node: fx.Node) -> str:
@@ -83,7 +89,7 @@ def source_of(node: fx.Node) -> str:
 
 
 def module_of(node: fx.Node) -> str:
-    """Path of the innermost module, as Dynamo writes it: ``L['self'].layers.3.mlp`` becomes ``layers.3.mlp``."""
+    """The path of the innermost module, without Dynamo's prefix: "layers.3.mlp" for ``L['self'].layers.3.mlp``."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     if not stack:
         return ""

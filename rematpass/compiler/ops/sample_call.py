@@ -1,8 +1,9 @@
-"""Calls like those of a graph, made with arguments of their own: to take their seconds, or their scratch memory."""
+"""Calls of ops outside of their graph, on sample arguments, to measure their seconds and their workspace."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,15 @@ from torch import fx
 from rematpass.compiler._torch import OpOverload, pytree
 from rematpass.compiler.ops.size_hints import hint
 
-# Ops whose first argument has the rows that are written at indices; all at one would take a GPU many times as long.
-_BY_INDEX = frozenset("index_put _unsafe_index_put index_add scatter scatter_add scatter_reduce index_copy".split())
+# Ops that write to rows of their first argument at given indices. With equal indices they take a GPU many times as long.
+_WRITE_BY_INDEX = frozenset(
+    "index_put _unsafe_index_put index_add scatter scatter_add scatter_reduce index_copy".split()
+)
 
 
 @dataclass(frozen=True)
-class Like:
-    """An argument like a fake tensor: sizes and strides as numbers."""
+class TensorSpec:
+    """A tensor argument without its numbers; ``sizes`` and ``strides`` in elements, symbols replaced by numbers."""
 
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
@@ -29,11 +32,12 @@ class Like:
         return f"{str(self.dtype).removeprefix('torch.')}{list(self.sizes)}{list(self.strides)}"
 
     def make(self, draw: torch.Generator | None = None, rows: int = 1) -> torch.Tensor:
-        """A tensor like it; with numbers that ``draw`` draws, which leaves the program's own generators alone.
+        """A tensor of this description. The program's own random generators are not used.
 
-        Integers are 0; with ``draw``, those of 64 bits are 0, 1, and so on below ``rows``, valid as indices of rows.
+        Floats are drawn by ``draw``; without it they are uninitialized. Integers are 0, but with ``draw``, those of 64
+        bits count 0, 1, ... modulo ``rows``: different and valid as indices of that many rows.
         """
-        # Filled as it stands in memory: expanded tensors cannot be written by their elements.
+        # Filled before it is strided: the elements of an expanded tensor cannot be written one by one.
         spanned = 1 + sum((n - 1) * stride for n, stride in zip(self.sizes, self.strides, strict=True))
         flat = torch.empty(0 if 0 in self.sizes else spanned, dtype=self.dtype, device=self.device)
         if not (flat.is_floating_point() or flat.is_complex()):
@@ -46,8 +50,8 @@ class Like:
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call of a plain op; what tensors its arguments were is a ``Like`` in their place."""
+class SampleCall:
+    """A call of an op, with a ``TensorSpec`` in place of each tensor argument."""
 
     target: Any
     args: tuple[Any, ...]
@@ -55,49 +59,54 @@ class Call:
 
     @property
     def key(self) -> str:
-        """The same for calls that do the same work: the op, and shapes, strides and dtypes of its arguments."""
+        """Equal for calls that do the same work: the op, and the shapes, strides and dtypes of its arguments."""
         leaves, _ = pytree.tree_flatten((self.args, self.kwargs))
-        return f"{self.target}({', '.join(str(a) if isinstance(a, Like) else repr(a) for a in leaves)})"
+        return f"{self.target}({', '.join(str(a) if isinstance(a, TensorSpec) else repr(a) for a in leaves)})"
 
     @property
     def device(self) -> torch.device | None:
-        """Of its first tensor."""
-        return next((like.device for like in self._likes()), None)
+        """The device of its first tensor; None if it has no tensor."""
+        return next((spec.device for spec in self._specs()), None)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        return {like.dtype for like in self._likes()}
+        return {spec.dtype for spec in self._specs()}
 
-    def _likes(self) -> list[Like]:
+    def _specs(self) -> list[TensorSpec]:
         leaves, _ = pytree.tree_flatten((self.args, self.kwargs))
-        return [leaf for leaf in leaves if isinstance(leaf, Like)]
+        return [leaf for leaf in leaves if isinstance(leaf, TensorSpec)]
 
     def arguments(self, draw: torch.Generator | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Real arguments for one call. Where rows are written by index, they are different ones, as a rule."""
+        """Real arguments. With ``draw``, indices of rows that are written differ, as they usually do in a graph."""
         name = self.target._schema.name.split("::")[1]
-        written = self.args[0].sizes if name in _BY_INDEX and self.args and isinstance(self.args[0], Like) else ()
-        rows = min(written, default=1)
+        by_index = name in _WRITE_BY_INDEX and self.args and isinstance(self.args[0], TensorSpec)
+        rows = min(self.args[0].sizes if by_index else (), default=1)
         args, kwargs = pytree.tree_map(
-            lambda a: a.make(draw, rows) if isinstance(a, Like) else a, (self.args, self.kwargs)
+            lambda a: a.make(draw, rows) if isinstance(a, TensorSpec) else a, (self.args, self.kwargs)
         )
         return args, kwargs
 
+    def prepare(self, draw: torch.Generator | None = None) -> Callable[[], Any]:
+        """The call with its real arguments made, as a function that can run any number of times."""
+        args, kwargs = self.arguments(draw)
+        return functools.partial(self.target, *args, **kwargs)
 
-def call_of(
+
+def sample_call_of(
     node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
-) -> Call | None:
-    """The call that a node makes; None for what is no plain op.
+) -> SampleCall | None:
+    """The call that a node makes; None if it does not call an op.
 
-    ``laid_out``: sizes and strides of the tensors that it gets in the end, in their order, where a compiler lays them
-    out in other ways than the node says; each goes to the next argument of the same sizes. ``channels_last``: before
-    that is known, a convolution's images and weights are taken to be laid out so.
+    ``laid_out``: sizes and strides of the tensor arguments in order, where Inductor lays them out differently from the
+    node; each applies to the next argument of the same sizes. ``channels_last``: whether a convolution's images and
+    weights will be laid out with channels last, while the final strides are not known yet.
     """
     if not isinstance(node.target, OpOverload):
         return None
     left = [(tuple(sizes), tuple(strides)) for sizes, strides in laid_out]
     channels_last = channels_last and "convolution" in node.target._schema.name
 
-    def described(argument: Any) -> Any:
+    def spec_of(argument: Any) -> Any:
         value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
         if not isinstance(value, torch.Tensor):
             return hint(value) if isinstance(value, torch.SymInt) else value
@@ -108,7 +117,7 @@ def call_of(
         if found is not None:
             strides = left[found][1]
             del left[: found + 1]
-        return Like(sizes, strides, value.dtype, value.device)
+        return TensorSpec(sizes, strides, value.dtype, value.device)
 
-    args, kwargs = pytree.tree_map(described, (node.args, node.kwargs))
-    return Call(node.target, args, kwargs)
+    args, kwargs = pytree.tree_map(spec_of, (node.args, node.kwargs))
+    return SampleCall(node.target, args, kwargs)

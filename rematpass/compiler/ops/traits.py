@@ -24,8 +24,8 @@ from torch.utils.flop_counter import flop_registry
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import HigherOrderOperator, OpOverload, pytree
 from rematpass.compiler.ops.size_hints import hint
-from rematpass.compiler.ops.workspace import OF_LIBRARIES, measured_workspace
-from rematpass.core.op import Kind
+from rematpass.compiler.ops.workspace import measured_workspace
+from rematpass.core.op import LIBRARY_KINDS, Kind
 
 log = logging.getLogger("rematpass")
 
@@ -109,7 +109,7 @@ def workspace_of_call(
     ``laid_out``, ``channels_last``: how the tensors that it gets are laid out, where that is not as the node says.
     """
     # By name: attention with dropout draws random numbers, but is no less attention.
-    if not isinstance(node.target, OpOverload) or _kind_by_name(node.target) not in OF_LIBRARIES:
+    if not isinstance(node.target, OpOverload) or _kind_by_name(node.target) not in LIBRARY_KINDS:
         return 0
     return measured_workspace(node, laid_out, channels_last=channels_last, flops=_flops(node))
 

@@ -20,14 +20,14 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from rematpass.compiler.ops.allocator_trace import Event, record
+from rematpass.compiler import devices
+from rematpass.compiler.devices.peak_window import PeakWindow
 from rematpass.compiler.runtime.step_warnings import backward_node
 from rematpass.errors import MeasureError
 from rematpass.units import format_bytes
@@ -93,13 +93,13 @@ class _Check:
             outputs = compiled(*args, **kwargs)
             self.skip -= backward_node(outputs, args) is not None
             return outputs
-        window = _CudaWindow(self.device) if self.device.type == "cuda" else _CpuWindow(self.device)
+        window = devices.of(self.device).peak_window(self.device)
         with _one_at_a_time, ExitStack() as stack:
             if not self._open(stack, window.forward):
                 return compiled(*args, **kwargs)
             outputs = compiled(*args, **kwargs)
         if (node := backward_node(outputs, args)) is not None:
-            window.leave(outputs)
+            window.set_outputs(outputs)
             self._watch(window, node, self.planned(args) if callable(self.planned) else self.planned)
         return outputs
 
@@ -113,7 +113,7 @@ class _Check:
             return False
         return True
 
-    def _watch(self, window: _CpuWindow | _CudaWindow, node: Any, planned: int | None) -> None:
+    def _watch(self, window: PeakWindow, node: Any, planned: int | None) -> None:
         """Measure this node when it runs, once: hooks before and after it, on the thread that runs it."""
         hooks: list[Any] = []
         stack = ExitStack()
@@ -166,72 +166,3 @@ class _Check:
 
 
 _one_at_a_time = threading.RLock()  # several threads may train, and the profiler's memory events are the process's
-
-
-class _CpuWindow:
-    """``peak``: bytes, of both windows. What forward leaves alive is there when backward starts, if nobody let go."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.peak = 0
-        self._alive: dict[int, int] = {}
-        self._outputs: dict[int, StorageWeakRef] = {}
-
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        with record(self.device) as recording:
-            yield
-        self._follow(recording.events)
-
-    def leave(self, outputs: Any) -> None:
-        """Remember which blocks are outputs: whoever called may drop them before backward."""
-        for output in outputs if isinstance(outputs, Sequence) else [outputs]:
-            if isinstance(output, torch.Tensor):
-                storage = output.untyped_storage()
-                self._outputs[storage.data_ptr()] = StorageWeakRef(storage)
-
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        for address, storage in self._outputs.items():
-            if storage.expired():
-                self._alive.pop(address, None)
-        with record(self.device) as recording:
-            yield
-        self._follow(recording.events)
-
-    def _follow(self, events: Sequence[Event]) -> None:
-        total = sum(self._alive.values())
-        self.peak = max(self.peak, total)
-        for event in events:
-            total -= self._alive.pop(event.address, 0)
-            if event.nbytes > 0:
-                self._alive[event.address] = event.nbytes
-                total += event.nbytes
-            self.peak = max(self.peak, total)
-
-
-class _CudaWindow:
-    """The same from the allocator's statistics."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.peak = 0
-        self._stood = torch.cuda.memory_allocated(device)
-        self._after = 0
-
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        torch.cuda.reset_peak_memory_stats(self.device)
-        yield
-        self.peak = torch.cuda.max_memory_allocated(self.device) - self._stood
-        self._after = torch.cuda.memory_allocated(self.device)
-
-    def leave(self, outputs: Any) -> None:
-        pass  # the statistics know
-
-    @contextmanager
-    def backward(self) -> Iterator[None]:
-        others = max(0, torch.cuda.memory_allocated(self.device) - self._after)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        yield
-        self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) - self._stood - others)

@@ -14,15 +14,14 @@ from contextlib import contextmanager
 
 import torch
 
-from rematpass.compiler.ops.device import device_name
+from rematpass.compiler import devices
+from rematpass.compiler.devices.base import CalibrationSizes
 from rematpass.core.hardware import Hardware, for_device
 from rematpass.errors import MeasureError
 from rematpass.lab.measure.memory_and_time import seconds_of
-from rematpass.lab.models.build import usable
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _RUNS = 5
-_CHAIN = {"cpu": 32, "cuda": 256}  # multiply-adds in one fused kernel: enough to outweigh its reads and writes
 _LAUNCHES = 200
 
 
@@ -32,32 +31,34 @@ def calibrate(device: str = "cpu", *, on_stage: Callable[[str], None] = lambda _
     Raises:
         MeasureError: there is no such device, or it does not have the memory for a matrix to multiply.
     """
-    place = usable(device)
-    large = place.type == "cuda"
+    place = devices.usable(device)
+    kind = devices.of(place)
+    sizes = kind.calibration
     try:
         rates = []
         for dtype in DTYPES:
             name = str(dtype).removeprefix("torch.")
             on_stage(f"matrix products in {name}")
-            rates.append((name, _matrix_rate(8192 if large else 1024, dtype, place)))
+            rates.append((name, _matrix_rate(sizes.matrix, dtype, place)))
         attention = 1.0
-        if large:
+        if sizes.tf32:
             on_stage("matrix products in tensorfloat32")
             with _rounding_to_tf32():
-                rates.append(("tensorfloat32", _matrix_rate(8192, torch.float32, place)))
+                rates.append(("tensorfloat32", _matrix_rate(sizes.matrix, torch.float32, place)))
+        if sizes.attention:
             on_stage("attention")
             attention = min(1.0, _attention_rate(place) / dict(rates)["bfloat16"])
         on_stage("memory")
-        bandwidth = _bandwidth(2**30 if large else 2**28, place)
+        bandwidth = _bandwidth(sizes.copied_nbytes, place)
         on_stage("arithmetic")
-        vector = _vector_rate(2**28 if large else 2**22, place)
+        vector = _vector_rate(sizes, place)
         on_stage("masks")
-        mask = vector * _mask_seconds(2**28 if large else 2**22, place)
+        mask = vector * _mask_seconds(sizes.elements, place)
         on_stage("kernels")
         launch = _launch_seconds(place)
     except torch.OutOfMemoryError as error:
         raise MeasureError(f"{device} has too little memory free to be measured: {error}") from None
-    name = device_name(place) if large else f"cpu, {torch.get_num_threads()} threads"
+    name = kind.label(place)
     return Hardware(name, tuple(rates), vector, bandwidth, launch, attention, for_device(name).draw, mask)
 
 
@@ -95,19 +96,17 @@ def _bandwidth(nbytes: int, device: torch.device) -> float:
     return 2 * nbytes / _median(lambda: target.copy_(source), device)
 
 
-def _vector_rate(elements: int, device: torch.device) -> float:
-    length = _CHAIN[device.type]
-
+def _vector_rate(sizes: CalibrationSizes, device: torch.device) -> float:
     def chain(x: torch.Tensor) -> torch.Tensor:
         y = x
-        for _ in range(length):
+        for _ in range(sizes.chain):
             y = y * x + 0.5
         return y
 
-    x = torch.zeros(elements, device=device)
+    x = torch.zeros(sizes.elements, device=device)
     compiled = torch.compile(chain)
     with torch.no_grad():
-        return 2 * length * elements / _median(lambda: compiled(x), device)
+        return 2 * sizes.chain * sizes.elements / _median(lambda: compiled(x), device)
 
 
 def _mask_seconds(elements: int, device: torch.device) -> float:

@@ -20,11 +20,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from rematpass.compiler.ops.allocator_trace import AllocatedBytes, live_bytes, record
+from rematpass.compiler import devices
+from rematpass.compiler.devices.allocator_trace import AllocatedBytes, live_bytes
 from rematpass.errors import MeasureError
 
 Step = Callable[[], torch.Tensor]
@@ -94,11 +95,13 @@ def measure_memory(
     for parameter in parameters:
         parameter.grad = None
     gc.collect()
-    return _on_cuda(step, parameters, device) if device.type == "cuda" else _recorded(step, parameters, device)
+    counted = devices.of(device).allocator_peak(device, lambda between: run_step(step, parameters, between=between))
+    recorded = _recorded(step, parameters, device)
+    return recorded if counted is None else replace(recorded, **vars(counted))
 
 
 def _recorded(step: Step, parameters: list[torch.nn.Parameter], device: torch.device) -> StepMemory:
-    with record(device) as recording:
+    with devices.record(device) as recording:
         run_step(step, parameters, between=lambda: recording.mark("backward"))
     grads = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes() for p in _with_grad(parameters)}
     moments = live_bytes(recording.events, set(grads))
@@ -113,31 +116,6 @@ def _recorded(step: Step, parameters: list[torch.nn.Parameter], device: torch.de
         reserved=None,
         requested=None,
         course=moments,
-    )
-
-
-def _on_cuda(step: Step, parameters: list[torch.nn.Parameter], device: torch.device) -> StepMemory:
-    """The peak from the allocator's statistics, in a step of its own; the time course from a second one's history."""
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    stood = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    asked = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
-    alive: list[int] = []
-    run_step(step, parameters, between=lambda: alive.append(torch.cuda.memory_allocated(device)))
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) - stood[0]
-    reserved = torch.cuda.max_memory_reserved(device) - stood[1]
-    requested = torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - asked
-    told_apart = _recorded(step, parameters, device)
-    return StepMemory(
-        peak=peak,
-        peak_other=told_apart.peak_other,
-        gradients=told_apart.gradients,
-        saved=alive[0] - stood[0],
-        reserved=reserved,
-        requested=requested,
-        course=told_apart.course,
     )
 
 
@@ -192,15 +170,16 @@ def interleaved_medians(
 
 
 def seconds_of(run: Callable[[], object], device: torch.device | str = "cpu") -> float:
-    """Wall-clock seconds of one call, on CUDA until the device is done."""
+    """Wall-clock seconds of one call, until the device has finished."""
     device = torch.device(device)
+    kind = devices.of(device)
     gc.collect()
     gc.disable()
     try:
-        _synchronize(device)
+        kind.synchronize(device)
         start = time.perf_counter()
         run()
-        _synchronize(device)
+        kind.synchronize(device)
         return time.perf_counter() - start
     finally:
         gc.enable()
@@ -210,11 +189,6 @@ def compile_seconds(run: Callable[[], object], *, device: torch.device | str = "
     """What the first call takes longer than a warm one: the least of ``warm`` further calls."""
     first = seconds_of(run, device)
     return max(0.0, first - min(seconds_of(run, device) for _ in range(warm)))
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def gradient_error(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rematpass.compiler import devices
 from rematpass.errors import MeasureError
 from rematpass.lab.models.catalog import MODELS
 
@@ -85,13 +86,13 @@ def build(
     """
     if name not in MODELS:
         raise MeasureError(f"no model {name!r}; there are {', '.join(MODELS)}, or give package.module:function")
-    spec, device = MODELS[name], usable(device)
+    spec, device = MODELS[name], devices.usable(device)
     accepted = list(inspect.signature(spec.make).parameters)
     for size in sizes:
         if size not in accepted:
             raise MeasureError(f"{name} has no size {size!r}; it has {', '.join(accepted)}")
     dtype = dtype or spec.dtype
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with devices.of(device).fork_rng(device):
         torch.manual_seed(seed)
         with device:  # large models are faster to initialize where they will live
             module, inputs = spec.make(**{**spec.sizes, **sizes})
@@ -118,25 +119,6 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
             raise MeasureError(f"{text!r} is no size; expected a name and a whole number above 0, as in batch=16")
         sizes[name] = int(number)
     return sizes
-
-
-def usable(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it.
-
-    Raises:
-        MeasureError: it has not, or torch knows none of that name.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise MeasureError(f"{device!r} is not a device; try cpu or cuda") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise MeasureError(f"this torch ({torch.__version__}) finds no CUDA device here; try --device cpu")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise MeasureError(f"there is no {found}: the machine has {torch.cuda.device_count()} CUDA device(s)")
-    if found.type not in ("cpu", "cuda"):
-        raise MeasureError(f"memory can be measured on cpu and cuda, not on {found.type}")
-    return found
 
 
 def find_blocks(module: nn.Module, of_class: str = "") -> list[nn.Module]:

@@ -10,7 +10,7 @@ from torch import nn
 import rematpass
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.capture import measured_cost
-from rematpass.compiler.ops.sample_call import call_of
+from rematpass.compiler.ops.sample_call import sample_call_of
 from rematpass.compiler.partitioner import records
 from rematpass.core.op import Kind
 
@@ -97,7 +97,7 @@ def test_keys_tell_apart_what_takes_another_time():
 
     def calls(gm, inputs):
         for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
-            seen[call_of(node).key] = seen.get(call_of(node).key, 0) + 1
+            seen[sample_call_of(node).key] = seen.get(sample_call_of(node).key, 0) + 1
         return gm
 
     from torch._functorch.aot_autograd import aot_module_simplified

@@ -8,12 +8,12 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rematpass.compiler import _torch
-from rematpass.compiler.inductor.wrapper_memory import allocated
-from rematpass.compiler.ops import device as settings
+from rematpass.compiler.devices import record
+from rematpass.compiler.devices.allocator_trace import live_bytes
+from rematpass.compiler.devices.cuda import Cuda
 from rematpass.compiler.ops import workspace
-from rematpass.compiler.ops.allocator_trace import live_bytes, record
-from rematpass.compiler.ops.node_info import computed_in
-from rematpass.compiler.ops.sample_call import Like, call_of
+from rematpass.compiler.ops.node_info import arithmetic_dtype
+from rematpass.compiler.ops.sample_call import TensorSpec, sample_call_of
 from rematpass.compiler.ops.traits import traits_of
 from rematpass.core.op import Kind
 
@@ -45,28 +45,31 @@ def convolution(device="cuda:0", channels=3):
 
 class TestCallOf:
     def test_arguments_like_those_of_the_node(self):
-        found = call_of(call(aten.mm.default, (2, 3), (3, 5), device="cpu"))
-        assert found.args == (Like((2, 3), (3, 1), torch.float32, CPU), Like((3, 5), (5, 1), torch.float32, CPU))
+        found = sample_call_of(call(aten.mm.default, (2, 3), (3, 5), device="cpu"))
+        assert found.args == (
+            TensorSpec((2, 3), (3, 1), torch.float32, CPU),
+            TensorSpec((3, 5), (5, 1), torch.float32, CPU),
+        )
         assert found.key == "aten.mm.default(float32[2, 3][3, 1], float32[3, 5][5, 1])"
         (first, second), kwargs = found.arguments()
         assert (first.shape, second.stride(), kwargs) == ((2, 3), (5, 1), {})
 
     def test_as_a_compiler_lays_them_out(self):
         plain = call(aten.mm.default, (2, 3), (3, 5))
-        found = call_of(plain, [((3, 5), (1, 3))])
+        found = sample_call_of(plain, [((3, 5), (1, 3))])
         assert [argument.strides for argument in found.args] == [(3, 1), (1, 3)]
 
     def test_channels_last_is_for_convolutions(self):
-        found = call_of(convolution(), channels_last=True)
+        found = sample_call_of(convolution(), channels_last=True)
         assert [argument.strides for argument in found.args[:2]] == [(192, 1, 24, 3), (27, 1, 9, 3)]
-        assert call_of(call(aten.mm.default, (2, 3), (3, 5)), channels_last=True).args[0].strides == (3, 1)
+        assert sample_call_of(call(aten.mm.default, (2, 3), (3, 5)), channels_last=True).args[0].strides == (3, 1)
 
     def test_what_is_no_plain_op(self):
-        assert call_of(call(torch.add, (2,), (2,))) is None
+        assert sample_call_of(call(torch.add, (2,), (2,))) is None
 
     def test_expanded_arguments_are_made(self):
         node = call(aten.mm.default, (2, 3), (3, 5), device="cpu")
-        found = call_of(node, [((2, 3), (1, 0))])
+        found = sample_call_of(node, [((2, 3), (1, 0))])
         (first, _), _ = found.arguments(torch.Generator())
         assert (first.shape, first.stride()) == ((2, 3), (1, 0))
 
@@ -74,9 +77,9 @@ class TestCallOf:
         node = call(aten.index_add.default, (4, 3), 0, (7,), (7, 3), device="cpu")
         with FakeTensorMode():
             node.args[2].meta["val"] = torch.empty(7, dtype=torch.int64)
-        args, _ = call_of(node).arguments(torch.Generator())
+        args, _ = sample_call_of(node).arguments(torch.Generator())
         assert args[2].tolist() == [0, 1, 2, 0, 1, 2, 0]
-        assert call_of(node).arguments()[0][2].tolist() == [0] * 7
+        assert sample_call_of(node).arguments()[0][2].tolist() == [0] * 7
 
 
 @pytest.fixture
@@ -89,12 +92,12 @@ def gpu(monkeypatch):
 
     def run(self, draw=None):
         calls.append(self.key)
-        return tuple(torch.zeros(a.sizes) if isinstance(a, Like) else a for a in self.args), {}
+        return tuple(torch.zeros(a.sizes) if isinstance(a, TensorSpec) else a for a in self.args), {}
 
     monkeypatch.setattr(workspace, "_known", {})
-    monkeypatch.setattr(workspace, "_unsettled", set())
+    monkeypatch.setattr(workspace, "_used", set())
     monkeypatch.setattr(_torch, "preserve_rng_state", contextlib.nullcontext)
-    monkeypatch.setattr(workspace.Call, "arguments", run)
+    monkeypatch.setattr(workspace.SampleCall, "arguments", run)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
@@ -113,8 +116,8 @@ class TestScratch:
         assert [workspace.measured_workspace(convolution()) for _ in range(3)] == [1000] * 3
         assert len(calls) == 1
         assert workspace.known() == {calls[0]: 1000}
-        workspace.settle()
-        workspace.settle()
+        workspace.empty_caches()
+        workspace.empty_caches()
         assert settled == [True]
 
     def test_where_there_is_no_memory_it_is_left_out_and_asked_for_again(self, gpu, monkeypatch, caplog):
@@ -122,16 +125,16 @@ class TestScratch:
             raise torch.OutOfMemoryError("no memory to spare")
 
         with monkeypatch.context() as short:
-            short.setattr(workspace.Call, "arguments", no_memory)
+            short.setattr(workspace.SampleCall, "arguments", no_memory)
             assert workspace.measured_workspace(convolution()) == 0
-        assert "the scratch memory of aten.convolution.default could not be measured and is left out" in caplog.text
+        assert "the workspace of aten.convolution.default could not be measured and is left out" in caplog.text
         assert workspace.measured_workspace(convolution()) == 1000
 
     def test_a_broken_device_is_not_planned_over(self, gpu, monkeypatch):
         def broken(*_):
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
-        monkeypatch.setattr(workspace.Call, "arguments", broken)
+        monkeypatch.setattr(workspace.SampleCall, "arguments", broken)
         with pytest.raises(torch.AcceleratorError):
             workspace.measured_workspace(convolution())
 
@@ -162,7 +165,7 @@ class TestScratch:
 
 def fresh(node):
     """What the call allocates at its highest point, results and all, in a recording of its own."""
-    call = call_of(node)
+    call = sample_call_of(node)
     args, kwargs = call.arguments()
     with record(CPU) as recording:
         results = call.target(*args, **kwargs)
@@ -197,7 +200,7 @@ class TestOnTheCpu:
     def test_products_in_float32_are_known_to_take_nothing(self, monkeypatch):
         node = call(aten.mm.default, (64, 32), (32, 64), device="cpu")
         assert fresh(node) == 4 * 64 * 64
-        monkeypatch.setattr(workspace.Call, "arguments", None)  # they are not even made
+        monkeypatch.setattr(workspace.SampleCall, "arguments", None)  # they are not even made
         assert workspace.measured_workspace(node) == 0
 
     def test_products_in_bfloat16_are_not(self):
@@ -228,11 +231,6 @@ class TestOnTheCpu:
         assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_gpu_hands_out_pieces_of_512_bytes():
-    assert [allocated(n, CUDA) for n in (0, 1, 512, 513)] == [0, 512, 512, 1024]
-    assert allocated(513, CPU) == 513
-
-
 @pytest.mark.parametrize(
     ("device", "kind", "convolutions_round", "dtype"),
     [
@@ -244,14 +242,9 @@ def test_a_gpu_hands_out_pieces_of_512_bytes():
     ],
 )
 def test_float32_that_a_gpu_rounds(device, kind, convolutions_round, dtype, monkeypatch):
-    monkeypatch.setattr(settings, "rounds_to_tf32", lambda *, convolution: convolution and convolutions_round)
-    assert computed_in(convolution(device), kind, "float32") == dtype
-    assert computed_in(convolution(device), kind, "bfloat16") == "bfloat16"
-
-
-def test_what_torch_says_of_rounding(monkeypatch):
-    assert settings.rounds_to_tf32(convolution=True), "cuDNN's rounds by default"
-    assert not settings.rounds_to_tf32(convolution=False)
+    monkeypatch.setattr(Cuda, "rounds_to_tf32", lambda self, *, convolution: convolution and convolutions_round)
+    assert arithmetic_dtype(convolution(device), kind, "float32") == dtype
+    assert arithmetic_dtype(convolution(device), kind, "bfloat16") == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -262,4 +255,4 @@ def test_convolutions_are_laid_out_with_channels_last_where_it_pays(device, chan
     with FakeTensorMode():
         node.meta["val"] = torch.empty(2, 5 * channels, 6, 6, device=device)
     node.graph.output(node)
-    assert settings.lays_channels_last(fx.GraphModule({}, node.graph)) is expected
+    assert _torch.lays_channels_last(fx.GraphModule({}, node.graph)) is expected

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import rematpass.compiler.runtime.check_peak
 from rematpass.compiler.backend import remat_aot_eager
-from rematpass.compiler.ops.allocator_trace import Event
+from rematpass.compiler import devices
+from rematpass.compiler.devices.allocator_trace import AllocationEvent as Event
 from rematpass.compiler.runtime.check_peak import check_steps
 from rematpass.lab.measure.memory_and_time import measure_memory
 from rematpass.lab.models.networks import chain
@@ -142,17 +142,17 @@ class TestCheckSteps:
         assert "in this step of the graph: torch's profiler does not start: Can't disable Kineto" in caplog.text
 
     def test_blocks_of_others_that_are_released_inside_do_not_count(self):
-        window = rematpass.compiler.runtime.check_peak._CpuWindow(torch.device("cpu"))
-        window._follow([Event(1, 1, 3), Event(2, 2, 5), Event(3, 2, -5)])
+        window = devices.of("cpu").peak_window(torch.device("cpu"))
+        window._count([Event(1, 1, 3), Event(2, 2, 5), Event(3, 2, -5)])
         assert window.peak == 8
-        window._follow([Event(4, 9, -1000), Event(5, 3, 7), Event(6, 1, -3), Event(7, 3, -7)])
+        window._count([Event(4, 9, -1000), Event(5, 3, 7), Event(6, 1, -3), Event(7, 3, -7)])
         assert window.peak == 10
 
     def test_outputs_that_nobody_kept_are_gone_before_backward(self):
-        window = rematpass.compiler.runtime.check_peak._CpuWindow(torch.device("cpu"))
+        window = devices.of("cpu").peak_window(torch.device("cpu"))
         with window.forward():
             kept, dropped = torch.ones(1009), torch.ones(4001)
-        window.leave((kept, dropped))
+        window.set_outputs((kept, dropped))
         del dropped
         with window.backward():
             more = torch.ones(2003)

@@ -8,7 +8,7 @@ from torch import nn
 
 from rematpass.errors import MeasureError
 from rematpass.lab.measure.memory_and_time import measure_memory, run_step
-from rematpass.lab.models.build import build, find_blocks, load, usable
+from rematpass.lab.models.build import build, find_blocks, load
 from rematpass.lab.models.catalog import MODELS
 from rematpass.lab.models.networks import TinyGPT, chain, lowest_loss, walk
 
@@ -135,24 +135,6 @@ class TestFindBlocks:
 def test_unknown_model_names_the_known():
     with pytest.raises(MeasureError, match=r"no model 'lama'; there are llama, .* or give package.module:function"):
         build("lama")
-
-
-@pytest.mark.parametrize(
-    ("device", "message"),
-    [
-        ("gpu", "'gpu' is not a device; try cpu or cuda"),
-        ("meta", "memory can be measured on cpu and cuda, not on meta"),
-    ],
-)
-def test_device_that_cannot_be_used(device, message):
-    with pytest.raises(MeasureError, match=message):
-        usable(device)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_cuda_that_is_not_there():
-    with pytest.raises(MeasureError, match="finds no CUDA device here; try --device cpu"):
-        usable("cuda")
 
 
 USERS = """
