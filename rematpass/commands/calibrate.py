@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from rematpass.core.hardware import Hardware
-from rematpass.errors import RematError
+from rematpass.report.atomic import replacing
 
 EXAMPLES = """examples:
   rematpass calibrate --output here.json
@@ -40,10 +40,8 @@ def _run(arguments: argparse.Namespace) -> int:
         found = calibrate(arguments.device, on_stage=lambda stage: status.update(f"measuring {stage}"))
     console.print(table(found))
     if arguments.output:
-        try:
-            arguments.output.write_text(found.to_json())
-        except OSError as error:
-            raise RematError(f"cannot write {arguments.output}: {error.strerror}") from None
+        with replacing(arguments.output) as file:
+            file.write_text(found.to_json())
         console.print(f"wrote {arguments.output}; plan with it: REMAT_HARDWARE={arguments.output}", soft_wrap=True)
     return 0
 

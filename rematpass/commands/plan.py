@@ -13,12 +13,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rematpass.commands.plan_file import Planned, add_planning_options, plan_graph, planning_options, read_graph
+from rematpass.commands.arguments import add_planning_options, planning_options
+from rematpass.commands.plan_file import Planned, plan_graph, read_graph
 from rematpass.config import Config
 from rematpass.core.hardware import PRESETS
 from rematpass.core.solve.bound import lower_bound
 from rematpass.errors import ConfigError, ReportError
-from rematpass.report.files import write_text
+from rematpass.report.atomic import write_text
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 LOCK_FORMAT = 1

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 
-from rematpass.errors import ReportError
+from rematpass.report.atomic import write_text
 from rematpass.report.page import to_html
 from rematpass.report.report import Report
 from rematpass.report.text import to_text
@@ -40,22 +39,6 @@ def render(report: Report) -> dict[str, str]:
         f"{stem}.trace.json": to_trace(report),
         f"{stem}.graph.json": report.graph.to_json(),
     }
-
-
-def write_text(path: Path, text: str | bytes) -> None:
-    """Write a file, and the directories above it, so that no one ever sees half of it.
-
-    Raises:
-        ReportError: that is not possible; the message says why.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise ReportError(f"cannot write {path}: {error.strerror or error}; give another directory") from error
 
 
 def slug(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rematpass.errors import MeasureError
+from rematpass.report.atomic import replacing
 from rematpass.report.comparison import title
 from rematpass.report.measurement import Measurement, Strategy
 
@@ -183,7 +184,6 @@ def _ladder(row: Measurement) -> tuple[int | None, int | None, str]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-    except OSError as error:
-        raise MeasureError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    form = path.suffix.lower().removeprefix(".")
+    with replacing(path) as file:
+        figure.savefig(file, format=form, dpi=120, metadata={"Date": None} if form == "svg" else None)

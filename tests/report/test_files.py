@@ -5,7 +5,8 @@ from support.reports import tiny_report
 
 from rematpass.core.graph import JointGraph
 from rematpass.errors import ReportError
-from rematpass.report.files import slug, write, write_text
+from rematpass.report.atomic import write_text
+from rematpass.report.files import slug, write
 from rematpass.report.text import to_text
 
 

@@ -1,7 +1,7 @@
-"""Strategies under way that come to one plan: the first is measured, and is waited for by the others, its twins.
+"""Strategies in progress that have the same plan: the first one is measured, and its duplicates wait for it.
 
-A model of several graphs may have one plan in common with another strategy and not all; and the first may fail. What
-waited in vain is begun again, and then waits for nobody.
+A model of several graphs may share one plan with another strategy but not all of them, and the first strategy may fail.
+A duplicate that waited in vain starts again, and then does not wait for others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from rematpass.report.measurement import Measurement, Strategy
 
 
 class DuplicatePlans:
-    """Who came to which plan, by its hash; asked from several threads."""
+    """Which strategy in progress had which plan first, by the plan's hash. Used by several threads."""
 
     def __init__(self) -> None:
         self._first: dict[str, Strategy] = {}
@@ -21,26 +21,27 @@ class DuplicatePlans:
         self._lock = threading.Lock()
 
     def is_of_another(self, plan: str, strategy: Strategy) -> bool:
-        """Whether another strategy under way came to this plan before."""
+        """Whether another strategy in progress had this plan first."""
         with self._lock:
             return self._first.setdefault(plan, strategy) != strategy and strategy not in self._begun_again
 
     def wait(self, strategy: Strategy, found: Measurement) -> None:
-        """Keep what was found of a strategy, its plan, until the first one has ended."""
+        """Keep ``found``, which contains only a plan, until the first strategy has ended."""
         with self._lock:
             self._waiting[strategy] = found
 
     def end(self, strategy: Strategy) -> None:
-        """It is under way no more."""
+        """The strategy is no longer in progress."""
         with self._lock:
             self._first = {plan: first for plan, first in self._first.items() if first != strategy}
 
     def ready(self) -> dict[Strategy, Measurement]:
-        """Those that need not wait any longer, once."""
+        """Remove and return the duplicates whose first strategy has ended."""
         with self._lock:
             ready = [s for s, found in self._waiting.items() if found.plan_hash not in self._first]
             return {strategy: self._waiting.pop(strategy) for strategy in ready}
 
     def begin_again(self, strategy: Strategy) -> None:
+        """The strategy starts again and does not wait for others."""
         with self._lock:
             self._begun_again.add(strategy)

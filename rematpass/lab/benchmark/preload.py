@@ -1,8 +1,9 @@
-"""What the processes of ``worker.py`` have in common: imported once, before they are forked."""
+"""Imports that all processes of ``worker.py`` need, made once before the processes are forked."""
 
 import contextlib
 
-import rematpass.lab.benchmark.trial  # noqa: F401
+import rematpass.lab.benchmark.trial
+import rematpass.lab.measure.warm_up  # noqa: F401
 
-with contextlib.suppress(Exception):  # of a model that needs it, the one to say what is wrong with it
+with contextlib.suppress(Exception):  # a model that needs transformers reports the error
     import transformers.modeling_utils  # noqa: F401

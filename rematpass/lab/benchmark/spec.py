@@ -1,4 +1,4 @@
-"""What a session is to measure of a model, and how."""
+"""What a session measures of a model, and how."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 from rematpass.core.frontier import least_budget
 from rematpass.report.measurement import MEASURED, Measurement, Strategy, unique
 
+INDUCTOR = Strategy("inductor")
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to measure. ``like_peers``: remat also at the bytes of each peer; ``between``: and at so many byte budgets
-    spread evenly from floor to ceiling, both included.
+    """What to measure.
+
+    ``like_peers``: measure remat also at the measured peak of each peer. ``between``: measure remat also at this many
+    byte budgets, spread evenly from floor to ceiling, both included.
     """
 
     peers: Sequence[Strategy] = ()
@@ -24,11 +28,11 @@ class Wanted:
 
     @property
     def given(self) -> list[Strategy]:
-        """Those that are known before anything is measured."""
+        """The strategies that are known before anything is measured."""
         return unique([*self.peers, *self.budgets])
 
     def derived(self, rows: Sequence[Measurement]) -> list[Strategy]:
-        """Those that follow from what was measured: ``rows``, of one model."""
+        """The strategies that follow from ``rows``, the measurements of one model."""
         found = []
         peaks = {row.strategy: row.peak for row in rows if row.status == MEASURED}
         for peer in self.peers if self.like_peers else ():
@@ -46,12 +50,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. ``rounds`` of step times, 0 for none; ``timeout`` in seconds for each strategy's bytes.
+    """How to measure.
 
-    ``until``: a time on ``time.monotonic``'s clock after which nothing more is begun, and what is not done is given
-    up and left for another session. ``retry``: measure again what failed; ``retime``: take all step times again.
-    ``alive``: how many workers may wait at once, each with its model. ``per_block``: compile each block of the model by
-    itself.
+    ``rounds``: of step times, 0 for none. ``jobs``: strategies that are compiled at the same time. ``timeout``: seconds
+    for each strategy's bytes, and for each timed step. ``until``: a time on ``time.monotonic``'s clock after which
+    nothing starts; what is unfinished then is left for another session. ``retry``: measure failed strategies again.
+    ``retime``: take all step times again. ``alive``: the most workers that wait at once, each with its model.
+    ``per_block``: compile each block of the model by itself.
     """
 
     device: str = "cpu"

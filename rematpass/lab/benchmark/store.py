@@ -1,7 +1,7 @@
-"""Measurements in a file, one JSON line each: appended as they are made, so that an interruption loses none.
+"""Measurements in a file, one JSON line each, appended as they are made, so that an interruption loses none.
 
-The last line of a key counts: a measurement is written when its bytes are known and once more with its step times.
-Which planner made a row is part of its key; ``rows`` returns those of the planner that was measured last.
+The last line of a key counts: a measurement is written when its bytes are known, and again with its step times. The
+planner's version is part of a row's key; ``rows`` returns the rows of the planner that was measured last.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Key = tuple[str, str, str, str, str]
 
 
 class Store:
-    """``path``: the file, made when the first measurement is added; None keeps everything in memory.
+    """``path``: the file, created with the first measurement; None keeps everything in memory.
 
     Raises:
-        MeasureError: the file cannot be read, or a line in it is no measurement. (A last line that an interruption
-            cut off is passed over.)
+        MeasureError: the file cannot be read, or a line is not a measurement. (An incomplete last line, which an
+            interruption or a full disk leaves, is removed.)
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.added = 0  # how many measurements this object was given
+        self.added = 0  # measurements added to this object
         self._rows: dict[Key, Measurement] = {}
         if path is None or not path.exists():
             return
@@ -41,10 +41,10 @@ class Store:
                 if number < len(lines) or text.endswith("\n"):
                     raise MeasureError(f"{path}, line {number}: {error}") from error
         if text and not text.endswith("\n"):
-            path.write_text("".join(line + "\n" for line in lines[:-1]))
+            os.truncate(path, len("".join(line + "\n" for line in lines[:-1]).encode()))
 
     def add(self, measurement: Measurement) -> None:
-        """Keep a measurement, at once on the disk as well.
+        """Keep a measurement, and append it to the file at once.
 
         Raises:
             MeasureError: the file cannot be written.
@@ -63,17 +63,17 @@ class Store:
             raise MeasureError(f"cannot write {self.path}: {error.strerror}") from error
 
     def get(self, blank: Measurement) -> Measurement | None:
-        """What was measured under the key of ``blank``."""
+        """The measurement with the key of ``blank``."""
         return self._rows.get(blank.key)
 
     def all_rows(self) -> list[Measurement]:
-        """What is there, of older planners too, the oldest first."""
+        """All measurements, including those of older planners, oldest first."""
         return list(self._rows.values())
 
     def rows(self, model: str = "", device: str = "", torch: str = "") -> list[Measurement]:
-        """What is there of a model on a device (all of them by default); of each strategy the last that was added."""
+        """The last measurement of each strategy, on all models and devices or only on those given."""
         latest: dict[tuple[str, str, str, str], Measurement] = {}
-        for row in list(self._rows.values()):  # others may add meanwhile
+        for row in list(self._rows.values()):  # other threads may add rows meanwhile
             wanted = model in ("", row.model) and device in ("", row.device) and torch in ("", row.torch)
             if wanted:
                 latest.pop(row.key[:4], None)

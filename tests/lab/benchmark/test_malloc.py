@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import ctypes, resource, sys
-from rematpass.lab import heap
+from rematpass.lab.benchmark import malloc
 
 if not hasattr(ctypes.CDLL(None), "malloc_trim"):
     sys.exit("not glibc")
@@ -19,10 +19,10 @@ def faults():
 
 [faults() for _ in range(3)]
 found = [faults()]
-heap.keep_freed_memory()
+malloc.keep_freed_memory()
 faults()
 found.append(faults())
-heap.give_back()
+malloc.give_back()
 found.append(faults())
 print(*found)
 """

@@ -16,10 +16,10 @@ pytest.importorskip("matplotlib")
 
 from test_session import Workers
 
-from rematpass.lab.benchmark import session
+from rematpass.lab.benchmark import workers
+from rematpass.lab.benchmark.job import Job, blank
 from rematpass.lab.benchmark.results import write_results
 from rematpass.lab.benchmark.store import Store
-from rematpass.lab.benchmark.trial import Job, blank
 from rematpass.report.measurement import Strategy, parse_list
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +88,7 @@ def runner(tmp_path, monkeypatch):
     """``benchmarks/run.py`` with workers that answer from a table: exit code, store, and what was asked of whom."""
     module = load(Path("benchmarks/run.py"))
     used = Workers()
-    monkeypatch.setattr(session, "Worker", used)
+    monkeypatch.setattr(workers, "Worker", used)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
     path = tmp_path / "measurements.jsonl"
 

@@ -12,7 +12,8 @@ import pytest
 
 from rematpass.core.frontier import least_budget
 from rematpass.errors import MeasureError
-from rematpass.lab.benchmark import session, trial
+from rematpass.lab.benchmark import job
+from rematpass.lab.benchmark import workers as worker_processes
 from rematpass.lab.benchmark.session import Session
 from rematpass.lab.benchmark.spec import Settings, Wanted
 from rematpass.lab.benchmark.store import Store
@@ -68,7 +69,7 @@ class Worker:
         if isinstance(answer, dict):
             return answer
         strategy = Strategy.parse(self.name)
-        blank = trial.blank(trial.Job(request["target"], strategy, request["device"], request["sizes"]))
+        blank = job.blank(job.Job(request["target"], strategy, request["device"], request["sizes"]))
         fields = vars(blank) | {"peak": KIB * (answer or 0), "gradients": 3 * KIB}
         if strategy.runner == "remat":
             planned = 10 if (strategy.nbytes or 1e9) >= 10 * KIB and self.name != "remat@0" else 5
@@ -93,7 +94,7 @@ class Worker:
 def workers(monkeypatch):
     def use(**options):
         made = Workers(**options)
-        monkeypatch.setattr(session, "Worker", made)
+        monkeypatch.setattr(worker_processes, "Worker", made)
         return made
 
     return use
@@ -233,8 +234,8 @@ def test_seconds_can_be_taken_again(workers):
 
 
 def of_another_planner(monkeypatch, source="planner 2", carrier="carrier"):
-    monkeypatch.setattr(trial, "source_hash", lambda device: source)
-    monkeypatch.setattr(trial, "carrier_hash", lambda device: carrier)
+    monkeypatch.setattr(job, "source_hash", lambda device: source)
+    monkeypatch.setattr(job, "carrier_hash", lambda device: carrier)
 
 
 def test_another_planner_is_measured_where_its_plans_are_others(workers, monkeypatch):
@@ -340,7 +341,7 @@ def test_what_a_killed_workers_compilers_still_write_is_left(workers, monkeypatc
 
     with monkeypatch.context() as busy, Session("llama", Store(), Settings()) as one:
         busy.setattr(os, "rmdir", not_empty)
-        place = Path(one._scratch.name)
+        place = one._workers.directory
     assert place.is_dir()
     place.rmdir()
 
@@ -439,5 +440,5 @@ def test_a_worker_that_starts_while_the_session_ends_is_closed(workers):
     used = workers()
     with Session("llama", Store(), Settings()) as one:
         pass
-    worker = one._begin(Path("log"), Path("cache"))
+    worker = one._workers.start(Path("log"), Path("cache"))
     assert (worker.is_open, used.alive) == (False, 0)

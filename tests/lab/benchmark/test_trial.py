@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from rematpass.compiler import partitioner, source_hash
+from rematpass.compiler import partitioner
+from rematpass.compiler import source_hash as source_hashes
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError
+from rematpass.lab.benchmark import job as jobs
+from rematpass.lab.benchmark import subject as subjects
 from rematpass.lab.benchmark import trial
-from rematpass.lab.benchmark.trial import Job, look, measure
+from rematpass.lab.benchmark.job import Job, blank, carrier_hash, source_hash
+from rematpass.lab.benchmark.subject import prepare, save_eager_step
+from rematpass.lab.benchmark.trial import measure
 from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Strategy
 from rematpass.units import format_bytes
 
@@ -25,7 +30,7 @@ VALUE, LOSS = 4 * 64 * 16, 4
 
 def tried(strategy, target="chain", sizes=SIZES, is_known=lambda _: False, **fields):
     job = Job(target, Strategy.parse(strategy), sizes=sizes, **fields)
-    return measure(job, look(job), is_known=is_known)
+    return measure(job, prepare(job), is_known=is_known)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,8 @@ class TestRemat:
         assert found.peak < tried("eager", "llama", sizes)[0].peak
 
     @pytest.mark.parametrize(
-        ("layers", "why"), [(1, "holds no list of equal blocks"), (4, "nn.Sequential, which compile() leaves as it is")]
+        ("layers", "why"),
+        [(1, "holds no list of equal blocks"), (4, "nn.Sequential, which compile() does not compile")],
     )
     def test_without_blocks_that_can_be_nothing_is_compiled_one_by_one(self, layers, why):
         found, step = tried("remat@0", sizes=SIZES | {"layers": layers}, per_block=True)
@@ -128,22 +134,22 @@ class TestRemat:
     def test_infeasible_through_dynamo_s_wrapping(self):
         error = RuntimeError("backend raised")
         error.inner_exception = BudgetInfeasible("none", budget=3, floor=5 * 2**20)
-        assert trial._failed(trial.blank(Job("chain", Strategy("eager"))), error).error == (
+        assert trial._failed(blank(Job("chain", Strategy("eager"))), error).error == (
             f"the floor is {format_bytes(least_budget(5 * 2**20, 'cpu'), round_up=True)}"
         )
 
 
 def test_dropout_is_compared_with_inductor_under_the_same_seed(tmp_path):
     sizes = {"width": 32, "layers": 2, "vocabulary": 64, "length": 16}
-    subject = look(Job("gpt2", Strategy("eager"), sizes=sizes))
+    subject = prepare(Job("gpt2", Strategy("eager"), sizes=sizes))
     assert subject.draws_random
-    assert not look(Job("chain", Strategy("eager"), sizes=SIZES)).draws_random
+    assert not prepare(Job("chain", Strategy("eager"), sizes=SIZES)).draws_random
     kept = str(tmp_path / "gradients")
     ours = Job("gpt2", Strategy("remat", budget="0"), sizes=sizes, inductor_gradients=kept)
-    assert trial._compare(ours, subject) == (None, "")
-    assert trial._compare(replace(ours, strategy=Strategy("inductor")), subject) == (None, "Inductor")
-    assert trial._compare(ours, subject) == (0, "Inductor")
-    assert trial._compare(replace(ours, strategy=Strategy("eager")), subject) == (0, "eager")
+    assert trial._compare_gradients(ours, subject) == (None, "")
+    assert trial._compare_gradients(replace(ours, strategy=Strategy("inductor")), subject) == (None, "Inductor")
+    assert trial._compare_gradients(ours, subject) == (0, "Inductor")
+    assert trial._compare_gradients(replace(ours, strategy=Strategy("eager")), subject) == (0, "eager")
 
 
 class Frozen(nn.Module):
@@ -173,7 +179,7 @@ def test_what_a_user_may_not_give(name, monkeypatch):
     module.make = made
     monkeypatch.setitem(sys.modules, "users", module)
     with pytest.raises(MeasureError) as raised:
-        look(Job("users:make", Strategy("eager")))
+        prepare(Job("users:make", Strategy("eager")))
     assert message in str(raised.value)
 
 
@@ -181,11 +187,11 @@ def test_what_a_user_may_not_give(name, monkeypatch):
 def sources(tmp_path, monkeypatch):
     """A copy of the package's sources, hashed anew each time."""
     copied = tmp_path / "rematpass"
-    shutil.copytree(source_hash.ROOT, copied)
-    monkeypatch.setattr(source_hash, "ROOT", copied)
+    shutil.copytree(source_hashes.ROOT, copied)
+    monkeypatch.setattr(source_hashes, "ROOT", copied)
     for name in ("sources_hash", "behavior_hash"):
-        monkeypatch.setattr(source_hash, name, getattr(source_hash, name).__wrapped__)
-    monkeypatch.setattr(trial, "behavior_hash", source_hash.behavior_hash)
+        monkeypatch.setattr(source_hashes, name, getattr(source_hashes, name).__wrapped__)
+    monkeypatch.setattr(jobs, "behavior_hash", source_hashes.behavior_hash)
     return copied
 
 
@@ -199,33 +205,33 @@ def sources(tmp_path, monkeypatch):
     ],
 )
 def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(sources, changed, matters):
-    carrier, source = trial.carrier_hash(torch.device("cpu")), trial.source_hash(torch.device("cpu"))
+    carrier, source = carrier_hash(torch.device("cpu")), source_hash(torch.device("cpu"))
     (sources / changed).write_text("changed = True\n")
-    assert (trial.carrier_hash(torch.device("cpu")) != carrier) == matters
-    assert trial.source_hash(torch.device("cpu")) != source
+    assert (carrier_hash(torch.device("cpu")) != carrier) == matters
+    assert source_hash(torch.device("cpu")) != source
 
 
 def test_a_measurement_outlives_a_moved_file_and_a_better_sentence(sources):
-    before = source_hash.sources_hash(), trial.source_hash(torch.device("cpu"))
+    before = source_hashes.sources_hash(), source_hash(torch.device("cpu"))
     (sources / "core" / "verify.py").rename(sources / "core" / "solve" / "judge.py")
-    assert (source_hash.sources_hash(), trial.source_hash(torch.device("cpu"))) == before
+    assert (source_hashes.sources_hash(), source_hash(torch.device("cpu"))) == before
     text = (sources / "core" / "cost.py").read_text()
     for better in ('"""Other words."""\n' + text, "# A comment.\n" + text, "from rematpass.core import graph\n" + text):
         (sources / "core" / "cost.py").write_text(better)
-        assert source_hash.sources_hash() != before[0]
-        assert trial.source_hash(torch.device("cpu")) == before[1]
+        assert source_hashes.sources_hash() != before[0]
+        assert source_hash(torch.device("cpu")) == before[1]
     (sources / "core" / "cost.py").write_text(text.replace("else 2)", "else 3)"))
-    assert trial.source_hash(torch.device("cpu")) != before[1]
+    assert source_hash(torch.device("cpu")) != before[1]
 
 
 class TestEagerStepOfAnotherProcess:
     def test_is_read_for_a_model_of_the_catalog(self, tmp_path, monkeypatch):
         job = Job("chain", Strategy("eager"), sizes=SIZES, eager_step=str(tmp_path / "eager_step"))
-        first = look(job)
-        trial.keep(job, first)
+        first = prepare(job)
+        save_eager_step(job, first)
         assert [path.name for path in tmp_path.iterdir()] == ["eager_step"]
-        monkeypatch.delattr(trial, "eager_flops")  # no further step
-        second = look(job)
+        monkeypatch.delattr(subjects, "eager_flops")  # no further step
+        second = prepare(job)
         assert (second.flops, second.draws_random) == (first.flops, False)
         assert second.gradients.keys() == first.gradients.keys()
         assert all(torch.equal(gradient, first.gradients[name]) for name, gradient in second.gradients.items())
@@ -235,9 +241,9 @@ class TestEagerStepOfAnotherProcess:
         monkeypatch.setitem(sys.modules, "users", users := types.ModuleType("users"))
         users.model = lambda: ((module := nn.Linear(2, 1)), lambda: module(torch.ones(1, 2)).sum())
         job = Job("users:model", Strategy("eager"), eager_step=str(tmp_path / "eager_step"))
-        first = look(job)
-        trial.keep(job, first)
+        first = prepare(job)
+        save_eager_step(job, first)
         assert list(tmp_path.iterdir()) == []
         (tmp_path / "eager_step").write_text("not read")
-        second = look(job)
+        second = prepare(job)
         assert all(map(torch.equal, first.model.parameters, second.model.parameters))  # by the seed

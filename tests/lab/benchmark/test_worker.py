@@ -39,7 +39,7 @@ def test_measure_then_time(worker):
 
 
 def test_crash_says_how_and_the_last_words(worker):
-    with pytest.raises(WorkerDied, match="the process was killed by SIGABRT; it last said: about to go"):
+    with pytest.raises(WorkerDied, match="the process was killed by SIGABRT; its last output: about to go"):
         worker.ask(JOB | {"target": "users:crash", "sizes": {}})
     with pytest.raises(WorkerDied, match="SIGABRT"):
         worker.ask({"do": "time"})
@@ -77,7 +77,7 @@ def test_requests_in_this_process():
     thread = threading.Thread(target=serve, args=(its,))
     thread.start()
     ours.send({"do": "time"})
-    assert ours.recv()["error"] == "nothing is compiled that could be timed"
+    assert ours.recv()["error"] == "there is no compiled step to time"
     ours.send(JOB | {"target": "chian"})
     assert ours.recv() == {"stage": "building"}
     assert ours.recv()["error"].startswith("no model 'chian'; there are llama")
