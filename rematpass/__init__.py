@@ -33,9 +33,10 @@ first four files, and the directories that its directory may use: ``report`` use
       graph.py                    JointGraph: forward and backward as ops and values
       sizes.py                    a joint graph at other sizes
       schedule.py                 Plan: Run and Drop, step by step
-      hardware.py                 presets: FLOP/s and bytes/s of devices
+      hardware.py                 devices by name: FLOP/s, bytes/s, facts for the simulator
       cost.py                     op -> seconds
       liveness.py                 when each copy of a value is alive
+      materialization.py          which copies take bytes when a fusing compiler runs a plan
       simulate.py                 JointGraph + Plan -> Timeline: live bytes at each step, the peak, seconds
       verify.py                   the judge: replays a schedule and rejects a wrong one
       solve/                      decides what to save and what to recompute
@@ -46,12 +47,13 @@ first four files, and the directories that its directory may use: ``report`` use
         state.py                  a plan as decisions, before it is scheduled
         baselines.py              save_all, recompute_all, chen_sqrt
         segmentation/             boundaries in forward, chosen on a timeline
-          time_axis.py            the positions that bounds and prices refer to
+          time_axis.py            the moments that bounds and prices refer to
           boundaries.py           where to cut forward into segments
           segments.py             the plans under a peak that segments give
           nested.py               boundaries inside of segments, for max_recompute > 1
         local_search/             plans improved step by step
           fill.py                 what fits under a peak and is worth saving
+          idle_copies.py          the idle copies of a plan, and the price of evicting each
           evict.py                lower peaks: idle copies are evicted and recomputed later
           refine.py               free bytes are used, and gaps in the ladder are closed
         ladder.py                 all plans worth simulating: the solvers, by name
@@ -114,6 +116,7 @@ first four files, and the directories that its directory may use: ``report`` use
       backend.py                  the backends, and enable()
       plan_only.py                a model's plans without compiling it
     report/                       tells; never imports torch
+      atomic.py                   files that are complete or absent
       summary.py                  one planned graph in one line; why a budget cannot be reached
       measurement.py              a strategy by name, and what one measurement found
       comparison.py               measurements in a table
@@ -138,17 +141,23 @@ first four files, and the directories that its directory may use: ``report`` use
         memory_and_time.py        peak bytes, exactly, and seconds
         flops.py                  FLOPs, counted exactly
         calibrate.py              what this machine sustains, for the cost model
+        warm_up.py                a first compilation that is not measured
       demo.py                     with and without a budget, side by side
-      benchmark/                  many strategies, each in a process of its own
+      benchmark/                  many strategies, a process for each
         malloc.py                 freed memory stays with the process
-        trial.py                  one strategy on one model, in this process
-        preload.py                what all processes of the next import
-        worker.py                 the same in a process of its own
+        job.py                    one strategy on one model, and the key of its measurement
+        subject.py                the job's model and its eager step
+        trial.py                  measures a job in this process
+        preload.py                imports that all worker processes need
+        worker.py                 measures a job in a process of its own
         store.py                  measurements in a file
-        duplicate_plans.py        strategies that come to one plan at the same time
+        duplicate_plans.py        strategies that have the same plan at the same time
         spec.py                   what to measure of a model, and how
+        known_plans.py            plans that have been measured
+        step_times.py             step times in turns
+        workers.py                the processes of a session and their files
         session.py                strategies side by side on one model
-        results.py                tables and pictures of what a store holds
+        results.py                tables and pictures of a store
       compare.py                  the command that shows them
     commands/                     one file each
       arguments.py                arguments that several of them share
@@ -160,6 +169,8 @@ first four files, and the directories that its directory may use: ``report`` use
       run.py                      rematpass run
       max_batch.py                rematpass max-batch
       calibrate.py                rematpass calibrate
+      guide.py                    rematpass guide
+      env.py                      rematpass env
     cli.py                        the commands; loads torch inside them
     __main__.py                   python -m rematpass
 """

@@ -1,9 +1,18 @@
-"""All plans that are worth simulating: those of every solver, and what the local search makes of them."""
+"""All plans that are worth simulating: those of every solver, and what the local search makes of them.
+
+``all_plans`` takes these steps; ``frontier.build`` then keeps what nothing else beats::
+
+        mincut, segments, chen_sqrt, save_all, recompute_all        starts: one optimum or heuristic each
+          └─▶ the lowest plan of some, and of nested boundaries
+                └─▶ descend      evict idle copies until the peak falls no further: the floor
+                      └─▶ fill_up      save what fits beside the fastest plan under some limits
+                            └─▶ refine       search for plans in the largest gaps of the ladder
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +29,9 @@ from rematpass.core.solve.segmentation import nested
 from rematpass.core.solve.segmentation.segments import segments
 from rematpass.core.solve.state import State
 
-_STARTS = ("segments", "mincut", "chen_sqrt")  # the ways down begin at the lowest plan of each of these
-_HIGH = 1.25  # times the lowest start: one that lies higher leads down on two ways
-_FILLS = 16  # limits that the fastest plan under each is filled up to
-_LADDER_GAPS = 24  # between the plans found so far that others are sought for
-_VERTICES = 24  # of the parametric cut
+_STARTS = ("segments", "mincut", "chen_sqrt")  # solvers whose lowest plan starts a descent
+
+Found = tuple[State, Plan]
 
 
 @dataclass(frozen=True)
@@ -49,35 +56,46 @@ class Rung:
 
 
 def mincut(problem: Problem) -> tuple[Plan, ...]:
-    """The vertices of the parametric cut under one price for all bytes, recomputed just in time."""
-    vertices = breakpoints(problem.network, problem.costs, problem.trials(_VERTICES, least=3))
+    """The vertices of the parametric cut under one price for all bytes, each scheduled late."""
+    effort = problem.effort
+    most = problem.trials(effort.mincut_vertices, effort.mincut_vertices_at_least)
+    vertices = breakpoints(problem.network, problem.costs, most)
     return tuple(schedule_late(problem.graph, vertex.cut.saved, "mincut") for vertex in vertices)
 
 
 def all_plans(problem: Problem) -> tuple[Plan, ...]:
-    """The plans of all solvers, what is found on the way down from the lowest of each, the fastest of these under some
-    limits, filled up to them, and what fills the largest holes."""
+    """The plans of all solvers and of the local search, in the steps of the module docstring."""
+    effort = problem.effort
     plans = [plan for solver in (mincut, segments, chen_sqrt, save_all, recompute_all) for plan in solver(problem)]
     ceiling = min((Rung(plan, problem.timeline(plan)) for plan in plans), key=lambda rung: (rung.seconds, rung.peak))
-    starts = [(State(frozenset(plan.saved)), plan) for plan in _lowest(problem, plans)]
-    highest, (low, high) = starts[-1], (problem.timeline(starts[i][1]).peak for i in (0, -1))
-    within = list(nested.states(problem))
-    if within:
-        starts.append(min(within, key=lambda found: problem.timeline(found[1]).peak))
-    ways_down = [descend(problem, *start) for start in starts]
-    if high > _HIGH * low:  # from the highest start, large steps end at another floor than small ones
-        ways_down.append(descend(problem, *highest, stride=high / low))
-    found = [*starts, *within, *itertools.chain.from_iterable(ways_down)]
+    nested_plans = list(nested.states(problem))
+    starts, descents = _descents(problem, plans, nested_plans)
+    found = [*starts, *nested_plans, *itertools.chain.from_iterable(descents)]
     found += [(State(frozenset(plan.saved)), plan) for plan in plans]
     lowest = max(1, min(problem.timeline(plan).peak for _, plan in found))
-    limits = np.geomspace(lowest, max(lowest, ceiling.peak), 1 + problem.trials(_FILLS, least=8))[:-1]
+    fills = problem.trials(effort.fill_limits, effort.fill_limits_at_least)
+    limits = np.geomspace(lowest, max(lowest, ceiling.peak), 1 + fills)[:-1]
     found += fill_up(problem, found, [int(limit) for limit in limits])
-    found += refine(problem, found, problem.trials(_LADDER_GAPS))
+    found += refine(problem, found, problem.trials(effort.ladder_gaps))
     return tuple(plan for _, plan in found)
 
 
+def _descents(
+    problem: Problem, plans: Iterable[Plan], nested_plans: list[Found]
+) -> tuple[list[Found], list[Iterator[Found]]]:
+    """The plans that descents start from, and the descents."""
+    starts = [(State(frozenset(plan.saved)), plan) for plan in _lowest(problem, plans)]
+    highest, (low, high) = starts[-1], (problem.timeline(starts[i][1]).peak for i in (0, -1))
+    if nested_plans:
+        starts.append(min(nested_plans, key=lambda found: problem.timeline(found[1]).peak))
+    descents = [descend(problem, *start) for start in starts]
+    if high > problem.effort.coarse_descent_ratio * low:  # from high up, large steps end at another floor
+        descents.append(descend(problem, *highest, stride=high / low))
+    return starts, descents
+
+
 def _lowest(problem: Problem, plans: Iterable[Plan]) -> list[Plan]:
-    """The lowest plan of each solver that a way down begins at, the lowest first."""
+    """The lowest plan of each solver in ``_STARTS``, the lowest first; fewer of them for large graphs."""
     lowest: dict[str, Plan] = {}
     for plan in plans:
         best = lowest.setdefault(plan.solver, plan)

@@ -13,9 +13,10 @@ from functools import cached_property
 
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
+from rematpass.core.materialization import Materialization, materialization
 from rematpass.core.op import Side
 from rematpass.core.schedule import Plan
-from rematpass.core.simulate import Materialization, Timeline, materialization, timeline_of
+from rematpass.core.simulate import Timeline, timeline_of
 from rematpass.core.solve.effort import DEFAULT_EFFORT, Effort
 from rematpass.core.solve.mincut import Network
 from rematpass.core.solve.schedule_late import schedule_late

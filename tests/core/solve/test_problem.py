@@ -6,7 +6,8 @@ import numpy as np
 from support.graphs import chain
 
 from rematpass.core.cost import Costs
-from rematpass.core.simulate import materialization, simulate
+from rematpass.core.materialization import materialization
+from rematpass.core.simulate import simulate
 from rematpass.core.solve.baselines import recompute_all, save_all
 from rematpass.core.solve.problem import Problem
 
@@ -17,7 +18,7 @@ COSTS = Costs((1.0,) * len(GRAPH.ops), (0.0,) * len(GRAPH.values))
 def same(one, other):
     """Whether two materializations say the same of the same copies."""
     fields = ("in_memory", "reader", "read")
-    return all(np.array_equal(getattr(one, f), getattr(other, f)) for f in fields) and one.made_of == other.made_of
+    return all(np.array_equal(getattr(one, f), getattr(other, f)) for f in fields) and one.sources == other.sources
 
 
 class TestProblem:

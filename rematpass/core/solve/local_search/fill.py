@@ -1,16 +1,19 @@
-"""What is free under a peak, and what is worth saving there instead of being recomputed.
+"""What is free under a limit, and what is worth saving there instead of being recomputed.
 
-A saved value takes its bytes from forward until backward would have made it again. Where the timeline leaves that much
-free all the way, saving it costs a read and a write, and saves the ops that nobody else wants::
+A saved value takes its bytes from when forward makes it until backward would have recomputed it. Where that much is
+free all along, saving it costs one read and one write, and spares the ops that backward runs for nothing else::
 
             limit ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─
                   ╭──╮   free   ╭──╮
               ╭───╯  ╰──────────╯  ╰──
-              forward   x..........x            a value of forward, until backward first makes it again
+              forward   x..........x            a value, from forward until backward first recomputes it
 
-Where a step calls the graph several times, the other calls save it as well, which takes as much at every moment.
+If a step calls the graph several times, the other calls save the value too, and their copies take bytes all the time.
 
-Source: filling a knapsack by density, with one capacity per moment.
+``_that_fit`` finds the values that fit one at a time, ``_exclusive_ops`` what each spares; ``worth_saving`` takes them
+by seconds per byte as long as they fit together.
+
+Source: filling a knapsack by density, with one capacity per position of the timeline.
 """
 
 from __future__ import annotations
@@ -28,22 +31,22 @@ from rematpass.core.solve.problem import Problem
 
 
 @dataclass(frozen=True)
-class Room:
-    """``saved``: what is saved already; ``limit``: bytes that no moment of ``timeline`` may exceed."""
+class Headroom:
+    """What ``timeline`` leaves free under ``limit`` bytes. ``saved``: values that its plan saves."""
 
     problem: Problem
     saved: frozenset[int]
     timeline: Timeline
     limit: int
 
-    def worth_saving(self, but: frozenset[int] = frozenset()) -> list[int]:
-        """Values ``but`` these that fit all together, those that spare most seconds per byte first."""
+    def worth_saving(self, exclude: frozenset[int] = frozenset()) -> list[int]:
+        """Values, except ``exclude``, that fit all together; those that spare the most seconds per byte first."""
         graph, costs = self.problem.graph, self.problem.costs
         free = self.limit - self.timeline.live_array
         made, again = self._spans
         found = []
-        for value in set(self._that_fit(free)) - but:
-            exclusive = self._only_for(value)
+        for value in set(self._that_fit(free)) - exclude:
+            exclusive = self._exclusive_ops(value)
             gain = sum(costs.run[op] for op in exclusive) - costs.keep[value]
             nbytes = graph.values[value].nbytes
             if gain > 0:
@@ -65,10 +68,10 @@ class Room:
         return taken
 
     def _that_fit(self, free: Ints) -> list[int]:
-        """Values that can be saved and are made again, where ``free`` has the bytes of each, one at a time."""
+        """Savable values that backward recomputes and whose bytes are ``free`` until then, each taken by itself."""
         graph, (made, again) = self.problem.graph, self._spans
         values = np.flatnonzero((made >= 0) & (again >= 0) & graph.savable & ~graph.marked(self.saved))
-        fit: list[int] = values[graph.nbytes[values] <= _least(free, made[values], again[values])].tolist()
+        fit: list[int] = values[graph.nbytes[values] <= _range_minimum(free, made[values], again[values])].tolist()
         return fit
 
     @cached_property
@@ -78,46 +81,48 @@ class Room:
 
     @cached_property
     def _spans(self) -> tuple[Ints, Ints]:
-        """For each value the position of forward that makes it, and the first of backward that does; -1 for none."""
+        """For each value, the position at which forward makes it, and the first at which backward does; -1 for none."""
         graph = self.problem.graph
         positions, values = graph.written_rows.take(self._ops)
-        late = int(np.searchsorted(positions, self.timeline.first_backward))
+        split = int(np.searchsorted(positions, self.timeline.first_backward))
         made, again = np.full((2, len(graph.values)), -1)
-        made[values[:late]] = positions[:late]
-        again[values[late:][::-1]] = positions[late:][::-1]  # of several positions the first stays
+        made[values[:split]] = positions[:split]
+        again[values[split:][::-1]] = positions[split:][::-1]  # reversed, so that the first of several positions stays
         return made, again
 
     @cached_property
-    def _times(self) -> list[int]:
+    def _backward_runs(self) -> list[int]:
         """For each op, how often backward runs it."""
         ops = self._ops[self.timeline.first_backward :]
         times: list[int] = np.bincount(ops, minlength=len(self.problem.graph.ops)).tolist()
         return times
 
-    def _only_for(self, value: int) -> set[int]:
-        """The ops that backward runs for nothing but ``value``: its own, and those that only they read."""
-        graph = self.problem.graph
+    def _exclusive_ops(self, value: int) -> set[int]:
+        """The ops that backward runs only for ``value``: its producer, and what only they read."""
+        graph, runs = self.problem.graph, self._backward_runs
         producer = graph.producer[value]
         assert producer is not None
-        if any(self._times[r] for v in graph.ops[producer].writes if v != value for r in graph.readers[v]):
+        if any(runs[r] for v in graph.ops[producer].writes if v != value for r in graph.readers[v]):
             return set()  # it has to run for its other results
         found = {producer}
         todo = list(graph.ops[producer].reads)
         while todo:
             v = todo.pop()
             op = graph.producer[v]
-            if op is None or op in found or v in self.saved or graph.sides[op] is Side.BACKWARD or not self._times[op]:
+            if op is None or op in found or v in self.saved or graph.sides[op] is Side.BACKWARD or not runs[op]:
                 continue
-            readers = {r for w in graph.ops[op].writes for r in graph.readers[w] if self._times[r]}
+            readers = {r for w in graph.ops[op].writes for r in graph.readers[w] if runs[r]}
             if readers <= found and not any(w in graph.bwd_outputs for w in graph.ops[op].writes):
                 found.add(op)
                 todo.extend(graph.ops[op].reads)
         return found
 
 
-def _least(numbers: Ints, start: Ints, stop: Ints) -> Ints:
-    """The least of ``numbers`` from each of ``start`` up to the ``stop`` beside it: of two stretches whose lengths are
-    powers of two, and which may overlap.
+def _range_minimum(numbers: Ints, start: Ints, stop: Ints) -> Ints:
+    """The minimum of ``numbers[start[i] : stop[i]]`` for each i.
+
+    Each range is covered by two stretches of a power of two, which may overlap; ``least`` holds the minimum of every
+    stretch of the present length.
 
     Source: the sparse table of Bender and Farach-Colton 2000, "The LCA problem revisited".
     """

@@ -1,20 +1,25 @@
-"""Between the plans that are there: what fits is filled in, and where the ladder has a hole, plans are sought for it.
+"""Between the plans found so far: free bytes are filled, and plans are sought for the largest gaps in the ladder.
 
-A ladder's plans lie above their own lower convex hull, and where layers are alike most of what lies on the hull can be
-had, by treating some layers as one plan does and the others as another. So the hole worth a search is where the steps
-of the ladder enclose most area with the hull, bytes taken as ratios::
+**Filling** (``fill_up``): the fastest plan under a limit usually leaves bytes free; what is worth saving is
+saved there.
+
+**Gaps** (``refine``): the rungs of a ladder lie above their own lower convex hull, and where layers are alike, most of
+the hull can be reached, by treating some layers as one plan does and the others as another. So the gap worth a search
+is the one whose step encloses the largest area with the hull, with bytes on a logarithmic scale
+(``largest_ladder_gap``)::
 
         seconds   ┌───                     ───  the fastest plan under so many bytes
               ●┐  :                        ●    plans
                └──●───┐                    \\    their hull
-                 \\    └───●                the first step is tried before the second: it encloses less
+                 \\    └───●                the first step is searched before the second: it encloses more
                    bytes
 
-Into the middle of the hole plans that lie above are brought down in one stride: all that is cheapest to let go over all
-peak_regions at once, which a way down by small steps (``evict.py``) does not come by, since it pays at each step for what
-stands in the way of that step only. Two begin: the fastest a little above, and the fastest far above.
+Plans that lie above the middle of the gap are brought down into it in one stride (``Search.lower_to``): the cheapest
+evictions over all peak regions at once. A descent by small steps (``evict.py``) does not find these plans, since each
+of its steps pays only for what stands in the way of that step. Two plans are brought down: the fastest slightly above
+the middle, and the fastest far above it (``Effort.gap_reaches``).
 
-On thirteen graphs the seconds of a step are 0.0 to 0.9% lower for it on average over all limits, 6% at most.
+On thirteen graphs this lowers the seconds of a step by up to 0.9% on average over all limits, and by 6% at most.
 """
 
 from __future__ import annotations
@@ -27,17 +32,14 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from rematpass.core.schedule import Plan
+from rematpass.core.solve.effort import DEFAULT_EFFORT, Effort
 from rematpass.core.solve.local_search.evict import Search
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.state import State
 
-_REACHES = (1.1, 2.0)  # times a limit: how high a plan may lie that is brought down to it; for large graphs the first
-_NARROW = 1.004  # a step from one peak to the next that holds no other
-_WORTH = 4e-4  # of a step's seconds, on average over all limits, that filling a hole has to promise
 
-
-class Point(Protocol):
-    """What a plan takes."""
+class PlanCost(Protocol):
+    """What a plan takes: bytes at its peak, and seconds of a step."""
 
     @property
     def peak(self) -> int: ...
@@ -46,72 +48,78 @@ class Point(Protocol):
     def seconds(self) -> float: ...
 
 
-P = TypeVar("P", bound=Point)
+P = TypeVar("P", bound=PlanCost)
 
 
-def pareto(points: Iterable[P]) -> tuple[P, ...]:
-    """Those that no other beats in both seconds and peak, from the fastest on."""
+def pareto(plans: Iterable[P]) -> tuple[P, ...]:
+    """The plans that no other beats in both seconds and peak, the fastest first."""
     best: list[P] = []
-    for point in sorted(points, key=lambda p: (p.seconds, p.peak)):
-        if not best or point.peak < best[-1].peak:
-            best.append(point)
+    for plan in sorted(plans, key=lambda p: (p.seconds, p.peak)):
+        if not best or plan.peak < best[-1].peak:
+            best.append(plan)
     return tuple(best)
 
 
 def fill_up(
     problem: Problem, found: Iterable[tuple[State, Plan]], limits: Iterable[int]
 ) -> Iterator[tuple[State, Plan]]:
-    """Under each of ``limits`` the fastest plan so far, of ``found`` and these, with what fits beside it saved."""
+    """For each of ``limits`` (bytes), the fastest plan under it with what fits beside it saved, if that is faster.
+
+    The plans are ``found`` and those yielded so far.
+    """
     pool = [Search(problem, state, plan) for state, plan in found]
     for limit in limits:
         fastest = _fastest_under(limit, pool)
         if fastest is None:
             continue
         search = Search(problem, fastest.state, fastest.plan)
-        if search.fill(limit, rounds=1, but=_unsplittable(problem)):
+        if search.fill(limit, rounds=1, exclude=_released_outputs(problem)):
             pool.append(search)
             yield search.state, search.plan
 
 
 def refine(problem: Problem, found: Iterable[tuple[State, Plan]], trials: int) -> Iterator[tuple[State, Plan]]:
-    """Plans for the largest holes between ``found`` and these, one hole for each of ``trials``."""
+    """Plans for the largest gaps in the ladder of ``found`` and those yielded so far; at most ``trials`` gaps."""
     pool = [Search(problem, state, plan) for state, plan in found]
     tried: set[tuple[int, int]] = set()
-    reaches = _REACHES[: problem.trials(2 * len(_REACHES))]
+    reaches = problem.effort.gap_reaches
+    reaches = reaches[: problem.trials(2 * len(reaches))]
     for _ in range(trials):
-        hole = largest_ladder_gap(pareto(pool), tried)
-        if hole is None:
+        gap = largest_ladder_gap(pareto(pool), tried, problem.effort)
+        if gap is None:
             return
-        tried.add(hole)
-        limit = math.isqrt(hole[0] * hole[1])
+        tried.add(gap)
+        limit = math.isqrt(gap[0] * gap[1])
         for start in dict.fromkeys(_fastest_under(reach * limit, pool) for reach in reaches):
             if start is None or start.peak <= limit:
                 continue
             search = Search(problem, start.state, start.plan)
             if search.lower_to(limit):
-                search.fill(max(limit, search.peak), rounds=1, but=_unsplittable(problem))
+                search.fill(max(limit, search.peak), rounds=1, exclude=_released_outputs(problem))
                 pool.append(search)
                 yield search.state, search.plan
 
 
-def largest_ladder_gap(ladder: Sequence[Point], but: set[tuple[int, int]]) -> tuple[int, int] | None:
-    """The two neighbouring peaks of ``ladder``, the lower first, whose step encloses most area with the convex hull.
+def largest_ladder_gap(
+    ladder: Sequence[PlanCost], exclude: set[tuple[int, int]], effort: Effort = DEFAULT_EFFORT
+) -> tuple[int, int] | None:
+    """The two neighbouring peaks in bytes, the lower first, whose step encloses the largest area with the convex hull.
 
-    ``but``: pairs that are left out; None where no others are there that are worth a search.
+    ``exclude``: pairs of peaks that are skipped. None if no other gap promises ``effort.least_gap_gain``.
     """
     points = [(p.peak, p.seconds) for p in reversed(ladder)]
     if not points or not points[0][0]:
         return None
-    least = _WORTH * points[-1][1] * math.log(points[-1][0] / points[0][0])
+    least = effort.least_gap_gain * points[-1][1] * math.log(points[-1][0] / points[0][0])
     corners = hull(points)
     peaks, seconds = [p for p, _ in corners], [s for _, s in corners]
     sizes: list[tuple[float, tuple[int, int]]] = []
     for (low, slower), (high, _) in itertools.pairwise(points):
-        if high > low * _NARROW and (low, high) not in but:
+        if high > low * effort.narrowest_gap and (low, high) not in exclude:
             above = slower - float(np.interp(math.sqrt(low * high), peaks, seconds))
             sizes.append((above * math.log(high / low), (low, high)))
-    size, hole = max(sizes, default=(0.0, None))
-    return hole if size > least else None
+    size, gap = max(sizes, default=(0.0, None))
+    return gap if size > least else None
 
 
 def hull(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -135,10 +143,10 @@ def _fastest_under(limit: float, pool: Iterable[Search]) -> Search | None:
     return min(under, key=lambda search: (search.seconds, search.peak), default=None)
 
 
-def _unsplittable(problem: Problem) -> frozenset[int]:
-    """What is not filled in: forward's outputs where the caller lets go of them.
+def _released_outputs(problem: Problem) -> frozenset[int]:
+    """Forward's outputs, if the caller releases them: they are not filled in.
 
-    A saved one is not overwritten, as a copy of backward's is. So it takes more than there seems to be free, and all
-    that is tried together with it fails.
+    A saved output is not overwritten in place, unlike a copy that backward makes. So it takes more bytes than the
+    timeline shows as free, and every value that is tried together with it fails too.
     """
     return frozenset(() if problem.graph.holds_outputs else problem.graph.fwd_outputs)

@@ -10,9 +10,9 @@ from rematpass.core.op import Origin
 from rematpass.core.schedule import Run
 from rematpass.core.simulate import simulate
 from rematpass.core.solve.baselines import save_all
-from rematpass.core.solve.local_search import evict
+from rematpass.core.solve.effort import Effort
 from rematpass.core.solve.local_search.evict import Search, descend
-from rematpass.core.solve.problem import Problem
+from rematpass.core.solve.problem import NOT_SAVED, Problem
 from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.solve.state import State
 from rematpass.core.verify import verify
@@ -24,7 +24,7 @@ def equal_costs(graph, run=1.0):
 
 
 def read_at_both_ends():
-    """Value 1 (7 bytes, from the input in one step) is read by backward's first op and by its last; a peak_region between.
+    """Backward reads value 1 (7 bytes, one op from the input) first and last; a peak region lies in between.
 
     ::
 
@@ -37,12 +37,12 @@ def read_at_both_ends():
     y = b.op([h], 5)
     g = b.input(5, Origin.TANGENT)
     first = b.op([g, h], 5)
-    peak_region = b.op([first], 31)
-    small = b.op([peak_region], 5)
+    large = b.op([first], 31)
+    small = b.op([large], 5)
     return b.build([y], [b.op([small, h], 5)])
 
 
-def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand():
+def test_a_value_idle_over_a_peak_region_is_evicted_and_recomputed():
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = problem.timeline(schedule_late(graph, [0, 1], "s"))
@@ -54,7 +54,7 @@ def test_a_value_that_lies_idle_over_the_hill_is_let_go_and_made_again_by_hand()
     verify(graph, plans[0])
 
 
-def test_nothing_is_recomputed_beyond_what_is_allowed():
+def test_descent_recomputes_no_more_than_max_recompute():
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)  # one op of two is a half
     plans = [plan for _, plan in descend(problem, State(frozenset([0, 1])))]
@@ -62,8 +62,8 @@ def test_nothing_is_recomputed_beyond_what_is_allowed():
 
 
 @pytest.mark.parametrize("n", [16, 36, 64])
-def test_a_chain_takes_less_than_two_square_roots_of_it(n):
-    """Chen et al. 2016 save sqrt(n) values and recompute one segment of sqrt(n) at a time: 2 sqrt(n) activations."""
+def test_descent_on_a_chain_needs_less_than_two_square_roots(n):
+    """Chen et al. 2016 save sqrt(n) values and recompute one segment of sqrt(n) ops at a time: 2 sqrt(n) values."""
     nbytes = 7
     graph = chain(n, nbytes)
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=1.0)
@@ -78,7 +78,7 @@ def test_a_chain_takes_less_than_two_square_roots_of_it(n):
 
 
 @given(st.data())
-def test_the_way_down_goes_down_and_passes_the_judge(data):
+def test_descent_never_raises_the_peak_and_its_plans_are_valid(data):
     graph = data.draw(joint_graphs())
     problem = Problem(graph, equal_costs(graph), fuse=data.draw(st.booleans()), max_recompute=3.0)
     try:
@@ -93,15 +93,15 @@ def test_the_way_down_goes_down_and_passes_the_judge(data):
         peak = problem.timeline(plan).peak
 
 
-def test_a_state_forgets_and_saves():
+def test_a_state_evicts_and_saves():
     state = State(frozenset([1, 2]), frozenset([(3, 0), (2, 1)]))
-    after = state.evicting(frozenset([(1, -1), (4, 2)]))
-    assert after == State(frozenset([2]), frozenset([(3, 0), (2, 1), (4, 2)]))
-    assert after.saving(frozenset([4, 1])) == State(frozenset([1, 2, 4]), frozenset([(3, 0), (2, 1)]))
+    evicting = state.evicting(frozenset([(1, NOT_SAVED), (4, 2)]))
+    assert evicting == State(frozenset([2]), frozenset([(3, 0), (2, 1), (4, 2)]))
+    assert evicting.saving(frozenset([4, 1])) == State(frozenset([1, 2, 4]), frozenset([(3, 0), (2, 1)]))
 
 
-def test_what_the_simulator_says_decides():
-    """With the same seconds and other bytes the same values are let go or not."""
+def test_descent_with_equal_sizes_never_raises_the_peak():
+    """The graph of the first test with every value at 5 bytes: an eviction that frees nothing is not taken."""
     graph = read_at_both_ends()
     flat = dataclasses.replace(graph, values=tuple(dataclasses.replace(v, nbytes=5) for v in graph.values))
     problem = Problem(flat, equal_costs(flat), fuse=False, max_recompute=2.0)
@@ -109,7 +109,7 @@ def test_what_the_simulator_says_decides():
     assert all(problem.timeline(plan).peak <= before for _, plan in descend(problem, State(frozenset([0, 1]))))
 
 
-def test_larger_steps_take_the_way_down_in_fewer_plans():
+def test_a_larger_stride_lowers_the_peak_further_at_the_first_step():
     nbytes = 7
     graph = chain(64, nbytes)
     problem = Problem(graph, equal_costs(graph), fuse=False)
@@ -121,8 +121,8 @@ def test_larger_steps_take_the_way_down_in_fewer_plans():
     assert first[1] <= 0.85 * before
 
 
-def test_a_stride_takes_every_hill_at_once():
-    """From a chain that saves all: down to less than half in three simulations, where small steps take dozens."""
+def test_one_stride_lowers_every_peak_region_at_once():
+    """From a chain that saves everything to less than half in three simulations, where small steps take dozens."""
     nbytes = 7
     graph = chain(64, nbytes)
     problem = Problem(graph, equal_costs(graph), fuse=False)
@@ -135,32 +135,30 @@ def test_a_stride_takes_every_hill_at_once():
     verify(graph, search.plan)
 
 
-def test_a_stride_ends_where_nothing_more_can_be_let_go():
+def test_a_stride_ends_where_nothing_more_can_be_evicted():
     graph = read_at_both_ends()
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
     start = State(frozenset([0, 1]))
     search = Search(problem, start, start.plan(problem, "s"))
-    assert not search.lower_to(
-        5 + 31 + 5 - 1
-    )  # the op at the top of the peak_region has both in memory, and the output
+    assert not search.lower_to(5 + 31 + 5 - 1)  # the op at the peak has its argument, its result and the output alive
 
 
-def test_a_search_that_gets_nowhere_ends_before_its_trials_do(monkeypatch):
-    monkeypatch.setattr(evict, "_MOST_IN_VAIN", 3)
+def test_a_search_without_progress_ends_before_its_trials_do():
     graph = read_at_both_ends()
-    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0)
+    effort = Effort(trials_without_progress=3)
+    problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=2.0, effort=effort)
     start = State(frozenset([0, 1]))
     search = Search(problem, start, schedule_late(graph, [0, 1], "s"))
     for _ in range(2):
         assert search.may_try
-        assert not search._takes(start, 0)
-    assert search._accept(frozenset([(1, 0)]), 41)  # which helps
+        assert not search._try_saving(start, 0)
+    assert search._try_evicting(frozenset([(1, 0)]), 41)  # progress
     for _ in range(3):
         assert search.may_try
-        assert not search._takes(start, 0)
+        assert not search._try_saving(start, 0)
     assert not search.may_try
-    assert search.left > 0
-    assert not search.finer()
+    assert search.trials_left > 0
+    assert not search.take_smaller_steps()
 
 
 def test_a_plan_that_recomputes_too_much_is_not_simulated():
@@ -168,5 +166,5 @@ def test_a_plan_that_recomputes_too_much_is_not_simulated():
     problem = Problem(graph, equal_costs(graph), fuse=False, max_recompute=0.4)
     search = Search(problem, State(frozenset([0, 1])), schedule_late(graph, [0, 1], "s"))
     simulated = len(problem._timelines)
-    assert not search._accept(frozenset([(1, -1)]), search.peak - 1)
+    assert not search._try_evicting(frozenset([(1, NOT_SAVED)]), search.peak - 1)
     assert len(problem._timelines) == simulated

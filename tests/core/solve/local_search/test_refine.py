@@ -22,7 +22,7 @@ def equal_costs(graph):
 
 
 def chain_saving(steps, n=25):
-    """A chain that saves every ``step``-th of its values: the problem, and the plan of each of ``steps``."""
+    """A chain of ``n`` ops, and for each of ``steps`` the plan that saves every ``step``-th value."""
     graph = chain(n)
     problem = Problem(graph, equal_costs(graph), fuse=False)
     states = [State(frozenset(range(0, n, step))) for step in steps]
@@ -30,7 +30,7 @@ def chain_saving(steps, n=25):
 
 
 @given(st.data())
-def test_what_is_filled_up_is_faster_and_stays_under_its_limit(data):
+def test_a_filled_plan_is_faster_and_stays_under_its_limit(data):
     graph = data.draw(joint_graphs())
     problem = Problem(graph, equal_costs(graph), fuse=data.draw(st.booleans()))
     try:
@@ -46,8 +46,8 @@ def test_what_is_filled_up_is_faster_and_stays_under_its_limit(data):
             assert found.step_seconds < before.step_seconds
 
 
-def test_each_limit_is_filled_from_what_the_one_before_it_saves():
-    """From a chain's square root: with room for one more value at a time, more is saved at each step, and all of it."""
+def test_each_limit_is_filled_starting_from_the_plan_of_the_limit_before():
+    """From a chain's square root: with bytes for one more value at a time, each step saves more than the one before."""
     problem, (start,) = chain_saving([5])
     lowest = problem.timeline(start[1])
     plans = [plan for _, plan in fill_up(problem, [start], range(lowest.peak, lowest.peak + 4 * 7, 7))]
@@ -58,7 +58,7 @@ def test_each_limit_is_filled_from_what_the_one_before_it_saves():
     assert all(slower > faster for slower, faster in itertools.pairwise(seconds))
 
 
-def test_the_fastest_under_each_limit_is_filled_up_to_it():
+def test_the_fastest_plan_under_each_limit_is_filled():
     problem, starts = chain_saving([5, 3])
     (slow, _), (fast, _) = starts
     lower, higher = (problem.timeline(plan) for _, plan in starts)
@@ -71,8 +71,8 @@ def test_the_fastest_under_each_limit_is_filled_up_to_it():
     assert problem.timeline(second).step_seconds < higher.step_seconds
 
 
-def test_outputs_that_the_caller_lets_go_of_are_not_filled_in():
-    """Backward reads the output, which is free to save as long as the caller holds it."""
+def test_outputs_that_the_caller_releases_are_not_filled_in():
+    """Backward reads the output, which costs no bytes to save as long as the caller holds it."""
     held = chain(9)
     output = held.fwd_outputs[0]
     for graph in (held, dataclasses.replace(held, holds_outputs=False)):
@@ -88,8 +88,8 @@ class Point:
     seconds: float
 
 
-def test_the_largest_hole_is_where_a_step_lies_furthest_above_the_hull_by_hand():
-    """Over the line from (100, 10) to (1600, 1): the step up to 1600 bytes, then the one up to 400."""
+def test_the_largest_gap_is_where_a_step_lies_furthest_above_the_hull():
+    """Above the line from (100, 10) to (1600, 1): first the step up to 1600 bytes, then the one up to 400."""
     steps = [(100, 10.0), (110, 9.9), (400, 6.0), (500, 5.9), (1600, 1.0)]
     ladder = pareto([Point(*step) for step in steps])
     assert [p.peak for p in ladder] == [1600, 500, 400, 110, 100]
@@ -101,14 +101,14 @@ def test_the_largest_hole_is_where_a_step_lies_furthest_above_the_hull_by_hand()
     assert largest_ladder_gap(ladder, {*itertools.pairwise([100, 110, 400, 500, 1600])}) is None
 
 
-def test_plans_on_a_line_and_peaks_next_to_each_other_leave_no_hole_to_speak_of():
+def test_one_rung_or_nearly_equal_peaks_have_no_gap():
     assert largest_ladder_gap(pareto([Point(1000, 2.0), Point(1003, 1.0)]), set()) is None
     assert largest_ladder_gap([Point(1000, 2.0)], set()) is None
     assert largest_ladder_gap([], set()) is None
 
 
-def test_a_hole_that_promises_next_to_nothing_is_not_worth_a_search():
-    """Between 1 and 4 MiB a step of a hundredth of its seconds encloses 0.3% of all; of a ten-thousandth, 0.003%."""
+def test_a_gap_that_promises_too_little_is_not_searched():
+    """Between 1 and 4 bytes, a step of 1% of the seconds promises 0.3%, and a step of 0.01% promises 0.003%."""
     assert largest_ladder_gap([Point(4, 100.0), Point(1, 101.0)], set()) == (1, 4)
     assert largest_ladder_gap([Point(4, 100.0), Point(1, 100.01)], set()) is None
 
@@ -117,7 +117,7 @@ POINTS = st.dictionaries(st.integers(1, 1000), st.integers(1, 1000).map(float), 
 
 
 @given(POINTS)
-def test_no_point_lies_under_the_hull_of_all(points):
+def test_no_point_lies_under_the_hull(points):
     ordered = sorted(points.items())
     corners = hull(ordered)
     assert (corners[0], corners[-1]) == (ordered[0], ordered[-1])
@@ -130,10 +130,10 @@ def test_no_point_lies_under_the_hull_of_all(points):
 
 
 @given(POINTS)
-def test_a_hole_is_between_two_neighbours_and_what_is_left_out_of_a_ladder_is_beaten(points):
+def test_a_gap_lies_between_neighbours_and_plans_left_out_of_a_ladder_are_beaten(points):
     ladder = pareto([Point(*point) for point in points.items()])
     steps = {*itertools.pairwise([p.peak for p in reversed(ladder)])}
-    hole = largest_ladder_gap(ladder, set())
+    gap = largest_ladder_gap(ladder, set())
     corners = hull([(p.peak, p.seconds) for p in reversed(ladder)])
     whole = ladder[0].seconds * math.log(ladder[0].peak / ladder[-1].peak)
 
@@ -142,12 +142,12 @@ def test_a_hole_is_between_two_neighbours_and_what_is_left_out_of_a_ladder_is_be
         return (next(p.seconds for p in ladder if p.peak == low) - on_the_hull) * math.log(high / low)
 
     left = [step for step in steps if step[1] > 1.004 * step[0] and promised(*step) > 4e-4 * whole]
-    assert hole in steps if left else hole is None
+    assert gap in steps if left else gap is None
     assert all(any(p.peak <= peak and p.seconds <= seconds for p in ladder) for peak, seconds in points.items())
 
 
-def test_a_hole_between_all_and_a_square_root_is_filled():
-    """A chain of 64 that saves all, or every eighth: half-way there are plans that make a part of it again."""
+def test_the_gap_between_save_all_and_a_square_root_is_closed():
+    """On a chain of 64 that saves everything or every eighth value, plans in between recompute a part."""
     problem, starts = chain_saving([1, 8], n=64)
     high, low = (problem.timeline(plan) for _, plan in starts)
     found = [problem.timeline(plan) for _, plan in refine(problem, starts, trials=6)]
@@ -158,7 +158,7 @@ def test_a_hole_between_all_and_a_square_root_is_filled():
 
 
 @given(st.data(), st.integers(0, 8))
-def test_what_fills_holes_passes_the_judge_and_makes_no_ladder_worse(data, trials):
+def test_plans_that_close_gaps_are_valid_and_stay_below_the_highest_peak(data, trials):
     graph = data.draw(joint_graphs())
     problem = Problem(graph, equal_costs(graph), fuse=data.draw(st.booleans()), max_recompute=2.0)
     try:
@@ -176,6 +176,6 @@ def test_what_fills_holes_passes_the_judge_and_makes_no_ladder_worse(data, trial
 
 
 @pytest.mark.parametrize("trials", [0, 3])
-def test_one_plan_has_no_hole(trials):
+def test_one_plan_has_no_gap(trials):
     problem, starts = chain_saving([1])
     assert list(refine(problem, starts, trials)) == []
