@@ -1,34 +1,33 @@
-"""Inductor runs ops in our order, and merges kernels only where that does not raise the peak.
+"""Inductor runs ops in the plan's order and fuses kernels only where that does not raise the peak.
 
-Four things in Inductor change the order and the lifetimes that a plan has fixed (found by running hand plans, with
-one recomputation of every segment, through the real compiler; MiB of backward's peak on the CPU, torch 2.13; the last
-column is what the plan's own order takes when values that are merged away are left out):
+Three things in Inductor change the order and the lifetimes that a plan has fixed. Each costs memory, as these plans
+show, which recompute every segment once (MiB of backward's peak, CPU, torch 2.13; the last column is the plan's own
+order without values that fusion removes):
 
     plan                                        default   reorder off   no horizontal fusion   KeepOrder   ideal
     Llama, 2 layers, 3 segments                  38.15       35.93             31.22             29.91     29.91
-    GPT-2, 2 layers, 3 segments (keep_apart too) 93.09       91.1              79.10             63.08     62.3
+    GPT-2, 2 layers, 3 segments                  93.09       91.1              79.10             63.08     62.3
     4 x residual MLP, 4 segments                 38.03       35.04             35.04             35.04     35.04
     8 layers that read one recomputed value      32.50       32.50             18.50             18.50     18.50
     16 x (Linear, Tanh), 4 segments              17.00       16.25             17.00             16.25     16.25
 
-1. *Order.* Inductor sorts kernels by when their buffers were first needed, then by a depth-first search, then by
-   estimated memory (``reorder_for_peak_memory``, switched off here). ``in_our_order`` sorts by place in the fx graph.
-2. *Fusion.* A fused kernel runs where its first part stood, so fusing moves work: eight recomputations of one value,
-   each just before its reader, become one kernel at the front that writes all eight. DuplicatePlans of a matrix product are
-   never merged; twins of a pointwise op are, here. Forbidding fusion by distance costs kernels where there is memory
-   to spare. ``Gate`` moves the two parts together on a timeline: first only what raises no local peak is fused, then
-   whatever stays under the peak that is left. On the Llama above: 109 kernels, 112 by default.
-3. *Reuse.* Freed buffers are handed on as long as Inductor's estimate of the peak is not exceeded; the estimate counts
-   buffers that fusion has removed and forgets that kernels overwrite in place, so reuse raises the true peak (17.00
-   instead of 16.25 above). Without ``reorder_for_peak_memory`` it counts nothing at all. ``tell_reuse`` corrects it.
-   Where a budget limits, nothing is handed on later: buffers that waited for it cost ResNet-50's floor 4.9 MiB.
+1. *Order.* Inductor sorts kernels by when their buffers are first needed, then by a depth-first search, then by
+   estimated memory (``reorder_for_peak_memory``, switched off here). ``in_graph_order`` sorts by position in the graph.
+2. *Fusion.* A fused kernel runs at the position of its first part, so fusion moves work: eight recomputations of one
+   value, each just before its reader, become one kernel at the front that writes all eight. (Duplicates of a matrix
+   product are never merged; duplicates of a pointwise op are, here.) ``Gate`` moves both parts together on a timeline:
+   it fuses first what raises no local peak, then whatever stays below the remaining peak. A limit on the distance
+   would cost kernels where memory is free; the Llama above has 109 kernels, 112 by default.
+3. *Reuse.* Freed buffers are reused as long as Inductor's estimate of the peak is not exceeded. The estimate counts
+   buffers that fusion has removed and ignores overwriting in place, so reuse raises the true peak (17.00 instead of
+   16.25 above); without ``reorder_for_peak_memory`` it counts nothing at all. ``correct_reuse`` corrects it. Where a
+   budget limits, buffers are not reused: those waiting for it cost ResNet-50's floor 4.9 MiB.
 
-A fifth is mended in the graph before Inductor sees it: ``mm`` then ``add`` becomes ``addmm`` at the place of the add,
-and the operands of the ``mm`` wait until then (tied embeddings: the logits' gradient, through all of backward).
+A fourth, ``mm`` and ``add`` becoming ``addmm``, is a graph pass (``graph_passes/avoid_addmm.py``).
 
-All of it hangs on one hook, ``_pre_fusion_custom_pass``, present in torch 2.11 and 2.13 and part of the cache keys by
-its ``uuid``. What it replaces, it replaces on one scheduler, which lives for one graph. (``inductor_choices_class``
-is no such hook: it is read once per thread, and stays.) Kernels and memory are the same question for Triton.
+Everything hangs on one hook, ``_pre_fusion_custom_pass``, which exists in torch 2.11 to 2.15 and is part of the cache
+keys by its ``uuid``. It patches one scheduler, which lives for one graph. (``inductor_choices_class`` would be read once
+per thread and stay.)
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ import functools
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,13 +47,14 @@ from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, pr
 from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.compiler.ops.traits import kind_of
+from rematpass.compiler.source_hash import sources_hash
 from rematpass.core.op import Kind
 
 _NEVER_FUSED = {Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION}
 
 
 def config_patches(*, split: bool = True, strict: bool = True) -> dict[str, Any]:
-    """What to set in Inductor's config, for both graphs and for a dry run of them. For the rest see ``KeepOrder``."""
+    """Inductor's settings for both graphs and for their dry run; arguments as for ``KeepOrder``."""
     return {
         "_pre_fusion_custom_pass": KeepOrder(split, strict),
         "reorder_for_peak_memory": False,
@@ -64,11 +63,11 @@ def config_patches(*, split: bool = True, strict: bool = True) -> dict[str, Any]
 
 
 class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
-    """Inductor's scheduler pass: our order, and fusion guarded by a ``Gate``. Inference is left to Inductor.
+    """A scheduler pass: kernels in the order of the graph, fusion guarded by a ``Gate``. Inference is left to Inductor.
 
     ``split``: memory is short, so on the CPU a function ends after a kernel whose reads have to be freed. ``strict``:
-    what goes wrong in here is raised; else it is warned of, and Inductor orders and fuses by itself. A dry run meets
-    the same, so that its bytes are those of what will run.
+    errors are raised; else they are logged, and Inductor orders and fuses by itself. In a dry run errors have the same
+    effect, so its bytes are those of the real compile.
     """
 
     def __init__(self, split: bool = True, strict: bool = True) -> None:
@@ -80,7 +79,7 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
         if V.graph.is_inference:
             _reorder_for_peak_memory(nodes[0].scheduler)
             return nodes
-        remember_what_is_overwritten(nodes)
+        keep_mutation_renames(nodes)
         try:
             return self._keep(nodes)
         except Exception as error:
@@ -91,28 +90,26 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
 
     def _keep(self, nodes: list[Node]) -> list[Node]:
         scheduler = nodes[0].scheduler
-        nodes = in_our_order(nodes, V.graph.module.graph.nodes)
-        for slot, node in enumerate(nodes):
-            node.min_order = node.max_order = slot
+        nodes = in_graph_order(nodes, V.graph.module.graph.nodes)
+        for position, node in enumerate(nodes):
+            node.min_order = node.max_order = position
         guard_fusion(scheduler, Gate(KernelTimeline(scheduler, nodes, self.split), self.strict), self.split)
         return nodes
 
     def uuid(self) -> bytes:
-        """A part of the cache keys."""
-        here = Path(__file__)
-        sources = [here, here.with_name("fusion_gate.py"), here.with_name("buffer_liveness.py")]
-        return hashlib.sha256(b"".join(file.read_bytes() for file in sources) + bytes([self.split])).digest()
+        """A part of the cache keys; an edit of any source file changes it."""
+        return hashlib.sha256(sources_hash().encode() + bytes([self.split])).digest()
 
 
-def in_our_order(nodes: Sequence[Node], graph: Iterable[fx.Node]) -> list[Node]:
-    """The topological order that comes nearest to the fx graph's: always the ready node that stands first there."""
-    place = {node: i for i, node in enumerate(graph)}
+def in_graph_order(nodes: Sequence[Node], graph: Iterable[fx.Node]) -> list[Node]:
+    """The topological order closest to that of the fx graph: always the ready node that comes first there."""
+    position = {node: i for i, node in enumerate(graph)}
     key: dict[Node, int] = {}
     for i, node in enumerate(nodes):
         origins = (o for part in node.get_nodes() if part.node is not None for o in part.node.get_origins())
-        found = max((place[o] for o in origins if o in place), default=-1)
+        found = max((position[o] for o in origins if o in position), default=-1)
         if isinstance(node.node, inductor_ir.MultiOutput):
-            found = -1  # takes an item out of a tuple: at once, so that the tuple can go
+            found = -1  # takes an item out of a tuple: at once, so that the tuple can be freed
         elif found < 0 and i:
             found = key[nodes[i - 1]]
         key[node] = found
@@ -141,32 +138,32 @@ def _sorted(nodes: Sequence[Node], key: dict[Node, int]) -> list[Node]:
     return order
 
 
-def remember_what_is_overwritten(nodes: Iterable[Node]) -> None:
-    """Let ops that read what another op has overwritten go on reading that op's result.
+def keep_mutation_renames(nodes: Iterable[Node]) -> None:
+    """Let ops that read the result of an overwriting op continue to depend on that op.
 
-    When an op's loops are laid out anew, to fit those of the op that it is fused with, Inductor takes its reads from
-    its body again, under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.11
-    and 2.13; in 2.11 without what the body does not say, too). So it could be fused into the very kernel that scatters
-    into what it reads, and read half of it.
+    When Inductor lays out an op's loops anew, to fit the op that it is fused with, it takes the reads from the body,
+    under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.11 to 2.15), and
+    torch 2.11 drops dependencies that the body does not name. The op could then be fused into the kernel that scatters
+    into what it reads.
     """
     for op in (op for node in nodes for op in node.get_nodes()):
-        if hasattr(op, "recompute_size_and_body") and (op.mutation_renames or _beside_its_body(op)):
+        if hasattr(op, "recompute_size_and_body") and (op.mutation_renames or _ordering_dependencies(op)):
             op.recompute_size_and_body = functools.partial(_recompute_and_rename, op, op.recompute_size_and_body)
 
 
 def _recompute_and_rename(op: Node, recompute: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    beside = _beside_its_body(op)
+    dependencies = _ordering_dependencies(op)
     recompute(*args, **kwargs)
-    op.set_read_writes(op.read_writes.with_read(beside).rename(op.mutation_renames))
+    op.set_read_writes(op.read_writes.with_read(dependencies).rename(op.mutation_renames))
 
 
-def _beside_its_body(op: Node) -> Any:
+def _ordering_dependencies(op: Node) -> Any:
     """What an op waits for though its loops do not read it."""
     return _torch.OrderedSet(d for d in op.read_writes.reads if isinstance(d, (_torch.WeakDep, _torch.StarDep)))
 
 
 def _reorder_for_peak_memory(scheduler: Any) -> None:
-    """What ``config_patches`` switches off, for a graph that is not ours."""
+    """Do what ``config_patches`` switches off, for a graph that is not planned."""
     fuse_all: Callable[[list[Node]], list[Node]] = scheduler.fuse_nodes
 
     def fuse_nodes(nodes: list[Node]) -> list[Node]:

@@ -1,30 +1,32 @@
-"""The order that runs is ours, twins stay apart, and kernels are merged only where there is room."""
+"""Kernels run in the order of the plan, duplicates stay apart, and kernels are fused only where there is memory."""
+
+import shutil
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, source_hash
 from rematpass.compiler.inductor import buffer_liveness, scheduler_pass
 from rematpass.compiler.inductor.buffer_liveness import predecessors
 from rematpass.compiler.inductor.dry_run import dry_run
 
-AS_IT_IS, OURS = {}, scheduler_pass.config_patches()
+DEFAULT, OURS = {}, scheduler_pass.config_patches()
 
 
 def traced(f, *shapes):
     return make_fx(f, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
 
 
-def course(module, patches):
-    """Names and bytes of what runs; the bytes of the arguments are not counted."""
+def dry(module, patches):
+    """A dry run under ``patches``; the bytes of the arguments are not counted."""
     inputs = [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
     with _torch.inductor_config.patch(patches):
         return dry_run(module, inputs, is_backward=True)
 
 
 def kernels(module, patches):
-    return [moment.name for moment in course(module, patches).timeline[1:-1]]
+    return [entry.name for entry in dry(module, patches).timeline[1:-1]]
 
 
 # float32: x takes 64 * 7 * 4 = 1792 bytes, g 64 * 5 * 4 = 1280, one product 7 * 5 * 4 = 140.
@@ -32,7 +34,7 @@ SHAPES = [(64, 7), (64, 5), (5, 5), (5, 5), (5, 5)]
 
 
 def recomputed_thrice(x, g, *weights):
-    """cos(x) is made just before each reader, as a plan with three copies would have it."""
+    """cos(x) is computed just before each reader, as in a plan with three copies."""
     products = []
     for w in weights:
         products.append(torch.cos(x).permute(1, 0) @ g)
@@ -40,45 +42,45 @@ def recomputed_thrice(x, g, *weights):
     return (*products, g)
 
 
-def test_copies_of_one_value_run_where_the_plan_has_put_them():
+def test_copies_of_one_value_run_where_the_plan_puts_them():
     module = traced(recomputed_thrice, *SHAPES)
     assert kernels(module, OURS) == ["cos", "mm", "mm_1", "cos_1", "mm_2", "mm_3", "cos_2", "mm_4", "mm_5"]
-    assert course(module, OURS).peak.nbytes == 3 * 140 + 1280 + 1792  # three products, g, one copy
+    assert dry(module, OURS).peak.nbytes == 3 * 140 + 1280 + 1792  # three products, g, one copy
 
 
-@pytest.mark.parametrize("patches", [AS_IT_IS, {"reorder_for_peak_memory": False}])
-def test_inductor_alone_makes_all_copies_at_the_front(patches):
+@pytest.mark.parametrize("patches", [DEFAULT, {"reorder_for_peak_memory": False}])
+def test_inductor_by_itself_computes_all_copies_at_the_front(patches):
     module = traced(recomputed_thrice, *SHAPES)
     assert kernels(module, patches)[0] == "cos cos_1 cos_2"
-    assert course(module, patches).peak.nbytes == 3 * 1792 + 140
+    assert dry(module, patches).peak.nbytes == 3 * 1792 + 140
 
 
-def test_copies_are_merged_where_there_is_room():
+def test_copies_are_fused_where_memory_is_free():
     def with_a_peak_elsewhere(x, g, big, *rest):
         return (*recomputed_thrice(x, g, *rest), torch.cos(big).permute(1, 0) @ g)
 
     module = traced(with_a_peak_elsewhere, *SHAPES[:2], (64, 97), *SHAPES[2:])
     assert "cos cos_1 cos_2" in kernels(module, OURS)
-    assert course(module, OURS).peak.nbytes == 64 * 97 * 4 + 97 * 5 * 4 + 3 * 140 + 1280
+    assert dry(module, OURS).peak.nbytes == 64 * 97 * 4 + 97 * 5 * 4 + 3 * 140 + 1280
 
 
 def two_loops(x, g):
-    """Two kernels that cannot be fused, as their loops differ; x can go after the first."""
+    """Two kernels that cannot be fused, since their loops differ; x can be freed after the first."""
     return torch.cos(x).sum(1), torch.sin(g).sum(1)
 
 
-def test_loops_are_written_into_one_function_where_there_is_room():
+def test_loops_are_written_into_one_function_where_memory_is_free():
     def after_a_peak(x, g, big):
         return (torch.cos(big).permute(1, 0) @ big, *two_loops(x, g))
 
     alone, with_room = traced(two_loops, (63, 7), (31, 5)), traced(after_a_peak, (63, 7), (31, 5), (64, 97))
     assert kernels(alone, OURS) == ["sum_1", "sum_2"]
     assert kernels(with_room, OURS) == ["cos", "mm", "sum_1 sum_2"]
-    assert course(with_room, OURS).peak.nbytes == (64 + 97) * 97 * 4
+    assert dry(with_room, OURS).peak.nbytes == (64 + 97) * 97 * 4
 
 
 def two_segments(x, *weights):
-    """A saved x, two segments of two layers recomputed in turn, the first segment's chain in two copies."""
+    """A saved x, two segments of two layers recomputed in turn, with two copies of the first segment's chain."""
     a, b, c, d = weights
     second = torch.tanh(torch.tanh(torch.tanh(torch.tanh(x @ a) @ b) @ c) @ d)
     gradient = second @ d.permute(1, 0)
@@ -87,7 +89,7 @@ def two_segments(x, *weights):
 
 
 @pytest.mark.parametrize("reorder", [False, True])
-def test_two_copies_of_a_chain_of_products_stay_two(reorder):
+def test_two_copies_of_a_chain_of_products_are_not_merged(reorder):
     module = traced(two_segments, (64, 5), *[(5, 5)] * 4)
     names = kernels(module, {**OURS, "reorder_for_peak_memory": reorder})
     assert names[:4] == ["mm", "tanh", "mm_1", "tanh_1"]
@@ -95,7 +97,7 @@ def test_two_copies_of_a_chain_of_products_stay_two(reorder):
     assert [n for n in names if n in again] == again
 
 
-def test_a_gradient_accumulates_in_our_order():
+def test_a_gradient_accumulates_in_the_order_of_the_plan():
     def accumulated(g, *weights):
         total = g
         for w in weights:
@@ -104,11 +106,11 @@ def test_a_gradient_accumulates_in_our_order():
 
     module = traced(accumulated, (64, 5), *[(5, 5)] * 3)
     assert kernels(module, OURS)[0] == "mm"
-    assert course(module, OURS).peak.nbytes <= course(module, AS_IT_IS).peak.nbytes
+    assert dry(module, OURS).peak.nbytes <= dry(module, DEFAULT).peak.nbytes
 
 
 class Kernel:
-    """As much of a scheduler's node as sorting asks for."""
+    """The part of a scheduler's node that sorting uses."""
 
     def __init__(self, name, *reads):
         self.name = name
@@ -118,7 +120,7 @@ class Kernel:
         return [self.name]
 
 
-def test_the_ready_kernel_that_comes_first_in_the_plan_is_next():
+def test_the_ready_kernel_that_comes_first_in_the_plan_runs_next():
     a, b, c, d = Kernel("a"), Kernel("b", "d"), Kernel("c"), Kernel("d", "a")
     assert scheduler_pass._sorted([b, d, c, a], {a: 3, b: 0, c: 2, d: 1}) == [c, a, d, b]
     assert predecessors([a, b, c, d]) == {a: set(), b: {d}, c: set(), d: {a}}
@@ -131,13 +133,13 @@ def test_kernels_that_wait_for_each_other_are_an_error():
 
 
 def halved_in_place(x, keys):
-    """Each result can be written over what it is made of, but for the first, which is read again at the end."""
+    """Each result can overwrite its operand, except the first, which is read again at the end."""
     first = torch.sin(x @ keys)
     second = torch.cos(first) @ keys
     return (torch.exp(torch.tanh(second)) @ keys, first.permute(1, 0) @ second)
 
 
-def shares_and_their_gradient(gradient, keys, queries, values):
+def softmax_backward(gradient, keys, queries, values):
     """As in attention: a matrix of scores for each head, and the backward of a function of their rows."""
     shares = torch.sigmoid(torch.bmm(queries, keys)).view(2, 4, 60, 60)
     first = torch.bmm(shares.view(8, 60, 60).permute(0, 2, 1), values)
@@ -146,22 +148,22 @@ def shares_and_their_gradient(gradient, keys, queries, values):
     return first, torch.bmm(result, values), torch.bmm(result.permute(0, 2, 1), values)
 
 
-@pytest.mark.parametrize("part", ["places", "move", "__init__", "made"])
-def test_what_goes_wrong_while_kernels_are_merged_ends_no_training(part, monkeypatch, caplog):
+@pytest.mark.parametrize("part", ["common_positions", "move", "__init__", "allocated"])
+def test_an_error_during_fusion_does_not_abort_training(part, monkeypatch, caplog):
     def broken(*_):
         raise IndexError("7 of 5")
 
-    monkeypatch.setattr(buffer_liveness.Timeline, part, broken)
-    module = traced(shares_and_their_gradient, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7))
-    expected = course(module, {"reorder_for_peak_memory": False})
+    monkeypatch.setattr(buffer_liveness.KernelTimeline, part, broken)
+    module = traced(softmax_backward, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7))
+    expected = dry(module, {"reorder_for_peak_memory": False})
     with pytest.raises(Exception, match="7 of 5"):
-        course(module, OURS)
-    found = course(module, scheduler_pass.config_patches(strict=False))
+        dry(module, OURS)
+    found = dry(module, scheduler_pass.config_patches(strict=False))
     (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
     assert record.getMessage().startswith(
         "Inductor could not be kept to the plan's order (IndexError: 7 of 5); it orders"
     )
-    assert [m.name for m in found.timeline][-2:] == [m.name for m in expected.timeline][-2:]
+    assert [e.name for e in found.timeline][-2:] == [e.name for e in expected.timeline][-2:]
 
 
 def tied(logits, hidden, h, w, *chain):
@@ -176,27 +178,27 @@ TIED = [(64, 11), (64, 3), (64, 11), (64, 3), (11, 11), (11, 11)]
 
 
 def freed(module):
-    """The course when the arguments are saved values, which go when they are not needed."""
+    """A dry run in which the arguments are saved values, which are freed after their last use."""
     inputs = [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
     given = [(str(i), t.untyped_storage().nbytes()) for i, t in enumerate(inputs)]
     with _torch.inductor_config.patch(OURS):
         return dry_run(module, inputs, is_backward=True, given=given)
 
 
-def test_the_timeline_of_fusion_knows_what_the_wrapper_will_allocate(monkeypatch):
-    """What is moved, merged and overwritten, to the byte; arguments are saved values, which can be freed."""
+def test_the_kernel_timeline_equals_what_the_wrapper_allocates(monkeypatch):
+    """To the byte, with moved, fused and overwritten buffers; the arguments are saved values, which can be freed."""
     timelines = []
 
-    class Kept(buffer_liveness.Timeline):
+    class Recorded(buffer_liveness.KernelTimeline):
         def __init__(self, *args):
             super().__init__(*args)
             timelines.append(self)
 
-    monkeypatch.setattr(scheduler_pass, "Timeline", Kept)
+    monkeypatch.setattr(scheduler_pass, "KernelTimeline", Recorded)
     for module in (
         traced(halved_in_place, (64, 64), (64, 64)),
         traced(two_loops, (64, 64), (64, 64)),
-        traced(shares_and_their_gradient, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7)),
+        traced(softmax_backward, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7)),
     ):
         found = freed(module)
         assert timelines[-1].live.max() == found.peak.nbytes
@@ -225,8 +227,32 @@ def test_products_near_their_addition_and_small_operands_are_left_alone():
     )
 
 
-def test_the_pass_has_a_name_for_the_caches():
+def test_equal_passes_have_equal_cache_keys():
     one, other = scheduler_pass.KeepOrder(), scheduler_pass.KeepOrder()
     assert one.uuid() == other.uuid()
     assert len(one.uuid()) == 32
     assert scheduler_pass.KeepOrder()([]) == []
+
+
+def test_an_edit_of_any_source_of_this_directory_changes_the_cache_key(tmp_path, monkeypatch):
+    copied = tmp_path / "rematpass"
+    shutil.copytree(source_hash.ROOT, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(source_hash, "ROOT", copied)
+
+    def uuid():
+        source_hash.sources_hash.cache_clear()
+        return scheduler_pass.KeepOrder().uuid()
+
+    files = sorted((copied / "compiler" / "inductor").rglob("*.py"))
+    assert "fusion_gate.py" in [file.name for file in files]
+    seen = {uuid()}
+    for file in files:
+        file.write_text(file.read_text("utf-8") + "\n# edited\n", "utf-8")
+        seen.add(uuid())
+    monkeypatch.undo()
+    source_hash.sources_hash.cache_clear()
+    assert len(seen) == 1 + len(files)
+
+
+def test_a_pass_for_short_memory_has_a_cache_key_of_its_own():
+    assert scheduler_pass.KeepOrder(split=True).uuid() != scheduler_pass.KeepOrder(split=False).uuid()
