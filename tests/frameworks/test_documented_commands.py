@@ -1,19 +1,18 @@
-"""README's commands are run as they stand there, in a directory with a small ``train.py``, one after the other.
+"""The shell commands of README and the guide are run as written, in a directory with a small ``train.py``, in order.
 
-Those that install come first in README and are run by ``.ci/run``; what follows an installation is run here without it.
+``.ci/run`` runs those that install; of another line that begins with an installation, the rest is run here.
 """
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.documents import DOCUMENTS, shell_lines
 
 pytestmark = pytest.mark.frameworks
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 TRAIN = """
 import os, sys
@@ -48,15 +47,14 @@ if __name__ == "__main__":
 
 
 def commands():
-    """Each line of README's shell blocks that is no installation; of one that begins with it, what comes after."""
-    for comment, block in re.findall(r"(<!-- ci:\w+ -->\n)?```sh\n(.*?)```", README, re.DOTALL):
-        if not comment:
-            yield from (line.partition("#")[0].rpartition("&& ")[2].strip() for line in block.splitlines())
+    """The lines of shell blocks without a marker, each once, without the installation that precedes some of them."""
+    lines = [line for document in DOCUMENTS for marker, line in shell_lines(document) if not marker]
+    return list(dict.fromkeys(line.rpartition("&& ")[2] for line in lines))
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The directory of somebody who trains: ``train.py`` there, and as a module of a package."""
+    """A user's directory: ``train.py``, and the same as a module of a package."""
     path = tmp_path_factory.mktemp("home")
     (path / "mypackage").mkdir()
     (path / "mypackage" / "__init__.py").touch()
@@ -80,7 +78,7 @@ def compared(home, out, err):
     assert "failed" not in out
 
 
-def compared_theirs(home, out, err):
+def compared_own_model(home, out, err):
     rows = {row["strategy"]: row for row in json.loads((home / "found.json").read_text())["rows"]}
     assert rows["remat@1"]["peak"] > rows["remat@0.5"]["peak"] > 0
     assert rows["eager"]["peak"] > 0
@@ -96,6 +94,15 @@ def explained(home, out, err):
 def reported(home, out, err):
     assert "trained True" in out
     assert {"html", "json", "txt"} <= {path.suffix[1:] for path in (home / "reports").iterdir()}
+
+
+def calibrated(home, out, err):
+    assert "wrote here.json" in out
+    assert json.loads((home / "here.json").read_text())["bandwidth"] > 0
+
+
+def trained_with_calibration(home, out, err):
+    assert "trained True" in out
 
 
 def planned(home, out, err):
@@ -126,12 +133,14 @@ def trained_twice(home, out, err):
     assert err.count("budget 8.00 GiB") == 2
 
 
-# What each has to show, by how it begins; and the backend that train.py names.
+# What to check of each command, by its beginning; and the backend that train.py names.
 SHOWS = {
-    "rematpass compare --model": (compared_theirs, "remat"),
+    "rematpass compare --model": (compared_own_model, "remat"),
     "rematpass compare": (compared, "remat"),
     "rematpass explain": (explained, "remat"),
     "REMAT_REPORT_DIR=reports python": (reported, "remat"),
+    "rematpass calibrate": (calibrated, "remat"),
+    "REMAT_HARDWARE=here.json python": (trained_with_calibration, "remat"),
     "rematpass plan reports/graph-0-0-*.graph.json": (planned, "remat"),
     "rematpass plan reports/*.graph.json --budget": (locked, "remat"),
     "rematpass plan reports/*.graph.json --check": (checked, "remat"),
@@ -141,8 +150,8 @@ SHOWS = {
 }
 
 
-def in_readmes_order(compare):
-    """The commands: those that compare, which share nothing, or the others, which read what those before them left."""
+def in_order(compare):
+    """The commands that compare, which are independent, or the others, which read the files of earlier ones."""
     return [command for command in commands() if command.startswith("rematpass compare") is compare]
 
 
@@ -151,16 +160,16 @@ def do(command, home):
     show(home, *run(command, home, backend))
 
 
-def test_each_does_what_readme_says(home):
-    for command in in_readmes_order(compare=False):
+def test_every_command_does_what_the_text_says(home):
+    for command in in_order(compare=False):
         print(command)
         do(command, home)
 
 
-@pytest.mark.parametrize("command", in_readmes_order(compare=True))
-def test_each_compares_as_readme_says(command, home):
+@pytest.mark.parametrize("command", in_order(compare=True))
+def test_every_comparison_does_what_the_text_says(command, home):
     do(command, home)
 
 
-def test_all_are_here():
-    assert len(list(commands())) == len(SHOWS)
+def test_every_command_has_a_check():
+    assert len(commands()) == len(SHOWS)

@@ -1,12 +1,10 @@
-"""README's examples for the frameworks are run as they stand there, on tiny models."""
-
-import re
-from pathlib import Path
+"""The guide's examples for frameworks are run as written, on tiny models."""
 
 import pytest
 import torch
 import torch._inductor.config
 from small import llama, tokens
+from support.documents import examples
 from support.programs import afresh
 from torch import nn
 
@@ -14,8 +12,7 @@ import rematpass
 
 pytestmark = pytest.mark.frameworks
 afresh = pytest.fixture(autouse=True)(afresh)
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-EXAMPLES = dict(re.findall(r"<!-- frameworks: (\w+) -->\n```python\n(.*?)```", README, re.DOTALL))
+EXAMPLES = examples("frameworks")
 
 
 def run(name, **given):
@@ -29,7 +26,7 @@ def train(model, **inputs):
     (out.loss if hasattr(out, "loss") else out.square().sum()).backward()
 
 
-def test_all_are_tested():
+def test_every_example_has_a_test():
     assert set(EXAMPLES) == {"trainer", "enable", "lightning", "peft", "blocks", "ranks"}
 
 
@@ -48,7 +45,7 @@ def test_enable(tmp_path, monkeypatch):
     transformers, accelerate = pytest.importorskip("transformers"), pytest.importorskip("accelerate")
     monkeypatch.chdir(tmp_path)
     before = torch._inductor.config.custom_partitioner_fn
-    with rematpass.enable(memory_budget=1):  # whatever the example sets is taken back at the end of this
+    with rematpass.enable(memory_budget=1):  # restores what the example sets
         found = run(
             "enable",
             rematpass=rematpass,
@@ -69,10 +66,12 @@ def test_lightning(tmp_path):
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(3, 5)
+            self.model = Blocks()
 
         def training_step(self, batch, number):
-            return self.layer(batch).square().sum()
+            loss = self.model(batch).square().sum()
+            self.log("loss", loss)
+            return loss
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters())
@@ -81,8 +80,8 @@ def test_lightning(tmp_path):
         accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    loader = torch.utils.data.DataLoader(torch.ones(7, 3), batch_size=7)
-    run("lightning", torch=torch, trainer=trainer, module=Module(), loader=loader)
+    loader = torch.utils.data.DataLoader(torch.ones(7, 8), batch_size=7)
+    run("lightning", trainer=trainer, module=Module(), loader=loader)
     assert len(rematpass.plans()) == 1
 
 
@@ -98,7 +97,7 @@ def test_peft():
 
 
 class Block(nn.Module):
-    """No Sequential: ``compile`` of torch's own classes compiles nothing, whatever the backend."""
+    """A class of its own: ``compile`` of torch's own classes compiles nothing, with any backend."""
 
     def __init__(self):
         super().__init__()
@@ -127,7 +126,7 @@ def test_blocks():
 
 
 def test_ranks(tmp_path):
-    """On one rank, one half of the example after the other; test_ranks.py has two."""
+    """On one rank, each half of the example in turn; test_ranks.py uses two ranks."""
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
