@@ -11,12 +11,14 @@ run gives the exact peak of a rung, and takes seconds. One to three dry runs usu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from rematpass.budget import Budget, BudgetKind
+from rematpass.core.hardware import device_facts
 from rematpass.core.solve.ladder import SOLVERS, Rung
 from rematpass.core.solve.local_search.refine import pareto
 from rematpass.core.solve.problem import Problem
@@ -27,22 +29,14 @@ _WORTH_A_PROBE = 0.99  # a faster candidate is asked for if it takes at most thi
 
 def peak_allowed(budget: int, device: str) -> int:
     """The highest planned peak that fits a budget on a device ("cpu", or a GPU's name); both in bytes."""
-    parts = _parts(device)
+    parts = device_facts(device).budget_parts
     return budget * parts // (parts + 1)
 
 
 def least_budget(peak: int, device: str) -> int:
     """The lowest budget that a planned peak fits on a device ("cpu", or a GPU's name); both in bytes."""
-    parts = _parts(device)
+    parts = device_facts(device).budget_parts
     return -(-peak * (parts + 1) // parts)
-
-
-def _parts(device: str) -> int:
-    """A planned peak and one part more of so many must fit a budget in bytes.
-
-    A GPU's allocator counts more than it is asked for where it does not split a block; a CPU's counts a few bytes.
-    """
-    return 1000 if device.startswith("cpu") else 100
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,13 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
     # Slightly above the limit: rounding must not exclude a plan that recomputes exactly one forward.
     allowed = problem.max_recompute * problem.forward_seconds * (1 + 1e-9)
     within = [rung for rung in rungs if rung.timeline.recompute_seconds <= allowed]
-    return Ladder(pareto(within or [min(rungs, key=lambda r: r.timeline.recompute_seconds)]))
+    kept = pareto(within or [min(rungs, key=lambda r: r.timeline.recompute_seconds)])
+    return Ladder(tuple(_with_realized(rung) for rung in kept))
+
+
+def _with_realized(rung: Rung) -> Rung:
+    """``rung`` with the copies in its plan that the simulator takes for realized, so that ``emit`` realizes them."""
+    return Rung(dataclasses.replace(rung.plan, realized=rung.timeline.realized), rung.timeline)
 
 
 class Candidate(Protocol):

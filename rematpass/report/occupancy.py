@@ -82,7 +82,7 @@ def occupancy(graph: JointGraph, plan: Plan, timeline: Timeline) -> Occupancy:
 def _by_role(occupants: tuple[Occupant, ...], timeline: Timeline) -> tuple[tuple[int, ...], ...]:
     steps = len(timeline.live)
     change = {role: [0] * (steps + 1) for role in ROLES}
-    change[Role.OTHERS][0] = timeline.of_others
+    change[Role.OTHERS][0] = timeline.nbytes_of_others
     dying = {role: [0] * steps for role in ROLES}
     for o in occupants:
         change[o.role][o.born] += o.nbytes

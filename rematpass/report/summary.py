@@ -140,7 +140,7 @@ def summarize(
         bound_seconds=bound_seconds,
         holds_outputs=graph.holds_outputs,
         calls=graph.calls,
-        nbytes_of_others=rung.timeline.of_others,
+        nbytes_of_others=rung.timeline.nbytes_of_others,
     )
 
 
@@ -188,7 +188,7 @@ def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int, device: s
 def _saved_by_others(graph: JointGraph, timeline: Timeline) -> str:
     if graph.calls == 1:
         return ""
-    return f"  {format_bytes(timeline.of_others)}  saved by {graph.calls - 1} other calls of the same step\n"
+    return f"  {format_bytes(timeline.nbytes_of_others)}  saved by {graph.calls - 1} other calls of the same step\n"
 
 
 def _if_dropped(timeline: Timeline) -> str:

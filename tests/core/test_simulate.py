@@ -104,10 +104,10 @@ def test_what_other_calls_of_a_step_have_saved_is_there_all_the_time():
     plan = schedule_late(graph, [0, 1, 2, 3], "s")
     timeline = simulate(graph, plan, COSTS, fuse=False)
     others = 3 * sum(once.values[v].nbytes for v in (0, 2, 3))
-    assert timeline.of_others == others
+    assert timeline.nbytes_of_others == others
     assert timeline.live == tuple(nbytes + others for nbytes in SAVE_ALL)
     assert verify(graph, plan) == timeline.peak
-    assert simulate(dataclasses.replace(graph, own_inputs=()), plan, COSTS, fuse=False).of_others == 3 * (7 + 11)
+    assert simulate(dataclasses.replace(graph, own_inputs=()), plan, COSTS, fuse=False).nbytes_of_others == 3 * (7 + 11)
 
 
 def test_who_takes_the_bytes_at_the_peak_largest_first():

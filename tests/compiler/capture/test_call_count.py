@@ -146,8 +146,8 @@ def test_what_all_calls_are_given_is_not_counted_for_each():
     inputs = [v for v in record.graph.values if v.origin is Origin.INPUT]
     assert (len(own), len(inputs)) == (1, 2)
     kept = {v for v in record.plan.saved if record.graph.nbytes_of_others[v]}
-    assert record.rung.timeline.of_others == 2 * 4 * ROWS * WIDTH * len(kept)
-    assert record.rung.timeline.of_others > 0
+    assert record.rung.timeline.nbytes_of_others == 2 * 4 * ROWS * WIDTH * len(kept)
+    assert record.rung.timeline.nbytes_of_others > 0
 
 
 def stepped(model, x, **how):
@@ -277,7 +277,7 @@ def test_a_budget_in_bytes_is_held_by_regions_too():
     """One that the fastest plans of regions alone would break."""
     fastest, (region, _) = of_regions(1)
     budget = least_budget(int(0.6 * fastest), "cpu")
-    assert region.rung.timeline.of_others + region.graph.nbytes.max() > budget
+    assert region.rung.timeline.nbytes_of_others + region.graph.nbytes.max() > budget
     measured, (region, whole) = of_regions(f"{budget}B")
     assert measured <= budget
     assert measured <= whole.summary.planned_peak + 8
@@ -290,4 +290,4 @@ def test_the_calls_of_a_region_stand_in_the_graph_around_it():
     weights = [v for v in region.graph.values if v.origin is Origin.STATIC]
     assert len(weights) == 4  # they stand before the step, so that no call has its own
     assert len(region.graph.own_inputs) == 1
-    assert region.rung.timeline.of_others == 3 * 4 * ROWS * WIDTH  # each keeps what it is given, and nothing else
+    assert region.rung.timeline.nbytes_of_others == 3 * 4 * ROWS * WIDTH  # each keeps what it is given, and nothing else
