@@ -70,16 +70,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
+    from rematpass.compiler import devices
     from rematpass.lab.benchmark.results import write_results
     from rematpass.lab.benchmark.session import Session
     from rematpass.lab.benchmark.spec import Settings, Wanted
     from rematpass.lab.benchmark.store import Store
     from rematpass.lab.compare import Watcher, expected, progress_bar
-    from rematpass.lab.models import build
     from rematpass.lab.models.catalog import MODELS as KNOWN
+    from rematpass.lab.models.names import check_model, parse_sizes
     from rematpass.report.measurement import Strategy, parse_list
 
-    build.usable(arguments.device)
+    devices.usable(arguments.device)
     try:  # before an hour of measuring, not after
         arguments.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,8 +89,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         raise MeasureError("--per-block and --like-peers: what a peer takes is of more than the blocks; leave one out")
     names = [name.strip() for name in arguments.models.split(",")]
     for name in names:
-        if name not in KNOWN:
-            raise MeasureError(f"no model {name!r}; there are {', '.join(KNOWN)}")
+        check_model(name, KNOWN)
     peers = parse_list(arguments.checkpoints)
     if arguments.torch_budgets != "none":
         limited = parse_list(arguments.torch_budgets, "inductor")
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         wanted = Wanted(peers, budgets, like_peers=True, between=arguments.between)  # their bytes have to be known
     settings = Settings(
         device=arguments.device,
-        sizes=build.parse_sizes(arguments.size),
+        sizes=parse_sizes(arguments.size),
         per_block=arguments.per_block,
         rounds=arguments.rounds,
         jobs=arguments.jobs,

@@ -214,6 +214,11 @@ def default_environment(**variables: str) -> None:
         os.environ.setdefault(name, value)
 
 
+def set_variables(prefixes: tuple[str, ...]) -> dict[str, str]:
+    """Return the environment variables whose names start with one of ``prefixes``, sorted by name."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)}
+
+
 def child_environment(**variables: str) -> dict[str, str]:
     """Return the environment for a child process: that of this process, with these variables set."""
     return {**os.environ, **variables}

@@ -5,24 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rematpass.commands.arguments import Commands, add_command
 from rematpass.core.hardware import Hardware
 from rematpass.report.atomic import replacing
 
-EXAMPLES = """examples:
+_EXAMPLES = """examples:
   rematpass calibrate --output here.json
   REMAT_HARDWARE=here.json python train.py      plan for this machine
   rematpass plan gpt.graph.json --device here.json
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = add_command(
+        commands,
         "calibrate",
         help="measure what this machine sustains, for the cost model",
         description="Measure matrix products, memory and arithmetic of a device, about half a minute, and write a "
         "hardware preset. The planner reckons seconds with it where REMAT_HARDWARE names the file.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the preset (default: only show it)")
@@ -31,6 +32,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from rematpass.lab.models.names import check_device
+
+    check_device(arguments.device)
+
     from rich.console import Console
 
     from rematpass.lab.measure.calibrate import calibrate

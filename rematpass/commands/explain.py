@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rematpass.commands.plan_file import add_planning_options, plan_graph, planning_options, read_graph
+from rematpass.commands.arguments import Commands, add_command, add_planning_options, planning_options, read_config
+from rematpass.commands.plan_file import plan_graph, read_graph
 from rematpass.config import Config
 from rematpass.core.hardware import PRESETS
 from rematpass.errors import MeasureError
@@ -26,13 +27,13 @@ In a training run of your own: REMAT_REPORT_DIR=reports python train.py
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = add_command(
+        commands,
         "explain",
         help="what is saved, what is recomputed, why, and what more memory would buy",
         description="Plan a model, print the plan, and write its report: a page, text, JSON, and a trace for Perfetto.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("target", nargs="?", default="tiny-gpt", metavar="MODEL", help="a model's name, "
                         "package.module:function, or a joint graph's file (default: tiny-gpt)")  # fmt: skip
@@ -54,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rematpass.report.text import show
 
     options = {**planning_options(arguments), "hardware": arguments.hardware}
-    config = Config.read(options)
+    config = read_config(options)
+    _refuse_unknown_names(arguments)
     console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
     for report in _reports(arguments, config, aside):
         paths = write(report, arguments.output)
@@ -68,6 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
 
             webbrowser.open(paths["html"].resolve().as_uri())
     return 0
+
+
+def _refuse_unknown_names(arguments: argparse.Namespace) -> None:
+    if not arguments.target.endswith(".json"):
+        from rematpass.lab.models.names import check_device, check_model
+
+        check_model(arguments.target)
+        check_device(arguments.device)
 
 
 def _reports(arguments: argparse.Namespace, config: Config, aside: Console) -> list[Report]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rematpass.commands.arguments import Commands, add_command
 from rematpass.config import BudgetKind, Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
@@ -36,13 +37,13 @@ _EXAMPLES = """examples:
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = add_command(
+        commands,
         "max-batch",
         help="the largest batch or length that fits a byte budget",
         description="Find the largest batch (or length) whose training step fits a byte budget, and measure one step.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("target", metavar="MODEL", help="a model's name, or package.module:function")
     parser.add_argument("--budget", action="append", required=True, metavar="BYTES",
@@ -66,9 +67,11 @@ class Found:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    budgets = sorted(map(_bytes, arguments.budget))
+    _refuse_unknown_names(arguments)
+
     from rich.console import Console
 
-    budgets = sorted(map(_bytes, arguments.budget))
     console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
     with aside.status(f"tracing {arguments.target}") as status:
         graph, symbol = _traced(arguments)
@@ -83,6 +86,15 @@ def run(arguments: argparse.Namespace) -> int:
             found.append(result)
     _show(console, arguments, found)
     return int(not all(result.size for result in found))
+
+
+def _refuse_unknown_names(arguments: argparse.Namespace) -> None:
+    from rematpass.lab.models.names import check_device, check_model, check_sizes
+
+    check_device(arguments.device)
+    check_model(arguments.target)
+    if ":" not in arguments.target:
+        check_sizes(arguments.target, [arguments.size])
 
 
 def _bytes(text: str) -> int:

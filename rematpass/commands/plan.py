@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rematpass.commands.arguments import add_planning_options, planning_options
+from rematpass.commands.arguments import Commands, add_command, add_planning_options, planning_options
 from rematpass.commands.plan_file import Planned, plan_graph, read_graph
 from rematpass.config import Config
 from rematpass.core.hardware import PRESETS
@@ -36,13 +36,13 @@ REMAT_REPORT_DIR=reports leaves the joint graph of every graph that is planned a
 """
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = add_command(
+        commands,
         "plan",
         help="plan saved joint graphs, without torch or a GPU",
         description="Plan joint graphs from files, on any machine, for any device's preset.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("graphs", nargs="+", type=Path, metavar="GRAPH.json", help="a joint graph's file")
     add_planning_options(parser)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rematpass.budget import BudgetKind
-from rematpass.config import SOLVERS, Config
+from rematpass.config import Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
 from rematpass.core.frontier import Ladder
@@ -23,8 +21,6 @@ from rematpass.core.verify import verify
 from rematpass.errors import BudgetInfeasible, ConfigError, GraphError
 from rematpass.report.report import Report, explain
 from rematpass.report.summary import Summary, infeasible, summarize
-
-BUDGETS = "0 (the least memory) to 1 (the fastest), or bytes of peak: 80MiB, 8GiB"
 
 
 @dataclass(frozen=True)
@@ -39,22 +35,6 @@ class Planned:
 
     def report(self) -> Report:
         return explain(self.problem, self.ladder, self.rung, self.summary, hardware=self.hardware.name)
-
-
-def add_planning_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that plans; ``planning_options`` reads them."""
-    parser.add_argument("--budget", metavar="BUDGET", help=f"{BUDGETS} (default: REMAT_MEMORY_BUDGET, or 1)")
-    parser.add_argument("--solver", metavar="NAME", help=f"{', '.join(SOLVERS)} (default: ladder)")
-    parser.add_argument("--max-recompute", metavar="N", help="the most extra forwards of recompute (default: 1)")
-
-
-def planning_options(arguments: argparse.Namespace) -> dict[str, object]:
-    """The options as ``Config.read`` takes them; those not given are None."""
-    return {
-        "memory_budget": arguments.budget,
-        "solver": arguments.solver,
-        "max_recompute": arguments.max_recompute,
-    }
 
 
 def read_graph(path: Path) -> JointGraph:
@@ -103,7 +83,7 @@ def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
         dry_run_seconds=0.0,
         planning_seconds=time.perf_counter() - start,
         bound_seconds=least_seconds(problem, limit and max(limit, rung.peak)),
-        plan_hash=hashlib.sha256(rung.plan.to_json().encode()).hexdigest()[:12],
+        plan_hash=rung.plan.digest,
     )
     return Planned(problem, ladder, rung, summary, preset)
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from rematpass.compiler import devices
 from rematpass.errors import MeasureError
-from rematpass.lab.benchmark.session import INDUCTOR, Session
-from rematpass.lab.benchmark.spec import Settings, Wanted
+from rematpass.lab.benchmark.session import Session
+from rematpass.lab.benchmark.spec import INDUCTOR, Settings, Wanted
 from rematpass.lab.benchmark.store import Store
-from rematpass.lab.benchmark.trial import device_label
-from rematpass.lab.models import build
 from rematpass.lab.models.catalog import MODELS
+from rematpass.lab.models.names import check_model, parse_sizes
 from rematpass.report import pictures
 from rematpass.report.comparison import OF_BLOCKS, same_peak, table, title
 from rematpass.report.measurement import FAILED, Measurement, Strategy, parse_list, resolve
@@ -56,25 +56,22 @@ def run(request: Request, console: Console) -> int:
         MeasureError: the model, a strategy, the device or a file is not as it should be.
         ConfigError: a setting in the environment is not accepted.
     """
-    device = build.usable(request.device)
+    device = devices.usable(request.device)
     # What a peer takes is of the whole step; bytes that are given to blocks are of the blocks alone.
     like_peers = not request.per_block
     wanted = Wanted(parse_list(request.peers), parse_list(request.budgets, "remat"), like_peers=like_peers)
     if not wanted.given:
         raise MeasureError("there is nothing to compare: both --peers and --budgets are none")
-    if ":" not in request.model and request.model not in MODELS:
-        raise MeasureError(
-            f"no model {request.model!r}; there are {', '.join(MODELS)}, or give package.module:function"
-        )
+    check_model(request.model, MODELS)
     if request.picture:
         pictures.check(request.picture)
     for file in filter(None, (request.picture, request.json)):
         check_writable(file)
     store = Store()
-    sizes = build.parse_sizes(request.sizes)
+    sizes = parse_sizes(request.sizes)
     if sizes and ":" in request.model:
         raise MeasureError("--size is for models of the catalog; your own function decides on its sizes itself")
-    several = device.type == "cpu" and (os.cpu_count() or 1) > 1  # bytes are each process's own; a GPU is shared
+    several = devices.of(device).processes_are_isolated and (os.cpu_count() or 1) > 1
     jobs = request.jobs or (2 if several else 1)
     settings = Settings(
         request.device, sizes, request.per_block, rounds=request.rounds, jobs=jobs, timeout=request.timeout
@@ -85,7 +82,7 @@ def run(request: Request, console: Console) -> int:
             strategies = session.run(wanted)
             rows = {row.strategy: row for row in resolve(session.rows([INDUCTOR, *strategies]))}
             parameters, name = session.parameters, session.model
-    heading = f"{name}, {parameters / 1e6:.1f} million parameters, {device_label(device)}"
+    heading = f"{name}, {parameters / 1e6:.1f} million parameters, {devices.of(device).label(device)}"
     show(console, strategies, rows, heading)
     if request.per_block:
         console.print(OF_BLOCKS, highlight=False)

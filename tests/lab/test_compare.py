@@ -71,7 +71,7 @@ def test_from_end_to_end(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "lama"], "no model 'lama'; there are llama, llama-small"),
+        (["--model", "lama"], "unknown model 'lama'; did you mean llama? Valid names are llama, llama-small"),
         (["--model", "no.such:thing"], "cannot import 'no.such:thing': No module named 'no'; expected package.module:"),
         (["--model", "tiny_user_model:made"], "module 'tiny_user_model' has no attribute 'made'; expected package."),
         pytest.param(["--device", "cuda:77"], "CUDA device", id="no such CUDA device"),

@@ -54,6 +54,23 @@ class StepMemory:
         return self.peak - self.gradients
 
 
+def loss_of(step: Step) -> torch.Tensor:
+    """Run forward and return its loss.
+
+    Raises:
+        MeasureError: the step returns no loss, or a loss that requires no gradient.
+    """
+    loss = step()
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise MeasureError(f"the step returned {found}; return the loss, a tensor with one element")
+    if not loss.requires_grad:
+        raise MeasureError(
+            "the loss does not require a gradient, so there is nothing to train: are all parameters frozen?"
+        )
+    return loss
+
+
 def run_step(step: Step, parameters: Iterable[torch.nn.Parameter], between: Callable[[], None] | None = None) -> None:
     """Forward and backward, into fresh gradients. ``between`` is called when forward is done.
 
@@ -63,14 +80,7 @@ def run_step(step: Step, parameters: Iterable[torch.nn.Parameter], between: Call
     parameters = list(parameters)
     for parameter in parameters:
         parameter.grad = None
-    loss = step()
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise MeasureError(f"the step returned {found}; return the loss, a tensor with one element")
-    if not loss.requires_grad:
-        raise MeasureError(
-            "the loss does not require a gradient, so there is nothing to train: are all parameters frozen?"
-        )
+    loss = loss_of(step)
     if between:
         between()
     loss.backward()  # type: ignore[no-untyped-call]

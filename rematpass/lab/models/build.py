@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from rematpass.compiler import devices
 from rematpass.errors import MeasureError
 from rematpass.lab.models.catalog import MODELS
+from rematpass.lab.models.names import check_model, check_sizes
 
 
 @dataclass
@@ -84,13 +85,10 @@ def build(
     Raises:
         MeasureError: no model of that name, or no size; no such device; transformers is missing.
     """
-    if name not in MODELS:
-        raise MeasureError(f"no model {name!r}; there are {', '.join(MODELS)}, or give package.module:function")
+    check_model(name, MODELS)
     spec, device = MODELS[name], devices.usable(device)
     accepted = list(inspect.signature(spec.make).parameters)
-    for size in sizes:
-        if size not in accepted:
-            raise MeasureError(f"{name} has no size {size!r}; it has {', '.join(accepted)}")
+    check_sizes(name, sizes, accepted)
     dtype = dtype or spec.dtype
     with devices.of(device).fork_rng(device):
         torch.manual_seed(seed)
@@ -104,21 +102,6 @@ def build(
         return result if isinstance(result, torch.Tensor) else result.loss
 
     return Model(name, module, step, find_blocks(module, spec.blocks))
-
-
-def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
-    """Sizes of a model from texts like "batch=16".
-
-    Raises:
-        MeasureError: one is not of this form.
-    """
-    sizes = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if not name or not number.isdecimal() or int(number) < 1:
-            raise MeasureError(f"{text!r} is no size; expected a name and a whole number above 0, as in batch=16")
-        sizes[name] = int(number)
-    return sizes
 
 
 def find_blocks(module: nn.Module, of_class: str = "") -> list[nn.Module]:

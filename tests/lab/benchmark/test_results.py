@@ -138,7 +138,7 @@ def test_show_measures_nothing(runner, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "lama"], "error: no model 'lama'; there are llama,"),
+        (["--models", "lama"], "error: unknown model 'lama'; did you mean llama? Valid names are llama,"),
         (["--device", "gpu"], "error: 'gpu' is not a device; try cpu or cuda"),
         (["--budgets", "16"], "error: 'remat@16': memory_budget='16'"),
         (["--size", "batch"], "error: 'batch' is no size"),

@@ -80,7 +80,7 @@ def test_requests_in_this_process():
     assert ours.recv()["error"] == "there is no compiled step to time"
     ours.send(JOB | {"target": "chian"})
     assert ours.recv() == {"stage": "building"}
-    assert ours.recv()["error"].startswith("no model 'chian'; there are llama")
+    assert ours.recv()["error"].startswith("unknown model 'chian'; did you mean chain? Valid names are llama")
     ours.close()
     thread.join(30)
     assert not thread.is_alive()

@@ -133,7 +133,8 @@ class TestFindBlocks:
 
 
 def test_unknown_model_names_the_known():
-    with pytest.raises(MeasureError, match=r"no model 'lama'; there are llama, .* or give package.module:function"):
+    message = r"unknown model 'lama'; did you mean llama\? Valid names are llama, .* or package.module:function"
+    with pytest.raises(MeasureError, match=message):
         build("lama")
 
 
