@@ -29,6 +29,7 @@ first four files, and the directories that its directory may use: ``report`` use
     core/                         decides; never imports torch
       ragged.py                   rows of different lengths as arrays
       op.py                       Op and Value: one call, one storage
+      sides.py                    where each op has to run: forward, backward, or either
       order.py                    the order of backward's ops
       graph.py                    JointGraph: forward and backward as ops and values
       sizes.py                    a joint graph at other sizes
@@ -58,6 +59,7 @@ first four files, and the directories that its directory may use: ``report`` use
           refine.py               free bytes are used, and gaps in the ladder are closed
         ladder.py                 all plans worth simulating: the solvers, by name
         unavoidable.py            bytes that every plan holds, whatever it saves
+        relaxation.py             the minimum cut under prices, and the linear program of prices
         bound.py                  seconds that no plan under a peak can beat, proven
         cp_sat_model.py           the exact program: variables and constraints
         exact.py                  the oracle: the fastest plan under a peak, for small graphs
@@ -76,15 +78,15 @@ first four files, and the directories that its directory may use: ``report`` use
         cpu.py                    the CPU
         cuda.py                   CUDA GPUs
         other.py                  any other device: planned for, but not measured
-      ops/                        what torch says of one call
+      ops/                        what is known of a single call
         copy_module.py            a copy of a graph module that passes may change
-        size_hints.py             sizes as numbers
-        device.py                 the device and torch's settings
-        sample_call.py            an op's call, made with sample arguments
-        allocator_trace.py        every allocation and release of a span of code, in order
-        workspace.py              memory that library calls take inside themselves, measured
-        traits.py                 what kind an op is, what it reads and overwrites
-        node_info.py              what one fx node says of itself
+        size_hints.py             symbolic sizes as numbers
+        node_info.py              what one fx node says about itself
+        kinds.py                  the kind of an op, and whether it may run again: one table
+        flops.py                  the FLOPs of a call
+        sample_call.py            a call on sample arguments, outside of its graph
+        workspace.py              bytes that library calls take inside themselves, measured
+        traits.py                 what the planner has to know of a call
       graph_passes/               every rewrite of an fx graph
         dealias_subgraph_outputs.py  results of a subgraph that are its own arguments
         clone_mutated_inputs.py   inputs that forward overwrites
@@ -98,11 +100,16 @@ first four files, and the directories that its directory may use: ``report`` use
         annotations.py            users' marks on regions
         measured_cost.py          the seconds of ops, measured
       inductor/                   all that knows how Inductor thinks
+        settings.py               Inductor's settings, as far as plans and caches depend on them
         realize_op.py             an op that makes Inductor write its argument to memory
         buffer_liveness.py        the bytes alive while Inductor's ops run in our order
         fusion_gate.py            Inductor merges kernels only where that does not raise the peak
         scheduler_pass.py         Inductor runs ops in our order
         wrapper_memory.py         the bytes alive, line by line of Inductor's wrapper
+        subgraph_lines.py         marks in the wrapper where the call of a subgraph begins and ends
+        skip_codegen.py           schedules and wrapper lines without the code of kernels
+        lowering.py               a graph, lowered and scheduled up to its wrapper lines
+        without_trace.py          a dry run changes nothing in the process
         dry_run.py                the exact peak of both graphs, before any code is generated
       emit.py                     Plan -> the forward and the backward module
       select_plan.py              a rung, emitted, with its exact peak
@@ -180,7 +187,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rematpass.compiler.backend import enable, remat
-    from rematpass.compiler.partitioner import plans
+    from rematpass.compiler.planned import plans
     from rematpass.config import Config
     from rematpass.core.graph import JointGraph
     from rematpass.core.schedule import Plan
@@ -204,7 +211,7 @@ __all__ = [
 _HOMES = {
     "remat": "rematpass.compiler.backend",
     "enable": "rematpass.compiler.backend",
-    "plans": "rematpass.compiler.partitioner",
+    "plans": "rematpass.compiler.planned",
     "Config": "rematpass.config",
     "JointGraph": "rematpass.core.graph",
     "Plan": "rematpass.core.schedule",

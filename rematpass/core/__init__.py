@@ -1,1 +1,1 @@
-"""Decides what is saved and what is recomputed, and when. Never imports torch."""
+"""The planner: decides what is saved, what is recomputed, and when. Never imports torch."""

@@ -1,15 +1,15 @@
-"""Ops to seconds: what running one again costs, and what keeping a value costs.
+"""The cost model: the seconds of running an op, and of saving a value.
 
-A roofline: an op that materializes takes ``max(flops / rate, bytes / bandwidth)``. Pointwise ops, reductions and
-copies are compiled into fused kernels, so they cost what they add to one: their arithmetic, and the bytes of what
-they write to memory (the reads are charged to the values they end at). That is why a recomputed activation function
-is nearly free and a recomputed matmul is not.
+A roofline: an op with a kernel of its own takes ``max(flops / rate, bytes / bandwidth)``. Pointwise ops, reductions and
+copies are fused into kernels, so they cost what they add to one: their arithmetic, and the bytes that they write to
+memory (a read is charged to the value that is read). So recomputing an activation function is nearly free, and
+recomputing a matrix product is not.
 
-A value is *materialized* when some kernel boundary forces it into memory: its producer is not fusible, or a reader is
-not, or it is an output. Saving a materialized value costs one read in backward; saving another one costs the write as
-well. Truth values are few bytes and not always cheap: a CPU packs and unpacks them one by one.
+A value is *materialized* if a kernel boundary forces it into memory: its producer does not fuse, a reader does not, or
+it is an output. Saving a materialized value costs one read in backward; saving any other value costs the write as well.
+Bools take few bytes, but can be expensive: a CPU packs and unpacks them one by one (``Hardware.mask``).
 
-Source: the roofline model, Williams, Waterman and Patterson 2009; recomputing what fuses for free, the design of
+Source: the roofline model, Williams, Waterman and Patterson 2009; free recomputation of what fuses, the design of
 torch's min-cut partitioner (dev-discuss.pytorch.org, "Min-cut optimal recomputation", 2022).
 """
 
@@ -25,33 +25,34 @@ from rematpass.core.graph import JointGraph
 from rematpass.core.hardware import FLOPS_PER_ELEMENT, Hardware
 from rematpass.core.op import Kind, Op, Value
 
+# Compiled into fused kernels.
 FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM, Kind.SEEDED})
-ALWAYS_REALIZED = frozenset(
-    {Kind.REDUCTION, Kind.SEEDED}
-)  # fused with their neighbours, but not run again in each reader
+# Fused with their neighbours, but not repeated in each reader.
+ALWAYS_REALIZED = frozenset({Kind.REDUCTION, Kind.SEEDED})
+# No kernel, no bytes, no seconds.
 FREE = frozenset({Kind.SYMBOLIC})
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, by id. ``run``: one run of each op; ``keep``: writing (if need be) and reading back each value."""
+    """Seconds of ops and values, by id."""
 
-    run: tuple[float, ...]
-    keep: tuple[float, ...]
+    run: tuple[float, ...]  # per op: one run
+    keep: tuple[float, ...]  # per value: writing it, unless it is materialized anyway, and reading it in backward
 
     @cached_property
     def run_array(self) -> NDArray[np.float64]:
-        """``run``, to reckon with."""
+        """``run`` as an array."""
         return np.array(self.run)
 
     @property
     def step(self) -> float:
-        """Seconds of one training step in which every op runs once."""
+        """The seconds of a training step in which every op runs once."""
         return sum(self.run)
 
 
 def estimate(graph: JointGraph, hardware: Hardware) -> Costs:
-    """The roofline estimate of every op and value of ``graph`` on ``hardware``."""
+    """The seconds of every op and value of ``graph`` on ``hardware``, by the roofline model."""
     in_memory = materialized(graph)
     run = tuple(_run_seconds(graph, op, hardware, in_memory) for op in graph.ops)
     keep = tuple((1 if v.id in in_memory else 2) * _access_seconds(v, hardware) for v in graph.values)
@@ -59,7 +60,7 @@ def estimate(graph: JointGraph, hardware: Hardware) -> Costs:
 
 
 def materialized(graph: JointGraph) -> frozenset[int]:
-    """Values that stand in memory whatever is saved: made or read by an op that does not fuse, or an output."""
+    """Values that are in memory whatever is saved: written or read by an op that does not fuse, or outputs."""
     found = set(graph.fwd_outputs) | set(graph.bwd_outputs)
     found.update(v.id for v in graph.values if graph.producer[v.id] is None)
     for op in graph.ops:
@@ -71,7 +72,7 @@ def materialized(graph: JointGraph) -> frozenset[int]:
 
 
 def _access_seconds(value: Value, hardware: Hardware) -> float:
-    """Of one write of a value to memory, or one read."""
+    """The seconds of writing a value to memory once, or of reading it once."""
     packing = value.nbytes * hardware.mask / hardware.vector_flops if value.dtype == "bool" else 0.0
     return value.nbytes / hardware.bandwidth + packing
 

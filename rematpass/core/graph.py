@@ -1,18 +1,13 @@
-"""The joint graph as the planner sees it: ops, values, and nothing of torch.
-
-A *value* is a storage together with all its views. A view costs nothing and is replayed wherever it is read, so
-views are not ops here: an op reads the storages behind its arguments, through however many views. An op with several
-outputs writes several values.
+"""The joint graph as the planner sees it: ops and values, without torch.
 
         x ──▶ [op 0: mm] ──▶ value 3 ──▶ [op 1: gelu] ──▶ value 4
         w ──▶        (a transposed view of value 3 is still value 3)
 
-Ids are positions: ``graph.ops[op.id] is op`` and ``graph.values[value.id] is value``. Ops stand in an order in which
-they can run. Everything is frozen and goes to JSON and back, so a plan can be made, tested and explained from a file,
-on a machine without torch.
+Ids are positions: ``graph.ops[op.id] is op`` and ``graph.values[value.id] is value``. Ops are listed in an order in
+which they can run. Everything is frozen and converts to JSON and back, so a plan can be made, tested and explained from
+a file, on a machine without torch.
 
-Source: the split into forward, backward and what is neither follows torch's ``classify_nodes``
-(``torch/_functorch/partitioners.py``); graphs of ops *and* values follow Checkmate (Jain et al., MLSys 2020).
+Source: graphs of ops *and* values follow Checkmate (Jain et al., MLSys 2020).
 """
 
 from __future__ import annotations
@@ -29,6 +24,7 @@ import numpy as np
 from rematpass.core.op import Kind, Op, Origin, Side, Value
 from rematpass.core.order import backward_order
 from rematpass.core.ragged import Bools, Ints, Rows
+from rematpass.core.sides import classify
 from rematpass.errors import GraphError
 
 FORMAT = 1
@@ -38,20 +34,20 @@ FORMAT = 1
 class JointGraph:
     """Forward and backward in one graph. Outputs are value ids, without duplicates.
 
-    ``holds_outputs``: whether whoever called forward still has its outputs while backward runs. Else they are gone when
-    backward starts, but for what is saved of them.
+    ``holds_outputs``: whether the caller of forward holds its outputs while backward runs. If not, outputs that are not
+    saved are freed when backward starts.
 
     ``calls``: how often a step calls forward before the first backward: a block of a model that is compiled by itself
-    is called once for each such block. What one call saves is there until its own backward, so the peak, in the last
-    call and its backward, counts what the others have saved too. ``own_inputs``: inputs of which each call has its own:
-    arguments that differ between a region's calls, and of a block those that need a gradient (a mask or positions,
-    which need none, are the same for all).
+    is called once per block. What a call saves lives until its own backward, so the peak, which is reached in the last
+    call or its backward, includes what the other calls have saved. ``own_inputs``: inputs that differ between the
+    calls: arguments of a region that are not the same in all of them, and those of a block that need a gradient (a mask
+    or positions, which need none, are shared).
 
     ``fuse``: whether the graph was captured for a compiler that fuses pointwise ops (Inductor) or for one that runs op
     by op (``remat_aot_eager``).
 
     Raises:
-        GraphError: an id is not its position, an op reads what nothing before it writes, a value has two producers.
+        GraphError: an id is not its position, an op reads a value before it is written, a value has two producers.
     """
 
     ops: tuple[Op, ...]
@@ -60,34 +56,28 @@ class JointGraph:
     bwd_outputs: tuple[int, ...]
     name: str = ""
     device: str = "cpu"
-    hints: tuple[tuple[str, int], ...] = ()  # symbol -> the size assumed for it
+    hints: tuple[tuple[str, int], ...] = ()  # (symbol, the size assumed for it)
     holds_outputs: bool = True
     calls: int = 1
     own_inputs: tuple[int, ...] = ()
     fuse: bool = True
 
     def __post_init__(self) -> None:
-        ids: tuple[tuple[str, list[int]], ...] = (
-            ("op", [o.id for o in self.ops]),
-            ("value", [v.id for v in self.values]),
-        )
-        for what, found in ids:
-            if moved := [position for position, id in enumerate(found) if id != position]:
-                raise GraphError(f"{what} {found[moved[0]]} stands at position {moved[0]}; ids are positions")
+        for what, ids in (("op", [o.id for o in self.ops]), ("value", [v.id for v in self.values])):
+            if moved := [position for position, id in enumerate(ids) if id != position]:
+                raise GraphError(f"{what} {ids[moved[0]]} is at position {moved[0]}; ids are positions")
         known = {v.id for v in self.values if v.origin is not Origin.OP}
         for op in self.ops:
             if unknown := [v for v in op.reads + op.mutates if v not in known]:
-                raise GraphError(f"op {op.id} ({op.name}) reads value {unknown[0]}, which nothing before it writes")
+                raise GraphError(f"op {op.id} ({op.name}) reads value {unknown[0]}, which no earlier op writes")
             for v in op.writes:
                 if v in known or not 0 <= v < len(self.values):
-                    raise GraphError(
-                        f"op {op.id} ({op.name}) writes value {v}, which has a producer already or no entry"
-                    )
+                    raise GraphError(f"op {op.id} ({op.name}) writes value {v}, which is written already or unknown")
                 known.add(v)
         if missing := [v for v in self.fwd_outputs + self.bwd_outputs if v not in known]:
-            raise GraphError(f"output value {missing[0]} is written by nothing")
+            raise GraphError(f"no op writes output value {missing[0]}")
         if self.calls < 1:
-            raise GraphError(f"a step calls this graph {self.calls} times; it has to be once at least")
+            raise GraphError(f"a step calls this graph {self.calls} times; it must be at least once")
 
     @cached_property
     def producer(self) -> tuple[int | None, ...]:
@@ -114,7 +104,7 @@ class JointGraph:
 
     @cached_property
     def touched_rows(self) -> Rows:
-        """The same as arrays."""
+        """``touched`` as arrays."""
         return Rows.of(self.touched)
 
     @cached_property
@@ -123,119 +113,101 @@ class JointGraph:
         return Rows.of([op.writes for op in self.ops])
 
     @cached_property
-    def producers(self) -> Ints:
+    def producer_array(self) -> Ints:
         """``producer`` as an array, -1 for None."""
         return np.array([-1 if op is None else op for op in self.producer], np.int64)
 
     @cached_property
-    def _kind_at(self) -> Ints:
-        """For each op the place of its kind among ``Kind``'s members."""
-        places = {kind: place for place, kind in enumerate(Kind)}
-        return np.array([places[op.kind] for op in self.ops], np.int64)
+    def _kind_index(self) -> Ints:
+        """For each op, the index of its kind among the members of ``Kind``."""
+        index = {kind: i for i, kind in enumerate(Kind)}
+        return np.array([index[op.kind] for op in self.ops], np.int64)
 
     def is_of(self, kinds: Container[Kind]) -> Bools:
-        """For each op, whether it is of one of ``kinds``."""
-        return np.array([kind in kinds for kind in Kind])[self._kind_at]
+        """For each op, whether its kind is one of ``kinds``."""
+        return np.array([kind in kinds for kind in Kind])[self._kind_index]
 
     def made_by(self, kinds: Container[Kind]) -> Bools:
-        """For each value, whether an op of one of ``kinds`` makes it."""
-        return np.append(self.is_of(kinds), False)[self.producers]
+        """For each value, whether an op of one of ``kinds`` writes it."""
+        return np.append(self.is_of(kinds), False)[self.producer_array]
 
     @cached_property
     def size_rank(self) -> Ints:
-        """Of each value: two have the same one when they have as many bytes."""
+        """For each value, the rank of its size: equal for values of equal size."""
         return np.unique(self.nbytes, return_inverse=True)[1]
 
     @cached_property
     def nbytes(self) -> Ints:
-        """Of each value."""
+        """For each value, its bytes."""
         return np.array([v.nbytes for v in self.values], np.int64)
 
     @cached_property
     def nbytes_of_others(self) -> Ints:
-        """Of each value: the bytes that the other calls of a step have of it while one runs, if it is saved."""
+        """For each value, the bytes that the other calls of a step hold of it, if it is saved."""
         of_each_call = [v.origin is Origin.OP or v.id in self.own_inputs for v in self.values]
         others: Ints = (self.calls - 1) * self.nbytes * np.array(of_each_call, np.int64)
         return others
 
     @cached_property
     def nbytes_workspace(self) -> Ints:
-        """Of each op."""
+        """For each op, the bytes of its workspace."""
         return np.array([op.nbytes_workspace for op in self.ops], np.int64)
 
     @cached_property
     def forward_inputs(self) -> tuple[int, ...]:
-        """Values that are there before forward starts."""
+        """The arguments of forward: parameters, buffers and other inputs."""
         return tuple(v.id for v in self.values if v.origin in (Origin.STATIC, Origin.INPUT))
 
     @cached_property
     def parameters(self) -> tuple[int, ...]:
-        """Values that exist before and after the step."""
+        """The parameters and buffers: they exist before and after the step."""
         return tuple(v.id for v in self.values if v.origin is Origin.STATIC)
 
     @cached_property
     def tangents(self) -> tuple[int, ...]:
-        """Values that backward is handed when it starts."""
+        """The arguments of backward that are not saved values."""
         return tuple(v.id for v in self.values if v.origin is Origin.TANGENT)
 
     @cached_property
     def held_outputs(self) -> tuple[int, ...]:
-        """Outputs of forward that are there for all of backward."""
+        """The outputs of forward that live through all of backward."""
         return self.fwd_outputs if self.holds_outputs else ()
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:
-        """For each op, where it has to run.
-
-        BACKWARD is what depends on a tangent; FORWARD is what forward's outputs depend on; a pinned op takes what it
-        depends on (forward) or what depends on it (backward) to its side.
-        """
-        sides = [op.pinned for op in self.ops]
-        from_backward = set(self.tangents)
-        for op in self.ops:
-            if sides[op.id] is Side.BACKWARD or not from_backward.isdisjoint(op.reads):
-                sides[op.id] = Side.BACKWARD
-                from_backward.update(op.writes)
-        wanted = set(self.fwd_outputs)
-        for op in reversed(self.ops):
-            if sides[op.id] is Side.FORWARD or (sides[op.id] is Side.EITHER and not wanted.isdisjoint(op.writes)):
-                sides[op.id] = Side.FORWARD
-                wanted.update(op.reads + op.mutates)
-        return tuple(sides)
+        """For each op, where it has to run."""
+        return classify(self.ops, self.fwd_outputs, self.tangents)
 
     @cached_property
     def backward_ops(self) -> tuple[Op, ...]:
-        """Backward's own ops in the order in which they run. That is the graph's, but for two things: of two products
-        of one gradient, what is returned is made first; and mutations come last, when all has read the bytes that they
-        overwrite.
-        """
+        """The ops that belong to backward, in the order in which they run (``order``)."""
         own = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]
         return backward_order(own, self.values, frozenset(self.bwd_outputs))
 
     @cached_property
     def backward_mutations(self) -> tuple[Op, ...]:
-        """The last of ``backward_ops``."""
+        """The mutations of backward: the last of ``backward_ops``."""
         return tuple(op for op in self.backward_ops if op.kind is Kind.MUTATION)
 
     @cached_property
     def forward_ops(self) -> tuple[int, ...]:
-        """Ids of forward's own ops, in their order."""
+        """The ids of the ops that belong to forward, in order."""
         return tuple(op.id for op in self.ops if self.sides[op.id] is Side.FORWARD)
 
     @cached_property
     def made_in_forward(self) -> frozenset[int]:
-        """The values that these write."""
+        """The values that ``forward_ops`` write."""
         return frozenset(v for op in self.forward_ops for v in self.ops[op].writes)
 
     @cached_property
     def is_backward(self) -> Bools:
-        """For each op, whether it is backward's own."""
+        """For each op, whether it belongs to backward."""
         found: Bools = np.array([side is Side.BACKWARD for side in self.sides], np.bool_)
         return found
 
     @cached_property
     def runs_once(self) -> frozenset[int]:
-        """Ops that must not run a second time: by their nature, because the user saves a result, or as backward's."""
+        """Ops that must not run twice: ops of backward, and those marked so or with a result that the user saves."""
         return frozenset(
             op.id
             for op in self.ops
@@ -246,13 +218,13 @@ class JointGraph:
 
     @cached_property
     def kept_inputs(self) -> frozenset[int]:
-        """The inputs of forward that backward can read."""
+        """The inputs of forward that backward may read."""
         inputs = (self.values[v] for v in self.forward_inputs)
         return frozenset(v.id for v in inputs if not v.mutated and not v.cannot_save)
 
     @cached_property
     def backward_reads(self) -> frozenset[int]:
-        """Values that backward reads or returns and that depend on no tangent: each is saved or recomputed."""
+        """Values other than tangents that backward reads or returns and does not write: saved or recomputed."""
         in_backward = [op for op in self.ops if self.sides[op.id] is Side.BACKWARD]
         made = {v for op in in_backward for v in op.writes}
         wanted = {v for op in in_backward for v in op.reads} | set(self.bwd_outputs)
@@ -260,10 +232,10 @@ class JointGraph:
 
     @cached_property
     def savable(self) -> Bools:
-        """For each value, whether it is neither backward's nor an input, and may be saved."""
+        """For each value, whether it may be saved and an op writes it that does not belong to backward."""
         free = [self.sides[op.id] is not Side.BACKWARD and not op.must_recompute for op in self.ops]
         can = [v.origin is Origin.OP and not v.cannot_save for v in self.values]
-        savable: Bools = np.array(can, np.bool_) & np.array([*free, False])[self.producers]
+        savable: Bools = np.array(can, np.bool_) & np.array([*free, False])[self.producer_array]
         return savable
 
     def marked(self, values: Iterable[int]) -> Bools:
@@ -273,7 +245,7 @@ class JointGraph:
         return marked
 
     def ancestors(self, values: Iterable[int], stop: Container[int] = frozenset()) -> list[int]:
-        """Ops that have to run to make ``values`` out of ``stop`` and the inputs, in their order."""
+        """The ids of the ops that compute ``values`` from ``stop`` and the inputs, in order."""
         producer, ops = self.producer, self.ops
         found: set[int] = set()
         todo = [v for v in values if v not in stop]
@@ -281,7 +253,7 @@ class JointGraph:
             op = producer[todo.pop()]
             if op is not None and op not in found:
                 found.add(op)
-                for v in ops[op].reads:  # one or two: a comprehension takes longer
+                for v in ops[op].reads:  # one or two, so a comprehension is slower
                     if v not in stop:
                         todo.append(v)
         return sorted(found)
@@ -295,17 +267,17 @@ class JointGraph:
 
     @classmethod
     def from_json(cls, text: str) -> JointGraph:
-        """Read what ``to_json`` wrote.
+        """Read a document that ``to_json`` wrote.
 
         Raises:
-            GraphError: the text is not JSON, of another format, or not a valid graph.
+            GraphError: the text is not JSON, has another format, or is not a valid graph.
         """
         try:
             data: dict[str, Any] = json.loads(text)
             if not isinstance(data, dict) or "format" not in data:
                 raise GraphError("not a joint graph: expected a JSON object with the key 'format'")
             if data.pop("format") != FORMAT:
-                raise GraphError(f"this joint graph is of another format than {FORMAT}; capture it again")
+                raise GraphError(f"this joint graph has a format other than {FORMAT}; capture the graph again")
             ops = tuple(Op.from_fields(d) for d in data.pop("ops"))
             values = tuple(Value.from_fields(d) for d in data.pop("values"))
             hints = tuple((str(s), int(n)) for s, n in data.pop("hints"))

@@ -186,7 +186,7 @@ def _overwritten(graph: JointGraph, memory: Materialization, end: Ints) -> Ints:
     fuses = graph.is_of(FUSIBLE)[trace.op]
     new = np.flatnonzero(memory.in_memory & graph.made_by(FUSIBLE)[trace.value])
     ends_here = fuses[memory.reader] & (end[memory.read] == memory.reader) & ~trace.is_output[memory.read]
-    ends_here &= (graph.producers >= 0)[trace.value[memory.read]]
+    ends_here &= (graph.producer_array >= 0)[trace.value[memory.read]]
     old, position = memory.read[ends_here], memory.reader[ends_here]
     # One integer per (position, size), to match what is offered with what is wanted.
     size, stride = graph.size_rank[trace.value], len(graph.values)

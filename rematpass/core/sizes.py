@@ -1,7 +1,7 @@
-"""The same joint graph at other sizes: what a symbol of the shapes stands for is replaced, and the bytes follow.
+"""A joint graph at other sizes: symbols of its shapes get other numbers, and the bytes follow.
 
-``nbytes_expr`` of a value is the formula behind its bytes, in the symbols of ``JointGraph.hints`` and in Python's
-notation. FLOPs are known for one size only; they are scaled by how the bytes grow that the op reads and writes.
+``Value.nbytes_expr`` is the formula behind the bytes of a value, in Python's notation, with the symbols of
+``JointGraph.hints``. FLOPs are known for one size only; they are scaled with the bytes that the op reads and writes.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def evaluate(formula: str, symbols: Mapping[str, int]) -> int:
-    """The whole number that a formula of sizes stands for.
+    """The value of a formula of sizes, a whole number.
 
     Raises:
-        GraphError: it holds something that is no arithmetic on sizes, or a symbol that has no value.
+        GraphError: the formula contains something other than arithmetic on sizes, or a symbol without a value.
     """
 
     def value(node: ast.expr) -> Any:
@@ -62,23 +62,23 @@ def evaluate(formula: str, symbols: Mapping[str, int]) -> int:
                 return -value(operand)
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
                 return _FUNCTIONS[name](*map(value, arguments))
-        raise GraphError(f"the size {formula!r} cannot be worked out: {ast.unparse(node)!r} is unknown")
+        raise GraphError(f"the size {formula!r} cannot be evaluated: {ast.unparse(node)!r} is unknown")
 
     try:
         return int(value(ast.parse(formula, mode="eval").body))
     except (SyntaxError, TypeError, ZeroDivisionError) as error:
-        raise GraphError(f"the size {formula!r} cannot be worked out: {error}") from error
+        raise GraphError(f"the size {formula!r} cannot be evaluated: {error}") from error
 
 
 def resized(graph: JointGraph, sizes: Mapping[str, int]) -> JointGraph:
-    """``graph`` with other numbers for some of its symbols.
+    """``graph`` with other sizes for some of its symbols.
 
     Raises:
-        GraphError: one of them is no symbol of the graph, or a formula cannot be worked out.
+        GraphError: a name is not a symbol of the graph, or a formula cannot be evaluated.
     """
     symbols = dict(graph.hints)
     if unknown := sizes.keys() - symbols.keys():
-        raise GraphError(f"{min(unknown)} is no symbol of the graph; it has {', '.join(symbols) or 'none'}")
+        raise GraphError(f"{min(unknown)} is not a symbol of the graph; it has {', '.join(symbols) or 'none'}")
     symbols |= sizes
     values = tuple(_resized(v, symbols) for v in graph.values)
     ops = tuple(_scaled(graph, op, values) for op in graph.ops)
@@ -90,7 +90,7 @@ def _resized(value: Value, symbols: Mapping[str, int]) -> Value:
 
 
 def _scaled(graph: JointGraph, op: Op, values: tuple[Value, ...]) -> Op:
-    """The op with its FLOPs and bytes read grown as what it reads and writes has grown, where that grew the most."""
+    """``op`` with its FLOPs and bytes read scaled by the growth of the value that grew the most among its own."""
     growth = [
         Fraction(values[v].nbytes, graph.values[v].nbytes) for v in (*op.reads, *op.writes) if graph.values[v].nbytes
     ]

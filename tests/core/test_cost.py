@@ -9,7 +9,7 @@ from rematpass.core.cost import Costs, estimate, materialized
 from rematpass.core.hardware import PRESETS, Hardware
 from rematpass.core.op import Kind, Origin, Side
 
-# Rates that make every second a whole number: FLOPs count 1/3 s in float32, bytes 1/2 s, a launch 1000 s.
+# Rates that make all seconds whole numbers: 1/3 s per FLOP in float32, 1/2 s per byte, 1000 s per launch.
 SLOW = Hardware("slow", (("float32", 3.0), ("bfloat16", 33.0)), vector_flops=5.0, bandwidth=2.0, launch_seconds=1000.0)
 
 
@@ -28,12 +28,16 @@ def one_op(kind, nbytes_read, *sizes, output=True, **fields):
     [
         (9900, "float32", 1000 + 3300),
         (9900, "bfloat16", 1000 + 300),
-        (9900, "int8", 1000 + 3300),  # as slow as the slowest
-        (33, "float32", 1000 + (22 + 2 * 14) // 2),  # bytes decide: each written one is allocated and written
+        (9900, "int8", 1000 + 3300),  # at the slowest listed rate
+        (
+            33,
+            "float32",
+            1000 + (22 + 2 * 14) // 2,
+        ),  # bound by bytes; each byte written counts twice: it is allocated and written
         (0, "float32", 1000 + (22 + 2 * 14) // 2),
     ],
 )
-def test_an_op_of_its_own_kernel_takes_a_launch_and_the_slower_of_arithmetic_and_bytes(kind, flops, dtype, seconds):
+def test_an_op_with_its_own_kernel_takes_a_launch_and_the_slower_of_arithmetic_and_bytes(kind, flops, dtype, seconds):
     graph = one_op(kind, 22, 14, flops=flops, dtype=dtype)
     assert estimate(graph, SLOW).run == (seconds,)
 
@@ -43,9 +47,9 @@ def test_an_op_of_its_own_kernel_takes_a_launch_and_the_slower_of_arithmetic_and
 )
 @pytest.mark.parametrize(
     ("nbytes_read", "nbytes_written", "flops"),
-    [(220, 140, 220), (60, 140, 140)],  # four of each element, on the larger side; an element has four bytes
+    [(220, 140, 220), (60, 140, 140)],  # 4 FLOP per element of the larger side, 4 bytes per element
 )
-def test_an_op_that_fuses_takes_its_arithmetic_and_what_it_writes_to_memory(kind, nbytes_read, nbytes_written, flops):
+def test_an_op_that_fuses_takes_its_arithmetic_and_its_writes_to_memory(kind, nbytes_read, nbytes_written, flops):
     to_memory = estimate(one_op(kind, nbytes_read, nbytes_written), SLOW)
     assert to_memory.run == (flops / 5 + nbytes_written,)
     inside = estimate(one_op(kind, nbytes_read, nbytes_written, output=False), SLOW)
@@ -53,9 +57,9 @@ def test_an_op_that_fuses_takes_its_arithmetic_and_what_it_writes_to_memory(kind
     assert inside.run == (flops / 5 + (0 if stays_inside else nbytes_written),)
 
 
-def test_a_random_number_takes_what_the_device_says():
+def test_a_seeded_random_number_takes_the_devices_draw_cost():
     graph = one_op(Kind.SEEDED, 8, 140, output=False)
-    assert estimate(graph, SLOW).run == (35 * 4 / 5,)  # as any element
+    assert estimate(graph, SLOW).run == (35 * 4 / 5,)  # like any other element
     assert estimate(graph, dataclasses.replace(SLOW, draw=100.0)).run == (35 * 100 / 5,)
 
 
@@ -63,12 +67,14 @@ def test_arithmetic_on_sizes_is_free():
     assert estimate(one_op(Kind.SYMBOLIC, 22, 14, flops=99), SLOW).run == (0.0,)
 
 
-def test_several_results_are_all_written():
+def test_all_results_of_an_op_are_written():
     assert estimate(one_op(Kind.MATMUL, 10, 14, 6), SLOW).run == (1000 + (10 + 2 * 20) // 2,)
-    assert estimate(one_op(Kind.POINTWISE, 10, 15, 7), SLOW).run == (22 / 5 + 15,)  # one of them to memory
+    assert estimate(one_op(Kind.POINTWISE, 10, 15, 7), SLOW).run == (
+        22 / 5 + 15,
+    )  # only the output is written to memory
 
 
-def test_keeping_costs_a_read_and_a_write_where_nothing_else_writes():
+def test_saving_costs_a_read_and_a_write_unless_the_value_is_materialized():
     b = Builder()
     x = b.input(10)
     inside = b.op([x], 14, kind=Kind.POINTWISE)
@@ -78,24 +84,24 @@ def test_keeping_costs_a_read_and_a_write_where_nothing_else_writes():
     assert estimate(graph, SLOW).keep == (10 / 2, 14 / 2 * 2, 22 / 2, 26 / 2, 34 / 2)
 
 
-def test_a_device_may_take_its_time_to_pack_truth_values_and_to_unpack_them():
+def test_packing_bools_costs_time_where_the_device_says_so():
     b = Builder()
     x = b.input(10)
     inside, out = b.op([x], 14, 22, kind=Kind.POINTWISE)
     graph = b.build([out], [b.op([inside], 34, kind=Kind.POINTWISE)])
     values = tuple(dataclasses.replace(v, dtype="bool" if v.id in (inside, out) else "float32") for v in graph.values)
     graph = dataclasses.replace(graph, values=values)
-    packs = dataclasses.replace(SLOW, mask=50.0)  # ten seconds each
+    packs = dataclasses.replace(SLOW, mask=50.0)  # ten seconds per bool
     assert estimate(graph, packs).keep == (10 / 2, 2 * (14 / 2 + 140), 22 / 2 + 220, 34 / 2)
-    assert estimate(graph, packs).run == (36 / 5 + 22 + 2 * 220, 34 / 5 + 34)  # only what goes to memory
+    assert estimate(graph, packs).run == (36 / 5 + 22 + 2 * 220, 34 / 5 + 34)  # only for the values in memory
     assert estimate(graph, SLOW).keep == (10 / 2, 2 * 14 / 2, 22 / 2, 34 / 2)
 
 
-def test_a_step_is_every_op_once():
+def test_a_step_runs_every_op_once():
     assert Costs(run=(3.0, 5.0, 11.0), keep=(7.0,)).step == 19.0
 
 
-def test_what_is_materialized():
+def test_materialized_values_are_at_kernel_boundaries():
     b = Builder()
     x = b.input(2)
     fused = b.op([x], 3, kind=Kind.POINTWISE)
@@ -121,7 +127,7 @@ def test_seconds_are_never_negative_and_grow_as_the_device_slows_down(data):
     assert (len(fast.run), len(fast.keep)) == (len(graph.ops), len(graph.values))
 
 
-def test_a_pointwise_op_is_much_cheaper_to_run_again_than_a_matmul():
+def test_a_pointwise_op_is_cheaper_to_recompute_than_a_matmul():
     pointwise, matmul = (estimate(chain(2, 2**20, kind), PRESETS["h200"]) for kind in (Kind.POINTWISE, Kind.MATMUL))
     forward = [op for op, side in enumerate(chain(2).sides) if side is Side.FORWARD]
     assert pointwise.run[forward[0]] < matmul.run[forward[0]]
