@@ -1,6 +1,7 @@
 """The Python blocks of README and the guide that are marked ``run`` do what the text around them says."""
 
 import contextlib
+import functools
 import io
 from typing import NamedTuple
 
@@ -107,6 +108,7 @@ def test_selective():
     from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
     given = {
+        "functools": functools,
         "torch": torch,
         "checkpoint": checkpoint,
         "CheckpointPolicy": CheckpointPolicy,
