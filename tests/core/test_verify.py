@@ -1,4 +1,4 @@
-"""The judge: what it lets pass, one hand-broken schedule for each of its rules, and random damage to valid plans."""
+"""The judge: valid plans, one schedule by hand that breaks each rule, and random damage to valid plans."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ SAVED = (0, 1)
 
 
 def reason(graph, saved, fwd, bwd):
-    """Why the judge refuses, without the words that every refusal begins with."""
+    """Why the judge refuses, without the beginning that all refusals share."""
     with pytest.raises(PlanError) as caught:
         verify(graph, Plan("mine", tuple(saved), tuple(fwd), tuple(bwd)))
     start, message = str(caught.value).split(", at ", 1)
@@ -38,17 +38,17 @@ def reason(graph, saved, fwd, bwd):
     return message
 
 
-def without(steps, *gone):
-    assert set(gone) <= set(steps)
-    return [s for s in steps if s not in gone]
+def without(steps, *removed):
+    assert set(removed) <= set(steps)
+    return [s for s in steps if s not in removed]
 
 
-def test_a_valid_plan_passes_and_its_peak_is_told():
-    # at the last run: the output, both gradients, and what the last one is made of
+def test_a_valid_plan_passes_with_its_peak():
+    # at the last run: the output, both gradients, and the argument of the last one
     assert verify(three_layers(), Plan("mine", SAVED, FWD, BWD)) == 13 + 19 + 29 + 23
 
 
-def test_a_plan_that_drops_nothing_passes_too():
+def test_a_plan_without_drops_passes():
     runs = [[s for s in side if isinstance(s, Run)] for side in (FWD, BWD)]
     plan = Plan("mine", SAVED, *map(tuple, runs))
     assert verify(three_layers(), plan) == 13 + 13 + 17 + 7 + 11 + 19 + 23 + 29
@@ -67,7 +67,12 @@ def test_a_plan_that_drops_nothing_passes_too():
         ),
         (SAVED, FWD, [Run(3), Run(4)], "step 1 of backward: op 4 (op4) reads value 3, which is not alive"),
         ([1], FWD, BWD, "step 1 of backward: op 0 (op0) reads value 0, which is not alive"),
-        ([0], FWD, BWD, "step 0 of backward: op 3 (op3) reads value 1, which is not alive"),  # a parameter, not kept
+        (
+            [0],
+            FWD,
+            BWD,
+            "step 0 of backward: op 3 (op3) reads value 1, which is not alive",
+        ),  # a parameter that is not saved
         (SAVED, FWD, [Drop(5), *BWD], "step 1 of backward: op 3 (op3) reads value 5, which is not alive"),
         # drops
         (SAVED, [Run(0), Drop(3)], BWD, "step 1 of forward: copy 0 of value 3 is dropped, but it is not alive"),
@@ -98,19 +103,19 @@ def test_a_plan_that_drops_nothing_passes_too():
             [Run(0, 1), Run(0, 1)],
             "step 1 of backward: op 0 (op0) runs as copy 1, but it has run 2 times",
         ),
-        # once
+        # repeated runs
         (SAVED, [Run(0), Run(0, 1)], BWD, "step 1 of forward: op 0 (op0) runs a second time in forward"),
         (SAVED, FWD, [Run(3), Run(3, 1)], "step 1 of backward: op 3 (op3) runs a second time"),
-        # all
+        # missing runs
         (SAVED, FWD[:3], BWD, "the end of forward: op 2 (op2) has not run"),
         (SAVED, [], BWD, "the end of forward: op 0 (op0) has not run"),
         (SAVED, FWD, BWD[:-1], "the end of backward: op 6 (op6) has not run"),
         (SAVED, FWD, without(BWD, Run(3), Run(5), Drop(6), Run(6)), "the end of backward: op 3 (op3) has not run"),
-        # handed out
+        # outputs
         (SAVED, [*FWD, Drop(4)], BWD, "the end of forward: output value 4 is not alive"),
         (SAVED, FWD, [*BWD, Drop(7)], "the end of backward: output value 7 is not alive"),
         ([0, 1, 4], FWD, [*BWD, Drop(4)], "backward: an output of forward is dropped, but the caller holds it"),
-        # handed over
+        # saved values
         ([1, 0], FWD, BWD, "the end of forward: the saved values are not in ascending order, each once"),
         ([0, 0, 1], FWD, BWD, "the end of forward: the saved values are not in ascending order, each once"),
         ([0, 1, 2], FWD, BWD, "the end of forward: value 2 is saved, but it is not alive"),
@@ -122,7 +127,7 @@ def test_a_broken_schedule_is_refused(saved, fwd, bwd, message):
     assert reason(three_layers(), saved, fwd, bwd) == message
 
 
-def test_an_op_of_forward_does_not_wait_for_backward():
+def test_an_op_of_forward_must_not_run_in_backward_only():
     graph = three_layers()
     fwd = [Run(0), Run(1), Drop(3)]
     assert reason(graph, [0, 1, 2], fwd, [Run(1, 1), Run(2), *BWD]) == "the end of forward: op 2 (op2) has not run"
@@ -138,7 +143,7 @@ MARKS = [
 
 
 @pytest.mark.parametrize(("mark", "message"), MARKS)
-def test_a_mark_that_forbids_to_run_again_is_kept(mark, message):
+def test_a_mark_against_recomputing_is_obeyed(mark, message):
     graph = three_layers(op1=mark)
     assert reason(graph, SAVED, FWD, BWD) == message
     verify(graph, Plan("mine", (0, 1, 3), without(FWD, Drop(3)), KEEPS_3))
@@ -154,7 +159,7 @@ def test_a_mark_that_forbids_to_run_again_is_kept(mark, message):
         ),
     ],
 )
-def test_a_mark_that_forbids_to_save_is_kept(mark, message):
+def test_a_mark_against_saving_is_obeyed(mark, message):
     graph = three_layers(op1=mark)
     assert reason(graph, [0, 1, 3], without(FWD, Drop(3)), KEEPS_3) == message
     verify(graph, Plan("mine", SAVED, FWD, BWD))
@@ -163,7 +168,7 @@ def test_a_mark_that_forbids_to_save_is_kept(mark, message):
 KEEPS_3 = tuple(without(BWD, Run(1, 1), Drop(3, 1)))
 
 
-def test_an_input_that_cannot_be_saved_is_not():
+def test_an_input_that_cannot_be_saved_must_not_be():
     b = Builder()
     x = b.input(3, cannot_save="Generator is not a tensor")
     out = b.op([x], 5)
@@ -174,7 +179,7 @@ def test_an_input_that_cannot_be_saved_is_not():
 
 
 def updated_state():
-    """``old`` is the clone of the input that op 2 overwrites; backward reads what comes of it."""
+    """``old`` is the clone of the input that op 2 overwrites; backward reads the clone."""
     b = Builder()
     state, old = overwritten_input(b, 5)
     out = b.op([old], 7)
@@ -189,7 +194,7 @@ def test_the_old_version_of_an_overwritten_input_is_read_through_its_clone():
     assert reason(updated_state(), [0], [Run(0), Run(1), Run(2)], [Run(0, 1), Run(3)]) == message
 
 
-def test_an_overwritten_input_is_not_read_in_forward_after_the_update():
+def test_an_input_must_not_be_read_after_forward_overwrites_it():
     b = Builder()
     state = b.input(5, mutated=True)
     first = b.op([state], 7)
@@ -201,7 +206,7 @@ def test_an_overwritten_input_is_not_read_in_forward_after_the_update():
     assert reason(graph, [], [Run(0), Run(1), Run(2)], []) == message
 
 
-def test_an_overwritten_input_is_not_read_in_backward():
+def test_an_overwritten_input_must_not_be_read_in_backward():
     b = Builder()
     state = b.input(5, mutated=True)
     out = b.op([state], 7)
@@ -213,8 +218,8 @@ def test_an_overwritten_input_is_not_read_in_backward():
     assert reason(graph, [0], [Run(0), Run(1)], [Run(0, 1), Run(2)]) == message
 
 
-def test_an_input_that_is_overwritten_after_forward_is_not_read_in_backward():
-    """There is no op that overwrites it: AOTAutograd does, once forward has ended."""
+def test_an_input_overwritten_after_forward_must_not_be_read_in_backward():
+    """No op overwrites it: AOTAutograd does, when forward has ended."""
     b = Builder()
     state = b.input(5, mutated=True)
     out = b.op([state], 7)
@@ -234,7 +239,7 @@ def updates_in_backward():
     return b.build([out], [gradient])
 
 
-def test_an_input_that_backward_overwrites_is_not_read_after_that():
+def test_an_input_that_backward_overwrites_must_be_alive():
     graph = updates_in_backward()
     verify(graph, Plan("mine", (0,), (Run(0),), (Run(1), Run(2))))
     assert reason(graph, [0], [Run(0)], [Run(1), Drop(0), Run(2)]) == (
@@ -242,7 +247,7 @@ def test_an_input_that_backward_overwrites_is_not_read_after_that():
     )
 
 
-def test_a_mutation_runs_once_even_if_nothing_is_said_of_it():
+def test_a_mutation_without_marks_runs_once():
     b = Builder()
     counter, weight = b.input(5), b.input(3, Origin.STATIC)
     b.op([weight], kind=Kind.MUTATION, mutates=(counter,), name="add_")
@@ -265,12 +270,12 @@ def test_effects_keep_their_order(side, fwd, bwd):
     verify(graph, Plan("mine", (0,), tuple(fwd), tuple(bwd)))
     swapped = [[{Run(1): Run(2), Run(2): Run(1)}.get(s, s) for s in steps] for steps in (fwd, bwd)]
     assert reason(graph, [0], *swapped) == (
-        f"the end of {side.value}: effects, mutations or collectives run in another order than the program's"
+        f"the end of {side.value}: effects, mutations or collectives are not in the program's order"
     )
 
 
-def aside():
-    """Op 1 is of neither side."""
+def with_an_op_of_neither_side():
+    """A graph in which op 1 belongs to neither side."""
     b = Builder()
     x = b.input(3)
     out = b.op([x], 5)
@@ -287,16 +292,16 @@ def aside():
         ([0], [Run(0), Run(1), Drop(2)], [Run(1, 1), Run(2)], 5 + 5 + 7 + 11),
     ],
 )
-def test_an_op_of_neither_side_runs_on_either(saved, fwd, bwd, peak):
-    assert verify(aside(), Plan("mine", tuple(saved), tuple(fwd), tuple(bwd))) == peak
+def test_an_op_of_neither_side_may_run_on_either(saved, fwd, bwd, peak):
+    assert verify(with_an_op_of_neither_side(), Plan("mine", tuple(saved), tuple(fwd), tuple(bwd))) == peak
 
 
-# Random damage. Each of these makes any valid plan invalid, whatever the graph.
+# Random damage. Each kind of damage makes any valid plan of any graph invalid.
 
 
 @st.composite
 def valid_plans(draw):
-    """A graph and a plan for it: a random cut, more or less of what else may be saved, recomputed just in time."""
+    """A graph and a plan for it: a random cut, recomputed as late as possible."""
     graph = draw(joint_graphs(max_ops=5))
     assume(next(choices(graph), None))
     costs = draw(integer_costs(graph))
@@ -314,7 +319,7 @@ def replaced(plan, side, steps):
 
 
 def with_steps(draw, plan, wanted):
-    """A side of the plan and the position of a step on it that ``wanted`` accepts, drawn from all there are."""
+    """A random step that ``wanted`` accepts: its side, its position, and all steps of the side."""
     found = [(side, i) for side in ("fwd", "bwd") for i, s in enumerate(getattr(plan, side)) if wanted(s)]
     assume(found)
     side, position = draw(st.sampled_from(found))
@@ -322,7 +327,7 @@ def with_steps(draw, plan, wanted):
 
 
 @given(st.data())
-def test_a_run_left_out(data):
+def test_a_missing_run_is_refused(data):
     graph, plan = data.draw(valid_plans())
     side, position, steps = with_steps(data.draw, plan, lambda s: isinstance(s, Run))
     del steps[position]
@@ -330,7 +335,7 @@ def test_a_run_left_out(data):
 
 
 @given(st.data())
-def test_a_run_twice(data):
+def test_a_repeated_run_is_refused(data):
     graph, plan = data.draw(valid_plans())
     side, position, steps = with_steps(data.draw, plan, lambda s: isinstance(s, Run))
     steps.insert(data.draw(st.integers(position, len(steps))), steps[position])
@@ -338,7 +343,7 @@ def test_a_run_twice(data):
 
 
 @given(st.data())
-def test_another_copy_than_is_due(data):
+def test_a_wrong_copy_number_is_refused(data):
     graph, plan = data.draw(valid_plans())
     side, position, steps = with_steps(data.draw, plan, lambda s: isinstance(s, Run))
     other = data.draw(st.integers(-1, 3).filter(lambda copy: copy != steps[position].copy))
@@ -347,7 +352,7 @@ def test_another_copy_than_is_due(data):
 
 
 @given(st.data())
-def test_a_run_on_the_other_side(data):
+def test_a_run_on_the_wrong_side_is_refused(data):
     graph, plan = data.draw(valid_plans())
     side, position, steps = with_steps(
         data.draw, plan, lambda s: isinstance(s, Run) and graph.sides[s.op] is not Side.EITHER and s.copy == 0
@@ -360,7 +365,7 @@ def test_a_run_on_the_other_side(data):
 
 
 @given(st.data())
-def test_a_drop_twice(data):
+def test_a_repeated_drop_is_refused(data):
     graph, plan = data.draw(valid_plans())
     side, position, steps = with_steps(data.draw, plan, lambda s: isinstance(s, Drop))
     steps.insert(data.draw(st.integers(position, len(steps))), steps[position])
@@ -368,15 +373,15 @@ def test_a_drop_twice(data):
 
 
 @given(st.data())
-def test_a_saved_value_left_out(data):
+def test_a_missing_saved_value_is_refused(data):
     graph, plan = data.draw(valid_plans())
     assume(plan.saved)
-    gone = data.draw(st.sampled_from(plan.saved))
-    refused(graph, dataclasses.replace(plan, saved=tuple(v for v in plan.saved if v != gone)))
+    missing = data.draw(st.sampled_from(plan.saved))
+    refused(graph, dataclasses.replace(plan, saved=tuple(v for v in plan.saved if v != missing)))
 
 
 def copies_along(graph, plan, side):
-    """For each step of a side: the copies that live before it, and those of them that it reads (the newest)."""
+    """For each step of a side: the copies alive before it, by value, and the copies that it reads: the newest."""
     alive = {}
     at_start = (
         plan.saved if side == "bwd" else [v.id for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT)]
@@ -398,7 +403,7 @@ def copies_along(graph, plan, side):
 
 
 @given(st.data())
-def test_a_drop_before_the_last_read(data):
+def test_a_drop_before_the_last_read_is_refused(data):
     graph, plan = data.draw(valid_plans())
     early = []
     for side in ("fwd", "bwd"):
@@ -418,14 +423,14 @@ def test_a_drop_before_the_last_read(data):
 
 
 @given(st.data())
-def test_two_steps_that_depend_on_each_other_swapped(data):
+def test_swapping_two_dependent_steps_is_refused(data):
     graph, plan = data.draw(valid_plans())
     pairs = []
     for side in ("fwd", "bwd"):
         seen = list(copies_along(graph, plan, side))
         for first, (maker, before, _) in enumerate(seen):
             made = {(v, maker.copy) for v in graph.ops[maker.op].writes} if isinstance(maker, Run) else set()
-            made = {(v, copy) for v, copy in made if not before.get(v)}  # no older copy to fall back on
+            made = {(v, copy) for v, copy in made if not before.get(v)}  # no older copy that could be read instead
             pairs += [(side, first, i) for i, (_, _, read) in enumerate(seen) if i > first and made & read]
     assume(pairs)
     side, first, second = data.draw(st.sampled_from(pairs))
@@ -435,7 +440,7 @@ def test_two_steps_that_depend_on_each_other_swapped(data):
 
 
 @given(st.data())
-def test_something_else_saved_that_is_gone(data):
+def test_saving_a_dropped_value_is_refused(data):
     graph, plan = data.draw(valid_plans())
     alive = {v.id for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT)}
     for step in plan.fwd:
@@ -445,10 +450,10 @@ def test_something_else_saved_that_is_gone(data):
             alive.discard(step.value)
     dead = sorted({v.id for v in graph.values} - alive)
     assume(dead)
-    gone = data.draw(st.sampled_from(dead))
-    refused(graph, dataclasses.replace(plan, saved=tuple(sorted({*plan.saved, gone}))))
+    dropped = data.draw(st.sampled_from(dead))
+    refused(graph, dataclasses.replace(plan, saved=tuple(sorted({*plan.saved, dropped}))))
 
 
 @given(valid_plans())
-def test_undamaged_they_pass(graph_and_plan):
+def test_undamaged_plans_pass(graph_and_plan):
     assert verify(*graph_and_plan) >= 0
