@@ -87,9 +87,18 @@ first four files, and the directories that its directory may use: ``report`` use
         sample_call.py            a call on sample arguments, outside of its graph
         workspace.py              bytes that library calls take inside themselves, measured
         traits.py                 what the planner has to know of a call
-      graph_passes/               every rewrite of an fx graph
+      graph_passes/               every rewrite of an fx graph, in the order in which they run
+        eliminate_common_subexpressions.py  what is computed twice, and dead code
+        force_saves.py            users' marks, and what must be saved in any case
         dealias_subgraph_outputs.py  results of a subgraph that are its own arguments
         clone_mutated_inputs.py   inputs that forward overwrites
+        step_facts.py             what the passes below know of the joint graph
+        drop_stray_ops.py         ops that backward must not run
+        thread_random_states.py   random states of regions
+        flatten_convolution_inputs.py  saved inputs that Inductor would copy
+        avoid_addmm.py            additions that would keep a product's operands alive
+        offload.py                saved values that are moved to the CPU
+        pipeline.py               the two lists of passes: over the joint graph, over forward and backward
       capture/                    joint graph in, JointGraph out
         compile_context.py        what is compiled now, and which modules run
         call_count.py             how often a step calls what is being compiled
@@ -112,14 +121,17 @@ first four files, and the directories that its directory may use: ``report`` use
         without_trace.py          a dry run changes nothing in the process
         dry_run.py                the exact peak of both graphs, before any code is generated
       emit.py                     Plan -> the forward and the backward module
-      select_plan.py              a rung, emitted, with its exact peak
+      select_plan.py              a rung, emitted and rewritten, with its exact peak
+      user_errors.py              errors that are never a reason to fall back, with short tracebacks
+      planned.py                  records of what was planned; the log line, reports, listeners
+      runtime/                    what runs beside a compiled step
+        backward_node.py          the autograd node of a compiled backward
+        check_peak.py             REMAT_CHECK: a training run measures its own first steps
+        step_warnings.py          warns when a step's sizes or calls exceed its plan
       auto_budget.py              the budget "auto": what is free on the device
       default_partition.py        what torch's own partitioner would save, to compare with
-      partitioner.py              capture, plan, select, emit: what Inductor calls
+      partitioner.py              capture, rewrite, plan, select, emit: what Inductor calls
       plan_cache.py               plans kept for processes that take the compiled graph from the cache
-      runtime/                    what runs beside a compiled step
-        step_warnings.py          warns when a step's sizes or calls exceed its plan
-        check_peak.py             REMAT_CHECK: a training run measures its own first steps
       backend.py                  the backends, and enable()
       plan_only.py                a model's plans without compiling it
     report/                       tells; never imports torch
@@ -127,6 +139,7 @@ first four files, and the directories that its directory may use: ``report`` use
       summary.py                  one planned graph in one line; why a budget cannot be reached
       measurement.py              a strategy by name, and what one measurement found
       comparison.py               measurements in a table
+      comparison_table.py         the same in a terminal of any width
       speed.py                    a page of them: who is faster at the same peak
       pictures.py                 measurements in pictures
       occupancy.py                who holds the memory at each step
@@ -165,6 +178,7 @@ first four files, and the directories that its directory may use: ``report`` use
         workers.py                the processes of a session and their files
         session.py                strategies side by side on one model
         results.py                tables and pictures of a store
+      progress.py                 a bar, or a line for each strategy
       compare.py                  the command that shows them
     commands/                     one file each
       arguments.py                arguments that several of them share

@@ -1,8 +1,8 @@
-"""An op that hands its argument on and makes Inductor write it to memory.
+"""An op that returns its argument and makes Inductor write it to memory.
 
-Inductor computes a pointwise value in each of its readers, unless it has many of them or reads much. Where a plan
-wants it written (``simulate``: "written"), ``emit`` puts this op behind it. Its lowering realizes the argument and
-returns it, so nothing is copied; a value that is fused into its only reader after all takes no bytes either.
+Inductor computes a pointwise value inside each of its readers, unless there are many of them or it reads much. Where a
+plan has the value realized, ``emit`` puts this op behind it. Its lowering realizes the argument and returns it, so
+nothing is copied; a value that is then fused into its only reader takes no bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ torch.library.define("rematpass::realize", "(Tensor x) -> Tensor", tags=(torch.T
 
 @torch.library.impl("rematpass::realize", "CompositeExplicitAutograd")
 def _clone(x: torch.Tensor) -> torch.Tensor:
-    """What it does where no Inductor lowers it: a copy, since an op must not return its own argument."""
+    """Without Inductor: a copy, since an op must not return its own argument."""
     return x.clone()
 
 

@@ -26,8 +26,8 @@ order without values that fusion removes):
 A fourth, ``mm`` and ``add`` becoming ``addmm``, is a graph pass (``graph_passes/avoid_addmm.py``).
 
 Everything hangs on one hook, ``_pre_fusion_custom_pass``, which exists in torch 2.11 to 2.15 and is part of the cache
-keys by its ``uuid``. It patches one scheduler, which lives for one graph. (``inductor_choices_class`` would be read once
-per thread and stay.)
+keys by its ``uuid``. It patches one scheduler, which lives for one graph. (``inductor_choices_class`` is read once per
+thread and would stay.)
 """
 
 from __future__ import annotations
@@ -38,19 +38,13 @@ import heapq
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
 from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, predecessors
 from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
-from rematpass.compiler.ops.size_hints import hint
-from rematpass.compiler.ops.traits import kind_of
 from rematpass.compiler.source_hash import sources_hash
-from rematpass.core.op import Kind
-
-_NEVER_FUSED = {Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION}
 
 
 def config_patches(*, split: bool = True, strict: bool = True) -> dict[str, Any]:
@@ -172,81 +166,3 @@ def _reorder_for_peak_memory(scheduler: Any) -> None:
         return inductor_memory.reorder_for_peak_memory(fuse_all(nodes), *known, *names)  # type: ignore[no-any-return]
 
     scheduler.fuse_nodes = fuse_nodes
-
-
-def keep_apart(module: fx.GraphModule) -> int:
-    """Keep Inductor from merging a matrix product into an addition that comes much later; how many were kept apart.
-
-    ``add(mm(a, b), c)`` becomes ``addmm(c, a, b)`` where the addition stands, so ``a`` and ``b`` have to wait for it.
-    Where they would hold more bytes than the product itself, the addition is written on a view that the pattern does
-    not know: ``squeeze(add(unsqueeze(mm, 0), c), 0)``. The result is the same, bit for bit, as that of mm and add.
-    """
-    place = {node: i for i, node in enumerate(module.graph.nodes)}
-    count = 0
-    for add in module.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor):
-        for product in [a for a in add.args[:2] if isinstance(a, fx.Node) and a.target is torch.ops.aten.mm.default]:
-            if len(add.args) == 2 and not add.kwargs and _would_wait(product, add, place):
-                _hide(module.graph, product, add)
-                count += 1
-                break
-    if count:
-        module.recompile()
-    return count
-
-
-def _would_wait(product: fx.Node, add: fx.Node, place: dict[fx.Node, int]) -> bool:
-    """Whether the operands of ``product`` have to live on for ``add``, past other products, in more bytes than its."""
-    start, end = place[product], place[add]
-    between = (n for n, i in place.items() if start < i < end and n.op == "call_function")
-    if len(product.users) > 1 or all(kind_of(n) not in _NEVER_FUSED for n in between):
-        return False
-    roots = {_root(n) for n in product.all_input_nodes}
-    idle = [r for r in roots if _last_read(r, product, place) < (start + end) // 2 and not _stays(r)]
-    return sum(_nbytes(r) for r in idle) > _nbytes(product)
-
-
-def _root(node: fx.Node) -> fx.Node:
-    while getattr(node.target, "is_view", False):
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _last_read(node: fx.Node, besides: fx.Node, place: dict[fx.Node, int]) -> int:
-    """The place of the last read, through views; -1 when nothing but ``besides`` reads it."""
-    reads = [-1]
-    for user in node.users:
-        if getattr(user.target, "is_view", False):
-            reads.append(_last_read(user, besides, place))
-        elif user is not besides:
-            reads.append(place[user])
-    return max(reads)
-
-
-def _stays(node: fx.Node) -> bool:
-    """Whether it lives on whatever we do: a parameter, or another argument of forward."""
-    return node.op == "placeholder" and str(node.target).startswith("primals")
-
-
-def _nbytes(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return 0
-    return hint(value.numel()) * value.element_size()
-
-
-def _hide(graph: fx.Graph, product: fx.Node, add: fx.Node) -> None:
-    """Write ``add`` with a view of ``product`` that the pattern does not look through."""
-    aten, value = torch.ops.aten, product.meta["val"]
-    meta = {k: v for k, v in add.meta.items() if k != "val"}
-    with graph.inserting_before(add):
-        view = graph.call_function(aten.unsqueeze.default, (product, 0))
-        view.meta = {**meta, "val": aten.unsqueeze.default(value, 0)}
-        args = tuple(view if a is product else a for a in add.args)
-        wide = graph.call_function(aten.add.Tensor, args)
-        wide.meta = {**meta, "val": aten.unsqueeze.default(add.meta["val"], 0)}
-        result = graph.call_function(aten.squeeze.dim, (wide, 0))
-        result.meta = dict(add.meta)
-    name = add.name
-    add.replace_all_uses_with(result)
-    graph.erase_node(add)
-    result.name = name

@@ -1,12 +1,15 @@
-"""The bytes alive while a graph runs, read off the lines that Inductor's wrapper is written from.
+"""The bytes alive while a graph runs, read from the lines that Inductor's wrapper is written from.
 
         + buf7      AllocateLine             buf7 -> buf9    ReuseLine: the same storage under another name
-        - arg3      FreeLine: an input       - buf9          FreeIfNotReusedLine, unless a later line hands it on
-        + buf12     ExternKernelAllocLine: a call that allocates by itself
-        BodiesBegin, ..., BodiesEnd: a region's body or two branches, each a course of its own in between
+        - arg3      FreeLine: an input       - buf9          FreeIfNotReusedLine, unless a later line reuses it
+        + buf12     ExternKernelAllocLine: a call that allocates its result
+        SubgraphBegin, ..., SubgraphEnd: a region, or two branches, whose lines are read at the end
 
-A call's line is a moment: what it needs is there, what it reads for the last time is not gone yet. Calls of libraries
-take scratch memory besides, which is measured (``workspace.py``). A GPU's allocator hands out bytes in pieces of 512.
+While the call of a line runs, everything it needs is alive, including what it reads for the last time. Library calls
+take workspace besides, which is measured (``workspace.py``). Sizes are rounded up as the device's allocator does.
+
+Lines are told apart by the names of their classes, as in torch 2.11 to 2.15; a line with another name is reported in
+``unknown``.
 """
 
 from __future__ import annotations
@@ -15,16 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, devices
 from rematpass.compiler._torch import inductor_ir
 from rematpass.compiler.ops.size_hints import hint_in
 from rematpass.compiler.ops.traits import workspace_of_call
 
-_PIECE = 512  # bytes (kMinBlockSize of c10/cuda/CUDACachingAllocator)
-
-# Lines that allocate and free nothing.
+# Lines that neither allocate nor free.
 _WITHOUT_BYTES = frozenset(
     "NullLine CommentLine KernelDefinitionLine LineContext AssertSizeStrideLine GroupedAssertSizeStrideLine str "
     "DeferredLine EnterDeviceContextManagerLine ExitDeviceContextManagerLine "
@@ -36,41 +35,15 @@ _WITHOUT_BYTES = frozenset(
 
 @dataclass(frozen=True)
 class LiveBytes:
-    """A kernel or a call, named after the fx nodes that it came from, and the bytes alive while it runs."""
+    """A kernel or a call, named after its fx nodes, and the bytes alive while it runs."""
 
     name: str
     nbytes: int
 
 
 @dataclass(frozen=True)
-class BodiesBegin:
-    """A line of ours: a call that runs bodies is written from here on. ``node``: Inductor's call."""
-
-    node: Any
-
-    @property
-    def branches(self) -> bool:
-        return isinstance(self.node, inductor_ir.Conditional)
-
-    @property
-    def operands(self) -> Any:
-        return self.node.operands if self.branches else self.node.inputs
-
-    @property
-    def bodies(self) -> list[Any]:
-        """Inductor's graphs; one of them runs."""
-        names = ("true_subgraph", "false_subgraph") if self.branches else ("subgraph",)
-        return [getattr(self.node, name).graph for name in names]
-
-
-@dataclass(frozen=True)
-class BodiesEnd(BodiesBegin):
-    """The same call's last line."""
-
-
-@dataclass(frozen=True)
 class _Operand:
-    """The storage behind an operand of a call of bodies, an input's or a buffer's, and what freeing it gives back."""
+    """The storage behind an operand of a subgraph's call, and the bytes that freeing it gives back."""
 
     storage: str
     nbytes: int
@@ -78,16 +51,18 @@ class _Operand:
 
 
 @dataclass(frozen=True)
-class _Call:
-    branches: bool
+class _SubgraphCall:
+    has_branches: bool
     operands: list[_Operand | None]
 
 
 class WrapperMemory:
-    """The bytes alive, line by line. ``held``: what each name that is alive stands for, in bytes.
+    """The bytes alive, line by line.
 
-    ``items``: the names in a call's tuple of results that nobody has taken out. Bodies may hand one result back twice:
-    ``same_as`` says by which name it is held, ``taken`` how many names for it are alive.
+    ``held``: the bytes of each allocated name that is alive. ``items``: the results in a call's tuple that no line has
+    taken out yet. A subgraph may return one result twice: ``same_as`` is the name that holds it, ``names_alive`` the
+    number of names for it that are alive. ``base``: bytes alive throughout. ``inputs``: for each input the storage and
+    the bytes that freeing it gives back.
     """
 
     def __init__(self, graph: Any, base: int, inputs: Mapping[str, tuple[str, int] | None]) -> None:
@@ -101,13 +76,13 @@ class WrapperMemory:
         self.part_of: dict[str, str] = {}
         self.items: dict[str, list[str]] = {}
         self.same_as: dict[str, str] = {}
-        self.taken: dict[str, int] = {}
+        self.names_alive: dict[str, int] = {}
         self.live = base + sum(self.bytes_of.values())
         self.timeline = [LiveBytes("input", self.live)]
         self.unknown: set[str] = set()
-        self.calls: list[_Call] = []  # of bodies, that are being written
+        self.calls: list[_SubgraphCall] = []  # whose lines are being read, innermost last
 
-    def take(self, line: Any) -> None:
+    def read(self, line: Any) -> None:
         kind = type(line).__name__
         handle = getattr(self, f"_{kind}", None)
         if handle:
@@ -134,14 +109,14 @@ class WrapperMemory:
             self._FreeLine(line)
 
     def _FreeLine(self, line: Any) -> None:  # noqa: N802
-        if self.calls and self.calls[-1].branches:
+        if self.calls and self.calls[-1].has_branches:
             return
         name = self._held_as(line.node.get_name())
-        self.taken[name] = self.taken.get(name, 1) - 1
-        if self.taken[name]:
+        self.names_alive[name] = self.names_alive.get(name, 1) - 1
+        if self.names_alive[name]:
             return
         self.live -= self.held.pop(name, 0)
-        for item in self.items.pop(name, ()):  # results that nobody took out of the tuple go with it
+        for item in self.items.pop(name, ()):  # results still in the tuple are freed with it
             self.live -= self.held.pop(item, 0)
         storage = self.storage_of.pop(name, None)
         if storage is not None:
@@ -154,7 +129,7 @@ class WrapperMemory:
 
     def _MultiOutputLine(self, line: Any) -> None:  # noqa: N802
         name = self._held_as(line.result_name)
-        self.taken[name] = self.taken.get(name, 0) + 1
+        self.names_alive[name] = self.names_alive.get(name, 0) + 1
         for items in self.items.values():
             if name in items:
                 items.remove(name)
@@ -178,29 +153,33 @@ class WrapperMemory:
             self._allocate(node)
         self.timeline.append(LiveBytes(origin(node), self.live + _workspace(self.graph, node)))
 
-    def _BodiesBegin(self, line: Any) -> None:  # noqa: N802
-        self.calls.append(_Call(line.branches, [self._operand(node) for node in line.operands]))
+    def _SubgraphBegin(self, line: Any) -> None:  # noqa: N802
+        self.calls.append(_SubgraphCall(line.has_branches, [self._operand(node) for node in line.operands]))
 
-    def _BodiesEnd(self, line: Any) -> None:  # noqa: N802
-        """What the caller has let go of in between is the body's to free.
+    def _SubgraphEnd(self, line: Any) -> None:  # noqa: N802
+        """Operands that the caller has released since the begin are the subgraph's to free.
 
-        Where there are branches, Inductor's code lets go of it in the first of them only (torch 2.11 to 2.13): if the
-        other one runs it stays to the end, so we take it to stay.
+        Where there are branches, Inductor's code frees an operand in the first branch only (torch 2.11 to 2.15): if the
+        other one runs the operand lives to the end, so it is taken to live.
         """
         operands = self.calls.pop().operands
-        given = [(str(o), 0 if self._is_there(o) else o.nbytes) if o else None for o in operands]
+        given = [(str(o), 0 if self._is_alive(o) else o.nbytes) if o else None for o in operands]
         base, most = self.live, -1
-        for graph in line.bodies:
-            body = WrapperMemory(graph, base, dict(zip(graph.graph_input_names, given, strict=False)))
-            for inner in graph.wrapper_code.lines:
-                body.take(inner)
-            self.timeline += [LiveBytes(f"{origin(line.node)}: {m.name}", m.nbytes) for m in body.timeline]
-            self.unknown |= body.unknown
-            results = [body.storage(result) for result in graph.graph_outputs]
+        for graph in line.subgraphs:
+            inner = WrapperMemory(graph, base, dict(zip(graph.graph_input_names, given, strict=False)))
+            for inner_line in graph.wrapper_code.lines:
+                inner.read(inner_line)
+            self.timeline += [LiveBytes(f"{origin(line.node)}: {e.name}", e.nbytes) for e in inner.timeline]
+            self.unknown |= inner.unknown
+            results = [inner.storage(result) for result in graph.graph_outputs]
             if (left := sum(dict(filter(None, results)).values())) > most:
                 most, chosen = left, results
+        self._hold_results(line.node, chosen, base)
+
+    def _hold_results(self, node: Any, storages: list[tuple[str, int] | None], base: int) -> None:
+        """Hold the results of a subgraph's call, each storage under the first name for it."""
         first: dict[str, str] = {}
-        for output, storage in zip(line.node.outputs, chosen, strict=False):
+        for output, storage in zip(node.outputs, storages, strict=False):
             if storage is None or not isinstance(output, inductor_ir.MultiOutput):
                 continue
             name = output.get_name()
@@ -210,7 +189,7 @@ class WrapperMemory:
                 first[storage[0]] = name
                 self.held[name] = storage[1]
         self.live = base + sum(self.held[name] for name in first.values())
-        self.items[line.node.get_name()] = list(first.values())
+        self.items[node.get_name()] = list(first.values())
 
     def _held_as(self, name: str) -> str:
         return self.same_as.get(name, name)
@@ -229,7 +208,7 @@ class WrapperMemory:
         storage = self.storage_of[name]
         return _Operand(storage, self.bytes_of[storage], is_input=True)
 
-    def _is_there(self, operand: _Operand) -> bool:
+    def _is_alive(self, operand: _Operand) -> bool:
         return self.shared[operand.storage] > 0 if operand.is_input else operand.storage in self.held
 
     def storage(self, result: Any) -> tuple[str, int] | None:
@@ -248,31 +227,26 @@ class WrapperMemory:
 
 
 def origin(node: Any) -> str:
-    """The name of the fx node that a kernel came from, or of what it writes."""
-    origin = node.get_origin_node() if hasattr(node, "get_origin_node") else None
-    return str(origin.name) if origin is not None else str(node.get_name())
+    """The name of a kernel's fx node, or of the buffer that it writes."""
+    source = node.get_origin_node() if hasattr(node, "get_origin_node") else None
+    return str(source.name) if source is not None else str(node.get_name())
 
 
 def _nbytes(graph: Any, buffer: Any) -> int:
     size = hint_in(graph, graph.get_allocation_storage_size(buffer))
     nbytes = size * int(_torch.get_dtype_size(buffer.get_dtype()))
     device = buffer.get_device()
-    return nbytes if device is None else allocated(nbytes, device)
-
-
-def allocated(nbytes: int, device: torch.device) -> int:
-    """What an allocator counts for a request: on a GPU, pieces of 512 bytes."""
-    return -(-nbytes // _PIECE) * _PIECE if device.type == "cuda" else nbytes
+    return nbytes if device is None else devices.of(device).allocated(nbytes)
 
 
 def _workspace(graph: Any, node: Any) -> int:
-    """Bytes that a call takes and gives back inside itself, as far as they are known."""
+    """Bytes that a call allocates and frees inside itself; 0 where they are not known."""
 
-    def numbers(sizes: Any) -> tuple[int, ...]:
+    def hints(sizes: Any) -> tuple[int, ...]:
         return tuple(hint_in(graph, size) for size in sizes)
 
     given = [i for i in node.inputs if isinstance(i, inductor_ir.IRNode) and i.has_tensor_output()]
-    laid_out = [(numbers(i.get_size()), numbers(i.get_stride())) for i in given if i.maybe_get_stride() is not None]
+    laid_out = [(hints(i.get_size()), hints(i.get_stride())) for i in given if i.maybe_get_stride() is not None]
     return max((workspace_of_call(source, laid_out) for source in node.get_origins()), default=0)
 
 

@@ -18,9 +18,9 @@ from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rematpass.compiler._torch import CustomGraphPass, inductor_config, run_and_save_rng_state
-from rematpass.compiler.inductor.dry_run import is_under_way
+from rematpass.compiler.inductor.without_trace import is_dry_run
 from rematpass.compiler.ops.size_hints import hint
-from rematpass.compiler.ops.traits import ATTENTION_FLOPS
+from rematpass.compiler.ops.flops import ATTENTION_FLOPS
 from rematpass.lab.measure.memory_and_time import Step, run_step
 
 
@@ -56,7 +56,7 @@ class GraphFlops(CustomGraphPass):
         self._id = uuid.uuid4().hex
 
     def __call__(self, graph: fx.Graph) -> None:
-        if is_under_way():
+        if is_dry_run():
             return
         self.total += graph_flops(graph)
         self.graphs += 1

@@ -1,4 +1,4 @@
-"""What Inductor is said to take, against what it takes; and that asking leaves no trace."""
+"""The predicted peak of Inductor's code is the measured one, and a dry run leaves no trace."""
 
 import copy
 
@@ -22,8 +22,8 @@ def inputs_of(module):
     return [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
 
 
-class Asking(_torch.CustomPartitionerFn):
-    """torch's own partitioner, and a dry run of what it returns."""
+class DryRunning(_torch.CustomPartitionerFn):
+    """Torch's own partitioner, and a dry run of what it returns."""
 
     def __init__(self):
         self.found = []
@@ -50,7 +50,7 @@ class Layers(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """Channels last inside: forward hands on copies of its weights. (16 channels: mkldnn pads others to 16 and 32.)"""
+    """Channels last inside: forward saves copies of its weights. (16 channels: mkldnn pads others to 16 and 32.)"""
 
     def __init__(self):
         super().__init__()
@@ -76,18 +76,20 @@ def compiled(model, partitioner, patches):
 )
 def test_the_predicted_peak_is_the_measured_one(make, shape, tangent):
     torch.manual_seed(0)
-    model, x, asking = make(), torch.randn(shape), Asking()
+    model, x, partitioner = make(), torch.randn(shape), DryRunning()
     eager = copy.deepcopy(model)
-    step = compiled(model, asking, scheduler_pass.config_patches())
+    step = compiled(model, partitioner, scheduler_pass.config_patches())
     measured = measure_memory(lambda: step(x), list(model.parameters())).peak
-    (found,) = asking.found
+    (found,) = partitioner.found
     assert not found.fwd.unknown + found.bwd.unknown
-    assert measured == found.peak_nbytes + tangent  # of the loss, which is the caller's: there if backward has the peak
+    assert (
+        measured == found.peak_nbytes + tangent
+    )  # of the loss, which the caller holds; alive if the peak is in backward
     step(x).backward(), eager(x).backward()
     for p, q in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
-    with torch.no_grad():  # inference takes Inductor's own order
-        eager.load_state_dict(model.state_dict())  # the same running statistics, though it has run less often
+    with torch.no_grad():  # inference runs in Inductor's own order
+        eager.load_state_dict(model.state_dict())  # the same running statistics, though it ran less often
         model.eval(), eager.eval()
         torch.testing.assert_close(step(x), eager(x))
 
@@ -101,7 +103,7 @@ def chain(x, *weights):
 CHAIN = [(64, 5), (5, 7), (7, 5)]
 
 
-def test_a_course_names_what_runs_and_what_is_alive():
+def test_a_timeline_names_kernels_and_the_bytes_alive():
     found = dry_run(traced(chain, *CHAIN), inputs_of(traced(chain, *CHAIN)), is_backward=True)
     five, seven = 64 * 5 * 4, 64 * 7 * 4
     assert found.timeline == (
@@ -118,19 +120,19 @@ def test_a_course_names_what_runs_and_what_is_alive():
     assert found.strides == ((7, 1),)
 
 
-def test_saved_values_go_when_they_are_not_needed():
+def test_saved_values_are_freed_after_their_last_use():
     module = traced(chain, *CHAIN)
     found = dry_run(module, inputs_of(module), is_backward=True, given=[("x", 1280), None, None], base=11)
-    at = {moment.name: moment.nbytes for moment in found.timeline}
+    at = {entry.name: entry.nbytes for entry in found.timeline}
     assert at["input"] == 11 + 1280
     assert at["mm"] == 11 + 1280 + 64 * 7 * 4
     assert at["tanh"] == 11 + 64 * 7 * 4
 
 
-def test_a_storage_that_two_inputs_share_goes_with_the_last():
+def test_a_storage_that_two_inputs_share_is_freed_with_the_last():
     module = traced(lambda a, b, w: (torch.tanh(torch.tanh(a @ w) @ w + b),), (64, 5), (64, 5), (5, 5))
     found = dry_run(module, inputs_of(module), is_backward=True, given=[("s", 1280), ("s", 1280), None])
-    at = [moment.nbytes for moment in found.timeline]
+    at = [entry.nbytes for entry in found.timeline]
     assert at[:2] == [1280, 2 * 1280]
     assert at[-1] == 1280  # the result
 
@@ -143,12 +145,12 @@ def test_donated_values_are_overwritten():
     at = {}
     for donated in ([], [0]):
         found = dry_run(module, inputs_of(module), is_backward=True, given=[("a", 1280), None], donated=donated)
-        at[len(donated)] = {moment.name: moment.nbytes for moment in found.timeline}
+        at[len(donated)] = {entry.name: entry.nbytes for entry in found.timeline}
     assert at[0]["tanh"] == 2 * 1280
     assert at[1]["tanh"] == 1280
 
 
-def test_results_that_nobody_takes_go_with_their_tuple():
+def test_unused_results_are_freed_with_their_tuple():
     def attention(q, k, v):
         f = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         return (torch.tanh(f(q, k, v)[0]).sum(),)
@@ -157,19 +159,19 @@ def test_results_that_nobody_takes_go_with_their_tuple():
     module = traced(attention, shape, shape, shape)
     found = dry_run(module, inputs_of(module))
     out, logsumexp = 3 * 17 * 8 * 4, 3 * 17 * 4
-    (inside,) = (workspace_of_call(n) for n in module.graph.nodes if "flash" in n.name)
-    assert found.peak.nbytes == out + logsumexp + inside
-    assert found.timeline[-2].nbytes == out + 4  # the loop that adds up, and its sum
+    (workspace,) = (workspace_of_call(n) for n in module.graph.nodes if "flash" in n.name)
+    assert found.peak.nbytes == out + logsumexp + workspace
+    assert found.timeline[-2].nbytes == out + 4  # the loop that computes the sum, and the sum
 
 
-def test_the_step_is_the_higher_of_the_two():
+def test_the_peak_of_a_step_is_the_higher_of_both_graphs():
     low, high = (DryRun((LiveBytes("k", n),), (), (), 0.0) for n in (3, 5))
     assert StepDryRun(low, high).peak_nbytes == 5
     assert StepDryRun(high, low).peak_nbytes == 5
     assert DryRun((), (), (), 0.0).peak.nbytes == 0
 
 
-def test_asking_leaves_no_trace():
+def test_a_dry_run_leaves_no_trace():
     module = traced(chain, *CHAIN)
     code, metas = module.code, [dict(n.meta) for n in module.graph.nodes]
     _torch.dynamo_counters["inductor"]["before"] += 1
@@ -183,29 +185,29 @@ def test_asking_leaves_no_trace():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_inductors_exceptions_come_through_and_leave_no_trace():
+def test_exceptions_of_inductor_are_raised_and_leave_no_trace():
     module = traced(chain, *CHAIN)
     with pytest.raises(Exception):  # noqa: B017  (whatever Inductor raises)
         dry_run(module, inputs_of(module)[:1], is_backward=True)
     assert dry_run(module, inputs_of(module), is_backward=True).peak.name == "mm_1"
 
 
-@pytest.mark.parametrize("lets_go", [True, False])
-def test_a_saved_output_goes_and_a_tangent_only_where_torch_lets_it_go(lets_go, monkeypatch):
-    """The last use of both is the first thing that backward does; what comes later may or may not have their bytes."""
-    monkeypatch.setattr(_torch, "FREES_TANGENTS", lets_go)
+@pytest.mark.parametrize("frees", [True, False])
+def test_a_saved_output_is_freed_and_a_tangent_only_where_torch_frees_it(frees, monkeypatch):
+    """Backward uses both only at its start."""
+    monkeypatch.setattr(_torch, "FREES_TANGENTS", frees)
     n = 64 * 64 * 4
-    held = 0 if lets_go else n
+    held = 0 if frees else n
     fwd = traced(lambda x, w: (torch.tanh(x @ w), x), (64, 64), (64, 64))
     fwd_output = fwd.graph.find_nodes(op="output")[0]
     tanh, x = fwd_output.args[0]
-    fwd_output.args = ([tanh, tanh, x],)  # handed out, saved, saved
+    fwd_output.args = ([tanh, tanh, x],)  # returned, saved, saved
     bwd = traced(lambda tanh, x_1, tangents_1: ((tanh * tangents_1) @ x_1 @ x_1,), *[(64, 64)] * 3)
     for ours, theirs in zip(bwd.graph.find_nodes(op="placeholder"), ("tanh", "x_1", "tangents_1"), strict=True):
         ours.name = ours.target = theirs
     assert tanh.name == "tanh"
     found = dry_run_step(fwd, bwd, num_fwd_outputs=1)
-    at = {moment.name: moment.nbytes for moment in found.bwd.without_outputs}
+    at = {entry.name: entry.nbytes for entry in found.bwd.without_outputs}
     assert at["input"] == 2 * n  # the saved output and the tangent
     assert at["mm_1"] == 2 * n + held  # its operand and its result
-    assert {moment.name: moment.nbytes for moment in found.bwd.timeline}["mm_1"] == 3 * n + held  # and the caller's
+    assert {entry.name: entry.nbytes for entry in found.bwd.timeline}["mm_1"] == 3 * n + held  # and the caller's output

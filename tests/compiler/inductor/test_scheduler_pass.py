@@ -204,29 +204,6 @@ def test_the_kernel_timeline_equals_what_the_wrapper_allocates(monkeypatch):
         assert timelines[-1].live.max() == found.peak.nbytes
 
 
-def test_a_product_is_not_held_back_for_an_addition_at_the_end():
-    module = traced(tied, *TIED)
-    inputs = [torch.randn(shape) for shape in TIED]
-    expected, before = module(*inputs), freed(module)
-    assert scheduler_pass.keep_apart(module) == 1
-    assert torch.equal(module(*inputs)[0], expected[0])
-    after = freed(module)
-    at = {moment.name: moment.nbytes for moment in after.timeline}
-    # while the chain runs: 11 x 3 of the product instead of 64 x 11 and 64 x 3 of its operands
-    was = {moment.name: moment.nbytes for moment in before.timeline}
-    assert was["mm_2"] - at["mm_2"] == (64 * 11 + 64 * 3 - 11 * 3) * 4
-
-
-def test_products_near_their_addition_and_small_operands_are_left_alone():
-    assert scheduler_pass.keep_apart(traced(lambda a, b, c: (a @ b + c,), (64, 3), (3, 64), (64, 64))) == 0
-    assert (
-        scheduler_pass.keep_apart(
-            traced(lambda a, b, c, d: (a @ b + (c @ d) @ d,), (64, 3), (3, 64), (64, 64), (64, 64))
-        )
-        == 0
-    )
-
-
 def test_equal_passes_have_equal_cache_keys():
     one, other = scheduler_pass.KeepOrder(), scheduler_pass.KeepOrder()
     assert one.uuid() == other.uuid()
