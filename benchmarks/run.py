@@ -1,19 +1,19 @@
 """Fill the store of measurements, and make its tables and pictures: ``python benchmarks/run.py --help``.
 
-Run it again to go on after an interruption; what is in the store is not measured again.
+After an interruption, run it again: it continues, and measures nothing again that is in the store.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
 
+from rematpass.cli import exit_on_sigterm
 from rematpass.config import default_environment
 from rematpass.errors import MeasureError, RematError
 
@@ -28,41 +28,54 @@ QUICK = {"models": "llama-small", "torch_budgets": "1.0,0.2", "budgets": "1,0.5,
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--models", default=MODELS, metavar="LIST", help=f"of the catalog (default: {MODELS})")
-    made.add_argument("--only", choices=("peers", "remat"), help="measure no others")
+    made.add_argument("--models", default=MODELS, metavar="LIST", help=f"models of the catalog (default: {MODELS})")
+    made.add_argument("--only", choices=("peers", "remat"), help="measure only peers, or only remat")
     made.add_argument("--checkpoints", default=CHECKPOINTS, metavar="LIST", help=f"peers (default: {CHECKPOINTS})")
-    made.add_argument("--torch-budgets", default=TORCH_BUDGETS, metavar="LIST", help=f"(default: {TORCH_BUDGETS})")
-    made.add_argument("--budgets", default=BUDGETS, metavar="LIST", help=f"of remat (default: {BUDGETS})")
+    made.add_argument(
+        "--torch-budgets",
+        default=TORCH_BUDGETS,
+        metavar="LIST",
+        help=f"activation_memory_budget (default: {TORCH_BUDGETS})",
+    )
+    made.add_argument("--budgets", default=BUDGETS, metavar="LIST", help=f"budgets of remat (default: {BUDGETS})")
     made.add_argument("--between", type=int, default=0, metavar="N", help="remat at N byte budgets, floor to ceiling")
-    made.add_argument("--like-peers", action="store_true", help="remat at the bytes that each peer was measured with")
-    made.add_argument("--size", action="append", default=[], metavar="NAME=N", help="of the models, as in batch=16")
-    made.add_argument("--per-block", action="store_true", help="compile each block by itself, and nothing else")
+    made.add_argument("--like-peers", action="store_true", help="remat at the measured peak of each peer")
+    made.add_argument(
+        "--size", action="append", default=[], metavar="NAME=N", help="a size of the models, as in batch=16"
+    )
+    made.add_argument("--per-block", action="store_true", help="compile each block by itself and nothing else")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    made.add_argument("--jobs", type=int, default=1, metavar="N", help="processes that measure bytes at a time")
-    made.add_argument("--rounds", type=int, default=5, metavar="N", help="of step times, 0 for none (default: 5)")
-    made.add_argument("--alive", type=int, default=16, metavar="N", help="models kept at once to be timed in turns")
-    made.add_argument("--timeout", type=float, default=1800, metavar="S", help="for each strategy (default: 1800)")
-    made.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin nothing after so many")
-    made.add_argument("--retry", action="store_true", help="measure again what failed")
-    made.add_argument("--retime", action="store_true", help="take the step times again: the machine was not quiet")
-    made.add_argument("--quick", action="store_true", help="one small model, few budgets: under 5 minutes")
-    made.add_argument("--show", action="store_true", help="measure nothing; only make the tables and pictures")
-    made.add_argument("--name", default="", help="of the results (default: five-models, or quick)")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="strategies compiled at a time (default: 1)")
+    made.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of step times; 0: none (default: 5)")
+    made.add_argument(
+        "--alive", type=int, default=16, metavar="N", help="the most models in memory at once (default: 16)"
+    )
+    made.add_argument(
+        "--timeout", type=float, default=1800, metavar="S", help="seconds for each strategy (default: 1800)"
+    )
+    made.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="start nothing after M minutes")
+    made.add_argument("--retry", action="store_true", help="measure failed strategies again")
+    made.add_argument("--retime", action="store_true", help="take all step times again")
+    made.add_argument("--quick", action="store_true", help="one small model, few budgets: less than 5 minutes")
+    made.add_argument("--show", action="store_true", help="measure nothing, only make tables and pictures")
+    made.add_argument("--name", default="", help="name of the results (default: five-models, or quick)")
     made.add_argument("--store", type=Path, default=STORE, metavar="FILE", help="(default: results/measurements.jsonl)")
-    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="for tables and pictures")
+    made.add_argument(
+        "--results", type=Path, default=HERE / "results", metavar="DIR", help="directory of tables and pictures"
+    )
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     default_environment(TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="99")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers end and scratch files go
     arguments = parser().parse_args(argv)
     if arguments.quick:
         vars(arguments).update(QUICK)
     try:
-        return run(arguments, Console())
+        with exit_on_sigterm():  # so that workers end and temporary files are removed
+            return run(arguments, Console())
     except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr)
+        print("interrupted; run it again to continue", file=sys.stderr)
         return 130
     except RematError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,25 +88,25 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from rematpass.lab.benchmark.session import Session
     from rematpass.lab.benchmark.spec import Settings, Wanted
     from rematpass.lab.benchmark.store import Store
-    from rematpass.lab.compare import Watcher, expected, progress_bar
-    from rematpass.lab.models.catalog import MODELS as KNOWN
+    from rematpass.lab.compare import most_strategies
     from rematpass.lab.models.names import check_model, parse_sizes
+    from rematpass.lab.progress import Watcher, progress_bar
     from rematpass.report.measurement import Strategy, parse_list
 
     devices.usable(arguments.device)
-    try:  # before an hour of measuring, not after
+    try:
         arguments.results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MeasureError(f"cannot make the directory {str(arguments.results)!r}: {error.strerror}") from error
     if arguments.per_block and arguments.like_peers:
-        raise MeasureError("--per-block and --like-peers: what a peer takes is of more than the blocks; leave one out")
+        raise MeasureError("--per-block and --like-peers exclude each other: a peer's peak covers more than a block")
     names = [name.strip() for name in arguments.models.split(",")]
     for name in names:
-        check_model(name, KNOWN)
+        check_model(name)
     peers = parse_list(arguments.checkpoints)
     if arguments.torch_budgets != "none":
         limited = parse_list(arguments.torch_budgets, "inductor")
-        # A budget of 1 is what Inductor does by itself: one strategy, not two.
+        # Torch's budget of 1 is plain Inductor: one strategy, not two.
         peers += [Strategy("inductor") if s.fraction == 1 else s for s in limited]
     budgets = parse_list(arguments.budgets, "remat")
     wanted = Wanted(
@@ -103,7 +116,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         between=arguments.between,
     )
     if arguments.like_peers and arguments.only == "remat":
-        wanted = Wanted(peers, budgets, like_peers=True, between=arguments.between)  # their bytes have to be known
+        wanted = Wanted(peers, budgets, like_peers=True, between=arguments.between)  # needs the peers' bytes
     settings = Settings(
         device=arguments.device,
         sizes=parse_sizes(arguments.size),
@@ -120,14 +133,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     begun = time.perf_counter()
     strategies: dict[str, list[Strategy]] = {}
     pending = 0
-    with progress_bar(console) as progress:
+    with progress_bar(console) as bar:
         for name in names:
-            watcher = Watcher(progress, name, expected(wanted))
-            with Session(name, store, settings, watcher.on_stage) as session:
+            watcher = Watcher(console, bar, name, most_strategies(wanted))
+            with Session(name, store, settings, watcher.on_stage, watcher.on_row) as session:
                 found = session.listed(wanted) if arguments.show else session.run(wanted)
                 strategies[session.model] = found
                 pending += sum(session.is_pending(s) for s in found)
-            progress.update(watcher.task, completed=expected(wanted), description=f"{name}: done")
+            watcher.end()
     what = arguments.name or ("quick" if arguments.quick else "five-models")
     for path in write_results(store, strategies, settings.device, what, arguments.results):
         console.print(f"wrote {path}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """The command line: one parser, with a subparser from each file in ``commands/``, and errors as one line.
 
 Exit codes: 0 done; 1 done, with a bad result (a peak above the committed one, a script that failed); 2 refused, with
-one line that gives the reason; 3 a bug; 130 interrupted. ``--debug`` shows the whole traceback. Colours and progress
+one line that gives the reason; 3 a bug; 130 interrupted; 143 terminated. ``--debug`` shows the whole traceback. Colours and progress
 appear on terminals only; ``NO_COLOR`` turns colours off. Commands import torch only after they checked their arguments.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -45,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _quiet()
     try:
-        return int(arguments.run(arguments))
+        # A script that ``rematpass run`` runs has the signal handlers that Python would give it.
+        with nullcontext() if arguments.run is run.run else exit_on_sigterm():
+            return int(arguments.run(arguments))
     except KeyboardInterrupt:
         print("rematpass: interrupted", file=sys.stderr)
         return 130
@@ -56,6 +61,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         return _say(error)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit(143) in the main thread, so that workers end and temporary files are removed.
+
+    Further signals are ignored meanwhile. Outside the main thread, which cannot set handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def exit_once(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, exit_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class _Version(argparse.Action):

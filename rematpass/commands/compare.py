@@ -7,8 +7,10 @@ from pathlib import Path
 
 from rematpass.commands.arguments import BUDGETS, Commands, add_command, whole_number
 
+DEFAULT_PICTURE = Path("rematpass-compare.svg")
 _EXAMPLES = """examples:
   rematpass compare                                       a small Llama, beside all peers
+  rematpass compare --quick                               four strategies, no step times
   rematpass compare --model vit --size batch=16 --budgets 1,0.5,0
   rematpass compare --model mypackage.train:make --budgets 1,8GiB --device cuda --json found.json
   rematpass compare --peers none --rounds 0 --no-picture  bytes and gradients of remat, no step times
@@ -43,17 +45,22 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> argparse.Argument
     parser.add_argument("--budgets", metavar="LIST", help=f"budgets of remat: {BUDGETS}; or none (default: 1,0)")
     parser.add_argument("--per-block", action="store_true", help="compile each block of the model by itself")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--rounds", type=whole_number("rounds", 0, 1000), default=5, metavar="N",
+    parser.add_argument("--rounds", type=whole_number("rounds", 0, 1000), metavar="N",
                         help="rounds of step times; 0: no step times (default: 5)")  # fmt: skip
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="only eager, inductor and remat at 1 and 0, without step times: about a minute for llama-small on two "
+        "cores",
+    )
     parser.add_argument("--jobs", type=whole_number("jobs", 1, 64), metavar="N",
                         help="strategies compiled at a time (default: 2 on a CPU with several cores)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to this file")
     parser.add_argument(
         "--picture",
         type=Path,
-        default=Path("rematpass-compare.svg"),
         metavar="FILE",
-        help="step time against peak, as .svg or .png (default: rematpass-compare.svg)",
+        help=f"step time against peak, as .svg or .png (default: {DEFAULT_PICTURE})",
     )
     parser.add_argument("--no-picture", action="store_true", help="draw no picture")
     parser.set_defaults(run=run)
@@ -67,16 +74,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rematpass.lab import compare
 
+    defaults = compare.QUICK if arguments.quick else compare.FULL
+    rounds = defaults.rounds if arguments.rounds is None else arguments.rounds
+    default_picture = DEFAULT_PICTURE if rounds else None  # it shows step times
     request = compare.Request(
         model=arguments.model,
-        peers=compare.PEERS if arguments.peers is None else arguments.peers,
-        budgets=compare.BUDGETS if arguments.budgets is None else arguments.budgets,
+        peers=defaults.peers if arguments.peers is None else arguments.peers,
+        budgets=defaults.budgets if arguments.budgets is None else arguments.budgets,
+        like_peers=defaults.like_peers,
         sizes=arguments.size,
         per_block=arguments.per_block,
         device=arguments.device,
-        rounds=arguments.rounds,
+        rounds=rounds,
         jobs=arguments.jobs,
-        picture=None if arguments.no_picture else arguments.picture,
+        picture=None if arguments.no_picture else arguments.picture or default_picture,
         json=arguments.json,
     )
     return compare.run(request, Console())

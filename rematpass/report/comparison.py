@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy
 from rematpass.units import format_bytes, format_percent, format_seconds
 
@@ -38,7 +35,8 @@ def seconds_text(seconds: float | None) -> str:
     return NOT_MEASURED if seconds is None else format_seconds(seconds)
 
 
-def _budget(strategy: Strategy, row: Measurement) -> str:
+def budget_text(strategy: Strategy) -> str:
+    """The budget for a cell."""
     return format_bytes(strategy.nbytes) if strategy.nbytes is not None else strategy.budget
 
 
@@ -74,7 +72,7 @@ def _compile(strategy: Strategy, row: Measurement) -> str:
 
 
 COLUMNS = (
-    Column("budget", _budget),
+    Column("budget", lambda strategy, _: budget_text(strategy)),
     Column("planned", _planned),
     Column("measured", lambda _, row: _bytes(row.peak)),
     Column("less gradients", lambda _, row: _bytes(row.peak_less_gradients)),
@@ -100,25 +98,34 @@ def title(strategy: Strategy) -> str:
 def cells(
     strategies: Sequence[Strategy], rows: Mapping[str, Measurement], columns: Sequence[Column] = COLUMNS
 ) -> tuple[list[list[str]], list[str]]:
-    """The texts of every row, and notes on those that failed. ``rows``: by the strategy's name; one may be missing."""
-    texts, notes = [], []
+    """The texts of every row, and notes. ``rows``: by the strategy's name; a row may be missing."""
+    texts = []
     for strategy in strategies:
         row = rows.get(strategy.name)
         if row is None:
-            budget = _budget(strategy, Measurement("", "", "", ""))
-            texts.append([title(strategy), budget, *[NOT_MEASURED] * (len(columns) - 1)])
+            texts.append([title(strategy), budget_text(strategy), *[NOT_MEASURED] * (len(columns) - 1)])
         elif row.status in (FAILED, INFEASIBLE):
             line = [""] * len(columns)
-            line[0] = _budget(strategy, row)
+            line[0] = budget_text(strategy)
             line[MEASURED_AT] = row.error if row.status == INFEASIBLE else "failed"
             texts.append([title(strategy), *line])
-            if row.status == FAILED:
-                notes.append(f"{title(strategy)} {line[0]}".strip() + f" failed: {row.error}")
         else:
             texts.append([title(strategy), *(column.cell(strategy, row) for column in columns)])
-            if row.fallback:
-                notes.append(f"{title(strategy)} {_budget(strategy, row)}: the planner fell back: {row.fallback}")
-    return texts, notes + _on_outputs(rows.values()) + _on_gradients(list(rows.values()))
+    return texts, notes(strategies, rows)
+
+
+def notes(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> list[str]:
+    """One line each on failures, fallbacks, and what the figures rest on."""
+    found = []
+    for strategy in strategies:
+        if (row := rows.get(strategy.name)) is None:
+            continue
+        name = f"{title(strategy)} {budget_text(strategy)}".strip()
+        if row.status == FAILED:
+            found.append(f"{name} failed: {row.error}")
+        elif row.fallback:
+            found.append(f"{name}: the planner fell back: {row.fallback}")
+    return found + _on_outputs(rows.values()) + _on_gradients(list(rows.values()))
 
 
 def _on_outputs(rows: Iterable[Measurement]) -> list[str]:
@@ -133,25 +140,13 @@ def _on_gradients(rows: Sequence[Measurement]) -> list[str]:
     return ["* off plain Inductor's under the same seed: dropout draws other numbers when a model is compiled"]
 
 
-def table(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> tuple[Table, list[str]]:
-    """A table for the terminal, and notes to print below it."""
-    texts, notes = cells(strategies, rows)
-    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column("", no_wrap=True)
-    for column in COLUMNS:
-        made.add_column(column.title, justify="right", no_wrap=True)
-    for text in texts:
-        made.add_row(*text)
-    return made, notes
-
-
 def markdown(
     strategies: Sequence[Strategy], rows: Mapping[str, Measurement], columns: Sequence[Column] = WITH_OTHERS
 ) -> str:
     """The same as a Markdown table, the notes below it as a list."""
-    texts, notes = cells(strategies, rows, columns)
+    texts, listed = cells(strategies, rows, columns)
     made = markdown_table(["", *(column.title for column in columns)], texts)
-    return made + "".join(f"\n- {note}" for note in notes) + ("\n" if notes else "")
+    return made + "".join(f"\n- {note}" for note in listed) + ("\n" if listed else "")
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:

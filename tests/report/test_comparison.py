@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rematpass.report.comparison import COLUMNS, cells, markdown, same_peak, table, title
+from rematpass.report.comparison import COLUMNS, cells, markdown, same_peak, title
 from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strategy
 
 KIB = 1024
@@ -103,12 +103,6 @@ def test_markdown_has_a_line_per_row_and_the_notes():
     assert lines[0].startswith("|  | budget | planned | measured | less gradients | peak of others |")
     assert lines[2].startswith("| eager |  |  | 13.00 KiB | 10.00 KiB | not measured | 1.50 (1.00-2.00) |")
     assert lines[-1].startswith("- * off plain Inductor's")
-
-
-def test_table_for_the_terminal_has_the_same_columns():
-    made, _ = table([Strategy("eager")], {"eager": EAGER})
-    assert [column.header for column in made.columns] == ["", *(column.title for column in COLUMNS)]
-    assert made.row_count == 1
 
 
 def test_titles():

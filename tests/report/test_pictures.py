@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from rematpass.errors import MeasureError
+from rematpass.errors import MeasureError, ReportError
 from rematpass.report.measurement import Measurement
 from rematpass.report.pictures import (
     _budget_lines,
@@ -119,5 +119,5 @@ class TestCheck:
 
 def test_file_that_cannot_be_written(tmp_path):
     (tmp_path / "a.svg").mkdir()
-    with pytest.raises(MeasureError, match=r"cannot write .*: Is a directory"):
+    with pytest.raises(ReportError, match=r"cannot write .*: Is a directory"):
         seconds_against_peak(ROWS, "a heading", tmp_path / "a.svg")

@@ -40,8 +40,8 @@ from rematpass.report.measurement import FAILED, MEASURED, Measurement, Strategy
 class Session:
     """Measures one model. A context manager: on exit all workers end and their files are removed.
 
-    ``on_stage(strategy, stage)`` is called as work proceeds, from several threads if there are several jobs. The stage
-    "done" follows the strategy's row in the store.
+    ``on_stage(strategy, stage)`` is called when a strategy reaches a stage ("compiling"), ``on_row(strategy, row)``
+    when it is measured except for its step times. Both are called from several threads if there are several jobs.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class Session:
         store: Store,
         settings: Settings,
         on_stage: Callable[[Strategy, str], None] = lambda *_: None,
+        on_row: Callable[[Strategy, Measurement], None] = lambda *_: None,
     ) -> None:
-        self.store, self.settings, self.on_stage = store, settings, on_stage
+        self.store, self.settings, self.on_stage, self.on_row = store, settings, on_stage, on_row
         self.parameters = 0
         self._workers = Workers(target, settings)
         self._to_retime: set[Strategy] = set()
@@ -213,7 +214,7 @@ class Session:
         if before is None or before.status == FAILED or found.status == MEASURED:
             times = {} if before is None else fields_of(before)
             self.store.add(replace(found, **times))
-        self.on_stage(strategy, "done")
+        self.on_row(strategy, found)
 
     def _is_known(self, strategy: Strategy, plan: str) -> bool:
         """Whether the plan is measured, or a strategy that runs now has the same plan."""

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from rematpass.compiler import devices, partitioner
+from rematpass.compiler import devices
 from rematpass.compiler._torch import functorch_config
 from rematpass.compiler.backend import remat
+from rematpass.compiler.planned import Record, listening, plans
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError, cause_of
 from rematpass.lab.benchmark import malloc
@@ -58,27 +59,27 @@ def measure(
     found = blank(job)
     model, strategy = subject.model, job.strategy
     step = partial(run_step, model.step, model.parameters)
-    partitioner.plans(clear=True)
-    partitioner.listeners[:] = [_stop_at(is_known)]
+    plans(clear=True)
     try:
-        apply(strategy, model, job.per_block)
-        stage("compiling" if strategy.runner != "eager" else "measuring")
-        torch.manual_seed(SEED)
-        with compiled_flops() as counter:
-            compiling = compile_seconds(step, device=job.device, warm=1)
-        stage("measuring")
-        flops = counter.total if counter.graphs and not job.per_block else None  # a graph runs once for each block
-        if strategy.runner == "eager" and subject.flops:
-            flops = eager_flops(model.step, model.parameters).step
-        memory = measure_memory(model.step, model.parameters, device=job.device, warm=0)
-        error, reference = _compare_gradients(job, subject)
-        clear_gradients(model)
+        with listening(_stop_at(is_known)):
+            apply(strategy, model, job.per_block)
+            stage("compiling" if strategy.runner != "eager" else "measuring")
+            torch.manual_seed(SEED)
+            with compiled_flops() as counter:
+                compiling = compile_seconds(step, device=job.device, warm=1)
+            stage("measuring")
+            flops = counter.total if counter.graphs and not job.per_block else None  # a graph runs once for each block
+            if strategy.runner == "eager" and subject.flops:
+                flops = eager_flops(model.step, model.parameters).step
+            memory = measure_memory(model.step, model.parameters, device=job.device, warm=0)
+            error, reference = _compare_gradients(job, subject)
+            clear_gradients(model)
     except PlanKnown:
-        return _with_plan(found, partitioner.plans()), None
+        return _with_plan(found, plans()), None
     except Exception as failure:
         return _failed(found, failure), None
     found = replace(
-        _with_figures(_with_plan(found, partitioner.plans()), memory, subject),
+        _with_figures(_with_plan(found, plans()), memory, subject),
         step_flops=flops,
         gradient_error=error,
         gradient_reference=reference,
@@ -112,8 +113,8 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
             module.compile(**how)
 
 
-def _stop_at(is_known: Callable[[str], bool]) -> Callable[[partitioner.Record], None]:
-    def listener(record: partitioner.Record) -> None:
+def _stop_at(is_known: Callable[[str], bool]) -> Callable[[Record], None]:
+    def listener(record: Record) -> None:
         if is_known(_emitted_hash(record.summary)):
             raise PlanKnown
 

@@ -89,7 +89,6 @@ def runner(tmp_path, monkeypatch):
     module = load(Path("benchmarks/run.py"))
     used = Workers()
     monkeypatch.setattr(workers, "Worker", used)
-    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
     path = tmp_path / "measurements.jsonl"
 
     def call(*arguments):

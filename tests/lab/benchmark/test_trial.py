@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from rematpass.compiler import partitioner
 from rematpass.compiler import source_hash as source_hashes
 from rematpass.compiler.backend import remat_aot_eager
+from rematpass.compiler.planned import records
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError
 from rematpass.lab.benchmark import job as jobs
@@ -38,8 +38,6 @@ def op_by_op(monkeypatch):
     """remat without code generation, which takes seconds."""
     torch._dynamo.reset()
     monkeypatch.setattr(trial, "remat", remat_aot_eager)
-    yield
-    partitioner.listeners.clear()
 
 
 class TestEager:
@@ -68,7 +66,7 @@ class TestRemat:
     @pytest.mark.parametrize(("strategy", "holds"), [("remat@0.5", True), ("remat@64MiB", False)])
     def test_bytes_are_given_with_the_word_that_outputs_are_dropped(self, strategy, holds):
         found, _ = tried(strategy)
-        (record,) = partitioner.records()
+        (record,) = records()
         assert record.graph.holds_outputs is holds
         assert found.drops_outputs is not holds
 
@@ -76,7 +74,7 @@ class TestRemat:
         pytest.importorskip("transformers")
         sizes = {"layers": 3, "width": 64, "mlp": 96, "vocabulary": 256, "length": 64}
         found, _ = tried("remat@0", "llama", sizes, per_block=True)
-        assert {record.graph.calls for record in partitioner.records()} == {3}
+        assert {record.graph.calls for record in records()} == {3}
         assert (found.status, found.model[-11:]) == (MEASURED, ", per block")
         assert found.step_flops is None
         assert found.gradient_error < 1e-5
