@@ -30,8 +30,8 @@ from rematpass.compiler.ops.node_info import (
     source_of,
     spanned,
 )
-from rematpass.compiler.ops.size_hints import hint, symbols_with_hints
-from rematpass.compiler.ops.traits import Traits, aliased_argument, is_size, traits_of, user_mark
+from rematpass.compiler.ops.size_hints import hint, is_size, symbols_with_hints
+from rematpass.compiler.ops.traits import Traits, aliased_argument, traits_of, user_mark
 from rematpass.core.op import Kind, Op, Origin, Value
 from rematpass.errors import CaptureError
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from rematpass.compiler._torch import HigherOrderOperator
 from rematpass.compiler.ops.copy_module import copy_module
-from rematpass.compiler.ops.traits import bodies_of
+from rematpass.compiler.ops.kinds import subgraphs_of
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.simulate import simulate
@@ -27,7 +27,7 @@ _RUNS_SUBGRAPHS = frozenset({"invoke_subgraph", "cond"})
 def subgraphs_run_by(node: fx.Node) -> Iterator[fx.GraphModule]:
     """The subgraphs that a call runs."""
     if isinstance(node.target, HigherOrderOperator) and node.target.name() in _RUNS_SUBGRAPHS:
-        yield from bodies_of(node)
+        yield from subgraphs_of(node)
 
 
 def as_forward(subgraph: fx.GraphModule) -> fx.GraphModule:

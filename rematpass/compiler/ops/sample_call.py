@@ -13,7 +13,7 @@ from torch import fx
 from rematpass.compiler._torch import OpOverload, pytree
 from rematpass.compiler.ops.size_hints import hint
 
-# Ops that write to rows of their first argument at given indices. With equal indices they take a GPU many times as long.
+# Ops that write rows of their first argument by index. If all indices are equal, they take a GPU many times as long.
 _WRITE_BY_INDEX = frozenset(
     "index_put _unsafe_index_put index_add scatter scatter_add scatter_reduce index_copy".split()
 )

@@ -1,4 +1,4 @@
-"""Sizes as numbers: what a symbol stood for when the graph was compiled, or what is assumed of an unknown one."""
+"""Sizes as numbers: the value of a symbol when the graph was compiled, or an assumption for an unbacked symbol."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import torch
 
 from rematpass.compiler._torch import SymT, free_symbols, inductor_config, symbol_is_type
 
-_LARGEST_BOUND = 1 << 40  # a bound of an unbacked size that is higher means "any"
+_LARGEST_BOUND = 1 << 40  # an unbacked size with a higher upper bound has no real bound
+
+
+def is_size(value: Any) -> bool:
+    """Whether a node's result is a number (a size, or a truth value about sizes) and not a tensor."""
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
 
 
 def hint(size: Any) -> int:
-    """The number behind a size: itself, a symbol's value at compile time, or what is assumed of an unbacked one."""
+    """A size as a number: itself, the value of its symbols at compile time, or the assumption for unbacked ones."""
     if not isinstance(size, torch.SymInt):
         return int(size)
     if size.node.has_hint():
@@ -22,7 +27,7 @@ def hint(size: Any) -> int:
 
 
 def hint_in(graph: Any, size: Any) -> int:
-    """The same of a size in one of Inductor's graphs."""
+    """As ``hint``, for a size in one of Inductor's graphs."""
     if getattr(size, "free_symbols", ()):
         size = graph.sizevars.simplify(size)
         unbacked = [s for s in size.free_symbols if symbol_is_type(s, SymT.UNBACKED_INT)]
@@ -31,15 +36,17 @@ def hint_in(graph: Any, size: Any) -> int:
 
 
 def symbols_with_hints(value: Any) -> dict[str, int]:
-    """The free symbols of a size or tensor, each with the number assumed for it."""
+    """The free symbols of a size or tensor, by name, each with the number assumed for it."""
     return {str(s): _assumed(_shape_env(value), s) for s in free_symbols(value)}
 
 
 def _assumed(shape_env: Any, symbol: Any) -> int:
-    """What a symbol was when compiling; of an unbacked one the most it can be, so that a peak is not too low.
+    """The value of a symbol at compile time; for an unbacked symbol its upper bound, so that no peak is too low.
 
-    ``nonzero`` of 512 tokens, say, finds 512 at most. Without such a bound it is what Inductor assumes.
+    The result of ``nonzero`` on 512 tokens, for example, has at most 512 rows. Without a bound it is Inductor's own
+    assumption.
     """
+    # torch 2.13 deprecates var_to_val, the only name in 2.11.
     known = shape_env.backed_var_to_val if hasattr(shape_env, "backed_var_to_val") else shape_env.var_to_val
     if symbol in known:
         return int(known[symbol])

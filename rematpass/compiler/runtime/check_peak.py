@@ -1,18 +1,19 @@
-"""REMAT_CHECK=1: a training run measures its own first steps and says so if they took more than was planned.
+"""REMAT_CHECK=1: a training run measures its own first steps and warns if one takes more than planned.
 
-The backend hands over its compiled function; what comes back measures some calls of it and then does nothing more.
+The backend passes its compiled function to ``check_steps``. The function that comes back measures some of its calls,
+and afterwards only forwards them.
 
         forward is called ───▶ outputs ─ ─ (loss, other graphs) ─ ─▶ backward node runs ───▶ gradients
         ╰───── window ───────╯                                       ╰────── window ──────╯
 
-Bytes count if they were allocated inside the two windows, which is what a plan speaks of: what lies between them, the
-loss say, belongs to others. The node of a graph's backward is found behind its outputs, and hooks right before and
-right after it open and close the second window. On CUDA the device's peak statistics are reset at its beginning.
+Like a plan, the check counts only bytes that are allocated inside the two windows; what lies between them, such as the
+loss, belongs to others. The autograd node of the graph's backward is found behind the outputs, and hooks before and
+after it open and close the second window. How a window measures is up to the device (``devices/peak_window.py``).
 
-On the CPU each window is a profiler of its own, stopped in the very call (or around the very node) that started it.
-One that ran from forward to backward, or to the next forward, crashed the process: torch's spans (``Torch-Compiled
-Region``, ``Optimizer.step``) that began under one profiler and ended under the next wrote into the first one's freed
-memory. So no window is open between calls, two graphs never share one, and none of the user's profilers is disturbed.
+On the CPU a window is a profiler, which must stop in the call (or around the node) that started it. A profiler that
+runs from forward to backward crashes the process: spans of torch (``Torch-Compiled Region``, ``Optimizer.step``) that
+begin under one profiler and end under the next write into freed memory of the first. So no window is open between
+calls, two graphs never share one, and profilers of the user are not disturbed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 
 from rematpass.compiler import devices
 from rematpass.compiler.devices.peak_window import PeakWindow
-from rematpass.compiler.runtime.step_warnings import backward_node
+from rematpass.compiler.runtime.backward_node import backward_node
 from rematpass.errors import MeasureError
 from rematpass.units import format_bytes
 
@@ -46,13 +47,13 @@ def check_steps(
     skip: int = 1,
     report: Callable[[int, int, str], None] | None = None,
 ) -> Callable[..., Any]:
-    """Wrap a compiled forward so that ``steps`` of its steps are measured, after ``skip`` that compile the backward.
+    """Wrap a compiled forward so that ``steps`` of its calls are measured, after ``skip`` that compile the backward.
 
-    ``planned``: bytes of peak, or a function of a call's arguments for them, since they are known only later and may
-    depend on sizes; None ends the check.
-    ``hint``: what else to do if more was measured than planned, the end of a sentence. ``report(measured, planned,
-    message)`` is called after each measured step; by default the message is logged, as a warning if more was measured
-    than planned. Calls without a gradient are not counted; of several calls in a step each is one to be measured.
+    ``planned``: the planned peak in bytes, or a function that computes it from a call's arguments, since it is known
+    only after compilation and may depend on sizes. If it returns None, the check ends.
+    ``hint``: further advice if a step takes more than planned, appended to the message. ``report(measured, planned,
+    message)`` is called after each measured call; by default the message is logged, as a warning if ``measured`` is
+    larger. Calls that need no gradient are not counted. Each of several calls in a training step counts as one.
     """
     check = _Check(planned, torch.device(device), name, hint, steps, skip, report or _log)
 
@@ -68,7 +69,7 @@ def _log(measured: int, planned: int, message: str) -> None:
 
 
 class _Check:
-    """What is left to do for one graph."""
+    """The state of the check of one graph."""
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class _Check:
     ) -> None:
         self.planned, self.device, self.name, self.hint, self.report = planned, device, name, hint, report
         self.left, self.skip, self.done = steps, skip, 0
-        self._in_backward: ExitStack | None = None  # still there at the next call if that backward raised
+        self._in_backward: ExitStack | None = None  # the open window; left over at the next call if backward raised
 
     def call(self, compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._in_backward is not None:
@@ -104,17 +105,17 @@ class _Check:
         return outputs
 
     def _open(self, stack: ExitStack, window: Callable[[], AbstractContextManager[None]]) -> bool:
-        """Whether measuring began; a step in which it cannot is told of and given up."""
+        """Whether the window is open. A call that cannot be measured is logged and skipped."""
         try:
             stack.enter_context(window())
         except MeasureError as error:
-            logger.warning("the check measures nothing in this step of %s: %s", self.name, error)
+            logger.warning("the check cannot measure this step of %s: %s", self.name, error)
             self.left -= 1
             return False
         return True
 
     def _watch(self, window: PeakWindow, node: Any, planned: int | None) -> None:
-        """Measure this node when it runs, once: hooks before and after it, on the thread that runs it."""
+        """Measure the node when it runs, once, by hooks before and after it on the thread that runs it."""
         hooks: list[Any] = []
         stack = ExitStack()
         is_open = [False]
@@ -131,23 +132,23 @@ class _Check:
             stack.close()
             self._in_backward = None
             if is_open[0]:
-                self._tell(window.peak, planned)
+                self._conclude(window.peak, planned)
 
         hooks += [node.register_prehook(before), node.register_hook(after)]
 
     def _abandon(self) -> None:
-        """End a window that a failed backward left open, and measure no more: its profiler is in no known state."""
+        """Close the window that a failed backward left open, and end the check: the profiler's state is undefined."""
         stack, self._in_backward, self.left = self._in_backward, None, 0
         if stack is not None:
             with suppress(RuntimeError, AssertionError):
                 stack.close()
 
-    def _tell(self, measured: int, planned: int | None) -> None:
+    def _conclude(self, measured: int, planned: int | None) -> None:
         if planned is None:
             self.left = 0
             logger.warning(
-                "the check of %s has nothing to compare with: its plan is not known, since planning failed or its code "
-                "comes from a compile cache; TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 plans it anew", self.name
+                "the check of %s ends: its plan is not known, because planning failed or its code comes from a compile "
+                "cache; set TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 to plan it again", self.name
             )  # fmt: skip
             return
         self.left -= 1
@@ -155,14 +156,14 @@ class _Check:
         self.report(measured, planned, self._message(measured, planned))
 
     def _message(self, measured: int, planned: int) -> str:
-        what = f"{self.name}, measured step {self.done}: a peak of {format_bytes(measured)}"
+        found = f"{self.name}, measured step {self.done}: a peak of {format_bytes(measured)}"
         if measured <= planned:
-            return f"{what}, within the {format_bytes(planned)} planned"
+            return f"{found}, within the {format_bytes(planned)} planned"
         excess = measured - planned
         return (
-            f"{what}, {format_bytes(excess)} ({excess / max(1, planned):.1%}) more than the {format_bytes(planned)} "
+            f"{found}, {format_bytes(excess)} ({excess / max(1, planned):.1%}) more than the {format_bytes(planned)} "
             f"planned; lower the budget by {format_bytes(excess, round_up=True)} to stay under it{self.hint}"
         )
 
 
-_one_at_a_time = threading.RLock()  # several threads may train, and the profiler's memory events are the process's
+_one_at_a_time = threading.RLock()  # threads may train side by side, and a recording covers the whole process

@@ -6,8 +6,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from rematpass.compiler import _torch
-from rematpass.compiler.ops import traits as ops
-from rematpass.compiler.ops.traits import Traits, draws_random_numbers, is_size, kind_of, traits_of, user_mark
+from rematpass.compiler.ops import flops as flops_of_ops
+from rematpass.compiler.ops.kinds import draws_random_numbers, kind_of
+from rematpass.compiler.ops.size_hints import is_size
+from rematpass.compiler.ops.traits import Traits, traits_of, user_mark
 from rematpass.core.op import Kind
 
 aten, prims = torch.ops.aten, torch.ops.prims
@@ -218,5 +220,5 @@ def test_flops_that_a_formula_does_not_know_are_none(monkeypatch):
     def refuses(*_, **__):
         raise AssertionError("shapes are incompatible")
 
-    monkeypatch.setitem(ops.flop_registry, aten.mm, refuses)
+    monkeypatch.setitem(flops_of_ops.flop_registry, aten.mm, refuses)
     assert traits_of(call(aten.mm.default, ROWS, SQUARE)).flops == 0
