@@ -19,7 +19,7 @@ from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.core.verify import verify
 from rematpass.errors import BudgetInfeasible, ConfigError, GraphError
-from rematpass.report.report import Report, explain
+from rematpass.report.report import Provenance, Report, explain
 from rematpass.report.summary import Summary, infeasible, summarize
 
 
@@ -33,8 +33,16 @@ class Planned:
     summary: Summary
     hardware: Hardware
 
-    def report(self) -> Report:
-        return explain(self.problem, self.ladder, self.rung, self.summary, hardware=self.hardware.name)
+    def report(self, model: str = "") -> Report:
+        """The full report; ``model``: the name to show for the model."""
+        return explain(
+            self.problem,
+            self.ladder,
+            self.rung,
+            self.summary,
+            hardware=self.hardware.name,
+            provenance=Provenance.now(model),
+        )
 
 
 def read_graph(path: Path) -> JointGraph:

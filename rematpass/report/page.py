@@ -29,7 +29,7 @@ _SCRIPTS = ("common.js", "frontier.js", "timeline.js", "tables.js", "main.js")
 def to_html(report: Report) -> str:
     """The whole page."""
     parts = {
-        "title": html.escape(report.summary.graph),
+        "title": html.escape(" · ".join(filter(None, (report.provenance.model, report.summary.graph)))),
         "style": _asset("page.css"),
         "script": "".join(_asset(name) for name in _SCRIPTS),
         "data": _embedded(data(report)),
@@ -46,6 +46,7 @@ def data(report: Report) -> dict[str, Any]:
     moments, columns = _moments(report), _Columns()
     accounts = [{**dataclasses.asdict(a), "fate": a.fate.value, "value": index[a.value]} for a in shown]
     return {
+        "origin": str(report.provenance),
         "summary": dataclasses.asdict(report.summary),
         "hardware": report.hardware,
         "ops": len(report.graph.ops),

@@ -1,11 +1,12 @@
-"""All that there is to tell about one planned graph, ready to be written as text, JSON, a page or a trace.
+"""The report on one planned graph: the data behind the text, the JSON document, the page and the trace.
 
-``explain`` gathers it from what the planner leaves behind; nothing here decides anything.
+``explain`` collects it from the planner's results; no decision is made here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rematpass import __version__
 from rematpass.core.frontier import Ladder
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import Origin
@@ -33,13 +35,36 @@ from rematpass.units import BYTE_UNITS, format_bytes, format_percent, format_sec
 FORMAT = 1
 TORCH = "torch's default, in our order"
 BASELINES = (("save all", save_all), ("square root (Chen 2016)", chen_sqrt), ("recompute all", recompute_all))
-_MOST_BOUNDS = 32  # peaks at which the bound is as tight as it gets
+_MOST_BOUNDS = 32  # peaks at which the bound is computed exactly
 _STEPS = tuple(n * BYTE_UNITS[unit] for unit in ("GiB", "MiB", "KiB") for n in (1, 0.25, 1 / 16))
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """Where a report comes from. Empty fields are unknown.
+
+    ``model``: the model's name; ``date``: when the report was made, in UTC; ``versions``: of packages, by name.
+    """
+
+    model: str = ""
+    date: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def now(cls, model: str = "", torch: str = "") -> Provenance:
+        """Of a report that is made now; ``torch``: its version, if torch captured the graph in this process."""
+        date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        versions = {"rematpass": __version__, "torch": torch}
+        return cls(model, date, tuple((name, version) for name, version in versions.items() if version))
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions)
+        return " · ".join(filter(None, (self.model, self.date, versions)))
+
+
+@dataclass(frozen=True)
 class Point:
-    """A plan in the plane of peak (bytes) and seconds of a step; ``name`` says whose."""
+    """A plan in the plane of peak (bytes) and seconds of a step; ``name`` identifies it."""
 
     name: str
     peak: int
@@ -48,10 +73,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Report:
-    """One planned graph. ``seconds[i]``: what run ``i`` of the timeline costs, by the cost model for ``hardware``.
+    """One planned graph. ``seconds[i]``: the cost of run ``i`` of the timeline, by the cost model for ``hardware``.
 
-    ``frontier``: the ladder's rungs, from the fastest on; ``others``: plans to compare with. ``bound``: below
-    which no plan can be, within what its proof assumes.
+    ``frontier``: the ladder's rungs, fastest first; ``others``: plans to compare with; ``bound``: the proven lower
+    bound on seconds, under the assumptions of its proof.
     """
 
     summary: Summary
@@ -65,42 +90,45 @@ class Report:
     accounts: tuple[Account, ...]
     modules: tuple[Totals, ...]
     bound: Bound
+    provenance: Provenance = Provenance()
 
     @property
     def chosen(self) -> Point:
-        """The plan, at the peak that the simulator gives it, as it gives it to all the other points."""
+        """The plan, at its simulated peak; the peaks of all other points are simulated as well."""
         return Point("this plan", self.timeline.peak, self.summary.step_seconds)
 
     @cached_property
     def bound_curve(self) -> tuple[tuple[int, float], ...]:
-        """The bound's corners, peak (bytes) and seconds, by rising peak: straight in between. Its first is the proven
-        floor."""
+        """The corners of the piecewise linear bound, as peak (bytes) and seconds, by rising peak.
+
+        The first corner is the proven floor.
+        """
         return self.bound.curve(self.bound.floor, max(p.peak for p in (*self.frontier, *self.others)))
 
     def above_bound(self, point: Point) -> float | None:
-        """How much longer a step is than the bound for this point's peak, as a share; None where nothing is proven."""
+        """The point's distance to the bound at its peak, as a share of the bound; None if nothing is proven there."""
         least = self.bound.seconds(point.peak)
         return self.bound.gap(point.seconds, point.peak) if 0 < least < math.inf else None
 
     @cached_property
     def peak_at(self) -> int:
-        """The position of the run at which memory is at its (first) peak."""
+        """The position of the first run at which memory reaches its peak."""
         return self.timeline.live.index(self.timeline.peak) if self.timeline.live else 0
 
     @cached_property
     def held_nbytes(self) -> int:
-        """Parameters and buffers, which stand before the step and are not counted."""
+        """Bytes of parameters and buffers, which exist before the step and are not counted."""
         return sum(v.nbytes for v in self.graph.values if v.origin is Origin.STATIC)
 
     def fastest_under(self, nbytes: int) -> Point:
-        """The fastest rung with a peak of at most ``nbytes``, or the floor."""
+        """The fastest rung with a peak of at most ``nbytes``; if there is none, the lowest rung."""
         return next((p for p in self.frontier if p.peak <= nbytes), self.frontier[-1])
 
     def what_more_buys(self) -> str:
-        """One sentence: the seconds that one more gigabyte would save, or a smaller step where that is too much."""
+        """One sentence: the seconds that one more GiB would save, or a smaller amount if that is enough."""
         room = self.frontier[0].peak - self.chosen.peak
         if room <= 0:
-            return "More memory buys nothing: this is the fastest plan."
+            return "More memory would save no time: this is the fastest plan."
         step = next((int(n) for n in _STEPS if n <= room), room)
         faster = self.fastest_under(self.chosen.peak + step)
         gain = self.chosen.seconds - faster.seconds
@@ -111,7 +139,7 @@ class Report:
         return text + "."
 
     def what_less_costs(self) -> str:
-        """One sentence: what the next lower rung saves in bytes and costs in seconds."""
+        """One sentence: the bytes that the next lower rung saves and the seconds that it costs."""
         lower = next((p for p in self.frontier if p.peak < self.chosen.peak), None)
         if lower is None:
             return "No plan with a lower peak was found."
@@ -122,13 +150,16 @@ class Report:
         return format_percent(seconds / (self.chosen.seconds or 1.0))
 
     def to_json(self) -> str:
-        """Everything as one JSON document: bytes are integers, seconds the cost model's."""
+        """The whole report as one JSON document: bytes as integers, seconds as estimated by the cost model."""
         return json.dumps(self._document(), separators=(",", ":"))
 
     def _document(self) -> dict[str, Any]:
         live, graph = self.timeline, self.graph
         return {
             "format": FORMAT,
+            "model": self.provenance.model,
+            "date": self.provenance.date,
+            "versions": dict(self.provenance.versions),
             "summary": dataclasses.asdict(self.summary),
             "hardware": self.hardware,
             "device": graph.device,
@@ -157,7 +188,7 @@ class Report:
         }
 
     def point(self, point: Point) -> dict[str, Any]:
-        """A point as it goes into JSON."""
+        """A point as JSON fields."""
         return {**dataclasses.asdict(point), "above_bound": self.above_bound(point)}
 
     def _value(self, account: Account) -> dict[str, Any]:
@@ -184,14 +215,15 @@ def explain(
     *,
     hardware: str,
     saved_by_torch: Iterable[int] | None = None,
+    provenance: Provenance = Provenance(),
 ) -> Report:
-    """Gather the report of ``rung``, chosen from ``ladder`` for ``problem``.
+    """Collect the report on ``rung``, chosen from ``ladder`` for ``problem``.
 
     ``hardware``: the name of the preset behind the seconds; ``saved_by_torch``: the values that torch's own
-    partitioner would save, where that is known. Their point is that choice run in our order: torch recomputes in one
-    block, ahead of backward, which takes more memory than the point shows.
+    partitioner would save, if known. Their point shows this choice in rematpass's order. Torch recomputes in one block
+    ahead of backward, which takes more memory than the point shows.
     """
-    problem = dataclasses.replace(problem, deadline=math.inf)  # the plan is made; a report may take its time
+    problem = dataclasses.replace(problem, deadline=math.inf)  # the time limit is for planning only
     graph, plan, timeline = problem.graph, rung.plan, rung.timeline
     who = occupancy(graph, plan, timeline)
     told = accounts(graph, plan, timeline, problem.costs)
@@ -208,23 +240,24 @@ def explain(
         accounts=tuple(told),
         modules=tuple(totals(graph, plan, problem.costs, told, who, peak_at)),
         bound=lower_bound(problem, _some(sorted({rung.peak, *(r.peak for r in ladder.rungs)}), _MOST_BOUNDS)),
+        provenance=provenance,
     )
 
 
 def _some(things: Sequence[int], most: int) -> Sequence[int]:
-    """At most about ``most`` of them, evenly spread."""
+    """About ``most`` of ``things``, evenly spread."""
     return things[:: -(-len(things) // most) or 1]
 
 
 def _baselines(problem: Problem, saved_by_torch: Iterable[int] | None) -> Iterator[Point]:
-    """Those that the user's marks do not rule out."""
+    """The plans to compare with that the user's annotations allow."""
 
-    def torchs(problem: Problem) -> tuple[Plan, ...]:
+    def torch_default(problem: Problem) -> tuple[Plan, ...]:
         return (schedule_late(problem.graph, saved_by_torch or (), "torch"),)
 
-    for name, solver in [*([(TORCH, torchs)] if saved_by_torch is not None else []), *BASELINES]:
+    for name, solver in [*([(TORCH, torch_default)] if saved_by_torch is not None else []), *BASELINES]:
         try:
-            its = problem.timeline(solver(problem)[0])
+            timeline = problem.timeline(solver(problem)[0])
         except RematError:
             continue
-        yield Point(name, its.peak, its.step_seconds)
+        yield Point(name, timeline.peak, timeline.step_seconds)

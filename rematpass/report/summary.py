@@ -1,4 +1,4 @@
-"""One planned graph in one line, and the text of a budget that cannot be reached."""
+"""The summary of a planned graph, its log line, and the error message for an infeasible budget."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from rematpass.core.op import Op, Origin, Side
 from rematpass.core.simulate import LiveInterval, Timeline
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
-from rematpass.core.solve.unavoidable import Certain
+from rematpass.core.solve.unavoidable import UnavoidableBytes
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What was decided for one graph. Bytes are integers, seconds the cost model's.
+    """The decision for one graph. Bytes are integers; seconds are those of the cost model.
 
-    ``budget_nbytes``: the peak that the budget allows, None without one. ``planned_peak``: by the compiler's own word
-    where ``exact``, else the simulator's; ``peak_without_outputs``: the same if whoever called forward lets go of its
-    outputs before backward starts (``loss = model(batch).loss`` drops the logits). ``dry_run_seconds``: what asking the
-    compiler took, not counted in ``planning_seconds``. ``fallback``: why the planner's own plan was not used, empty
-    when it was. Where sizes are symbols, ``sizes`` are what was assumed for them, ``peak_formula`` is the simulator's
-    peak of one call as a formula of them (of the moment at which it is highest for those); both are empty otherwise.
-    ``bound_seconds``: no plan under this budget takes less for a step, by a proof (``core/solve/bound.py`` has it, and
-    what it assumes); 0 where nothing is proven. ``holds_outputs``: whether the budget counts them in backward.
-    ``calls``: how often a step calls the graph before its backward; budget and peaks are of all of them together, and
-    ``nbytes_of_others`` of the planned peak are what the calls but one have saved.
+    ``budget_nbytes``: the peak that the budget allows; None without a budget. ``planned_peak``: according to Inductor
+    if ``exact``, else simulated. ``peak_without_outputs``: the same if the caller drops forward's outputs before
+    backward starts (``loss = model(batch).loss`` drops the logits). ``dry_run_seconds``: the time for asking Inductor,
+    which ``planning_seconds`` excludes. ``fallback``: why the planner's own plan was not used; empty if it was.
+
+    ``sizes``: the sizes assumed for symbols; ``peak_formula``: the simulated peak of one call as a formula of the
+    symbols, for the moment that has the peak at these sizes. Both are empty if all sizes are static.
+
+    ``bound_seconds``: a proven lower bound on the seconds of a step under this budget (``core/solve/bound.py`` states
+    the assumptions); 0 if nothing is proven. ``holds_outputs``: whether forward's outputs count in backward. ``calls``:
+    how often a step calls the graph before its backward. Budget and peaks cover all calls; ``nbytes_of_others`` is the
+    part of the planned peak that all calls but one have saved.
     """
 
     graph: str
@@ -62,7 +64,7 @@ class Summary:
 
     @property
     def gap(self) -> float | None:
-        """How much longer a step is than the proven bound, as a share of that; None where nothing is proven."""
+        """The distance to the proven bound, as a share of the bound; None if nothing is proven."""
         return max(0.0, self.step_seconds / self.bound_seconds - 1) if self.bound_seconds else None
 
     def line(self) -> str:
@@ -85,7 +87,7 @@ class Summary:
         if self.calls == 1:
             return ""
         each = format_bytes(self.nbytes_of_others // (self.calls - 1))
-        return f"of {self.calls} calls that keep {each} each, "
+        return f"for {self.calls} calls that keep {each} each, "
 
     def _without_outputs(self) -> str:
         if not self.holds_outputs:
@@ -111,7 +113,7 @@ def summarize(
     fallback: str = "",
     bound_seconds: float = 0.0,
 ) -> Summary:
-    """The summary of ``rung``, chosen from ``ladder`` for ``graph``; ``peaks``: with and without forward's outputs."""
+    """Summarize ``rung``, chosen from ``ladder`` for ``graph``; ``peaks``: with and without forward's outputs."""
     made = [v for v in rung.plan.saved if graph.values[v].origin is not Origin.STATIC]
     again = list(rung.plan.recomputed())
     return Summary(
@@ -145,14 +147,14 @@ def summarize(
 
 
 def peak_formula(graph: JointGraph, timeline: Timeline) -> str:
-    """Bytes at the peak as a formula of the symbolic sizes, such as ``20*s77 + 140``."""
+    """The bytes at the peak as a formula of the symbolic sizes, such as ``20*s77 + 140``."""
     return total(graph.values[interval.value].nbytes_expr for interval in timeline.at_peak())
 
 
 def total(terms: Iterable[str]) -> str:
-    """The sum of formulas; those alike but for a whole factor are added up: ``20*s0`` and ``4*s0`` are ``24*s0``.
+    """The sum of formulas. Terms that differ only by an integer factor are combined: ``20*s0 + 4*s0`` is ``24*s0``.
 
-    What is not a product of a number and symbols is left as it is, in parentheses: ``2*(4*s0 + 12)``.
+    Any term but a product of a number and symbols stays as it is, in parentheses: ``2*(4*s0 + 12)``.
     """
     counted: dict[str, int] = {}
     for term in terms:
@@ -167,9 +169,10 @@ def total(terms: Iterable[str]) -> str:
 
 
 def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int, device: str = "") -> str:
-    """Why no plan stays under ``limit`` bytes: the floor, who takes it, what no plan can do without, what to try.
+    """The error message if no plan stays under ``limit`` bytes.
 
-    ``device``: whose bytes they are; empty: those of the graph's own.
+    It states the floor, the largest values at its peak, the bytes that no plan avoids, and what to try. ``device``:
+    the device that the budget is for; empty: the graph's own.
     """
     graph = problem.graph
     largest = lowest.timeline.at_peak()[:5]
@@ -179,7 +182,7 @@ def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int, device: s
         f"with at most {problem.max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
         + _saved_by_others(graph, lowest.timeline)
         + "".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}\n" for t in largest)
-        + _whatever_is_recomputed(problem, floor)
+        + _unavoidable(problem, floor)
         + f"Try memory_budget={enough} or more, "
         "a smaller batch, or REMAT_MAX_RECOMPUTE=2." + _if_dropped(lowest.timeline) + _of_regions(graph)
     )
@@ -192,32 +195,32 @@ def _saved_by_others(graph: JointGraph, timeline: Timeline) -> str:
 
 
 def _if_dropped(timeline: Timeline) -> str:
-    """What to try where forward's outputs are much of the peak."""
+    """What to try if forward's outputs take much of the peak."""
     if timeline.peak_without_outputs > 0.99 * timeline.peak:
         return ""
-    return " Forward's outputs count; where they are dropped before backward, REMAT_HOLD_OUTPUTS=0 says so."
+    return " Forward's outputs are counted; if the caller drops them before backward, set REMAT_HOLD_OUTPUTS=0."
 
 
 def _of_regions(graph: JointGraph) -> str:
-    """What to try where parts of the graph were planned before it, each without knowing of the rest."""
+    """What to try if regions of the graph were planned before it, each without knowledge of the rest."""
     if not any(op.name.startswith("invoke_subgraph") for op in graph.ops):
         return ""
     return (
-        " Regions compiled once (nested_compile_region) are planned by themselves, and a budget in bytes is all theirs "
-        "there; a fraction, such as memory_budget=0.3, is one of theirs and of the rest."
+        " Regions that are compiled once (nested_compile_region) are planned separately, and each may use the whole "
+        "byte budget; a fraction, such as memory_budget=0.3, applies to each region and to the rest."
     )
 
 
-def _whatever_is_recomputed(problem: Problem, floor: int) -> str:
-    """What every plan has in memory at one moment: it tells what only a smaller batch or model can change."""
-    nbytes, op = Certain(problem.graph, problem.fuse).working_set()
-    if not 0 < nbytes <= floor:  # Inductor may do with less than the simulator knows of
+def _unavoidable(problem: Problem, floor: int) -> str:
+    """The bytes that every plan holds at one moment, which only a smaller batch or model can reduce."""
+    nbytes, op = UnavoidableBytes(problem.graph, problem.fuse).working_set()
+    if not 0 < nbytes <= floor:  # Inductor may need less than the simulator knows
         return ""
     return f"Every plan takes {format_bytes(nbytes)}, {f'in {op.name}{_where(op)}' if op else 'after forward'}.\n"
 
 
 def describe(graph: JointGraph, interval: LiveInterval) -> str:
-    """A value in words: its name, shape and type, and where the user's code makes it."""
+    """A value in words: its name, type, shape, and the user's code that creates it."""
     value, producer = graph.values[interval.value], graph.producer[interval.value]
     where = "" if producer is None else _where(graph.ops[producer])
     again = f", recomputed copy {interval.copy}" if interval.copy else ""

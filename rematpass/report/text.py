@@ -1,8 +1,9 @@
-"""The report as text, for a terminal or a file: what was planned, memory over time, the largest values, the modules."""
+"""The report as text, for a terminal or a file: the plan, memory over time, the largest values, the modules."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 from rich import box
 from rich.console import Console
@@ -17,6 +18,7 @@ from rematpass.report.report import Point, Report
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 _MOST_RUNGS = 24
+_NARROW = 100  # columns
 _FILLS = dict(zip(ROLES, "■█▓▒o░", strict=True))
 _STYLES = {
     Role.OTHERS: "cyan",
@@ -38,19 +40,22 @@ def to_text(report: Report, width: int = 120) -> str:
 
 
 def show(report: Report, console: Console, *, values: int = 20, modules: int = 20) -> None:
-    """Print the report; ``values`` and ``modules`` are the most rows of the two tables."""
+    """Print the report; ``values`` and ``modules`` limit the rows of the two tables."""
     console.print(Text(report.summary.graph, style="bold"))
+    if origin := str(report.provenance):
+        console.print(origin, highlight=False, soft_wrap=True, style="dim")
     for sentence in _headline(report):
         console.print(sentence, highlight=False, soft_wrap=True)
     console.print()
-    console.print(frontier_table(report))
+    narrow = console.width < _NARROW
+    console.print(frontier_table(report, narrow=narrow))
     console.print()
     for line in _picture(report, min(console.width - 14, 96)):
         console.print(line)
     console.print()
     console.print(_value_table(report, values, wide=console.width >= 110))
     console.print()
-    console.print(_module_table(report, modules))
+    console.print(_module_table(report, modules, narrow=narrow))
 
 
 def _headline(report: Report) -> list[str]:
@@ -76,7 +81,7 @@ def _calls(report: Report) -> list[str]:
     s = report.summary
     if s.calls == 1:
         return []
-    return [f"calls           {s.calls} in a step, all counted; those but one keep {format_bytes(s.nbytes_of_others)}"]
+    return [f"calls           {s.calls} per step, all counted; all but one keep {format_bytes(s.nbytes_of_others)}"]
 
 
 def _bound(report: Report) -> list[str]:
@@ -84,28 +89,35 @@ def _bound(report: Report) -> list[str]:
     if s.gap is None:
         return []
     return [
-        f"proven bound    no plan under this budget takes less than {format_seconds(s.bound_seconds)}: this one is at "
+        f"proven bound    no plan under this budget takes less than {format_seconds(s.bound_seconds)}; this plan is at "
         f"most {format_percent(s.gap)} above it (proven {ASSUMES})"
     ]
 
 
 def _simulated(report: Report) -> str:
-    """The simulator's peak, where the compiler's own word on it is another."""
+    """The simulator's peak, if the compiler's exact one differs."""
     simulated, planned = report.timeline.peak, report.summary.planned_peak
-    return "" if simulated == planned else f"; the simulator's, which all below goes by: {format_bytes(simulated)}"
+    return "" if simulated == planned else f"; simulated, as all figures below: {format_bytes(simulated)}"
 
 
-def _table(title: str, *columns: str, numbers: int) -> Table:
-    """A table whose last ``numbers`` columns stand flush right."""
+def _table(title: str, *columns: str, numbers: int, narrow: bool = False) -> Table:
+    """A table whose last ``numbers`` columns hold numbers: right-aligned, and never cut or wrapped.
+
+    In a narrow terminal names are folded, and titles of number columns have a line per word.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i >= len(columns) - numbers else "left", no_wrap=i == 0)
+        if i < len(columns) - numbers:
+            table.add_column(column, overflow="fold")
+        else:
+            table.add_column(column.replace(" ", "\n") if narrow else column, justify="right", no_wrap=True)
     return table
 
 
-def frontier_table(report: Report) -> Table:
-    """The plans to choose from and those to compare with, from the highest peak down."""
-    table = _table("Frontier: what memory buys", "", "peak", "a step", "to the fastest", "above the bound", numbers=4)
+def frontier_table(report: Report, *, narrow: bool = False) -> Table:
+    """The ladder's plans and those to compare with, highest peak first; ``narrow``: for less than 100 columns."""
+    titles = ("", "peak", "step time", "to the fastest", "above the bound")
+    table = _table("Frontier: peak and step time of each plan", *titles, numbers=4, narrow=narrow)
     fastest = report.frontier[0].seconds or 1.0
 
     def row(name: str, point: Point, style: str = "") -> None:
@@ -126,7 +138,7 @@ def frontier_table(report: Report) -> Table:
 
 
 def _picture(report: Report, width: int, height: int = 12) -> list[Text]:
-    """Memory over time, stacked by role: each column is the moment of most bytes among those that it stands for."""
+    """Memory over time, stacked by role. A column shows the moment with the most bytes of those that it covers."""
     live = report.timeline.live
     if not live or not report.timeline.peak:
         return []
@@ -149,7 +161,7 @@ def _picture(report: Report, width: int, height: int = 12) -> list[Text]:
 
 
 def _role_at(report: Report, moment: int, level: int) -> Role | None:
-    """Whose byte number ``level`` is, counted from the bottom of the stack."""
+    """The role at height ``level``, in bytes from the bottom of the stack; None above the stack."""
     for role, sizes in zip(ROLES, report.occupancy.by_role, strict=True):
         level -= sizes[moment]
         if level < 0:
@@ -161,8 +173,7 @@ def _value_table(report: Report, most: int, *, wide: bool) -> Table:
     told = [a for a in report.accounts if a.in_memory]
     title = f"The largest values ({min(most, len(told))} of {len(told)} in memory; * at the peak)"
     table = _table(title, "value", "bytes", *["type"] * wide, "module", "fate and reason", numbers=0)
-    table.columns[1].justify = "right"
-    table.columns[1].no_wrap = True
+    table.columns[1].justify, table.columns[1].no_wrap = "right", True
     for account in told[:most]:
         value, nbytes, type_, module, reason = _cells(report, account)
         cells = (value, nbytes, *[type_] * wide, module, reason)
@@ -183,23 +194,29 @@ def _cells(report: Report, account: Account) -> tuple[str, ...]:
     )
 
 
-def _module_table(report: Report, most: int) -> Table:
-    """The modules of the least depth that fill the table, in the model's order."""
+def _module_table(report: Report, most: int, *, narrow: bool) -> Table:
+    """The outermost modules, in the model's order; a narrow table leaves out gradients and recompute seconds."""
     shown = _outermost(report.modules, most)
     title = f"Totals per module ({len(shown)} of {len(report.modules)})"
-    table = _table(title, "module", "saved", "recomputed", "gradients", "at the peak", "recompute", numbers=5)
+    columns: dict[str, Callable[[Totals], str]] = {
+        "saved": lambda m: format_bytes(m.saved_nbytes),
+        "recomputed": lambda m: format_bytes(m.recomputed_nbytes),
+        "gradients": lambda m: format_bytes(m.gradient_nbytes),
+        "at the peak": lambda m: format_bytes(m.peak_nbytes),
+        "recompute": lambda m: format_seconds(m.recompute_seconds),
+    }
+    if narrow:
+        del columns["gradients"], columns["recompute"]
+    table = _table(title, "module", *columns, numbers=len(columns), narrow=narrow)
     for m in shown:
         depth = m.path.count(".") + 1 if m.path else 0
-        table.add_row(
-            "  " * depth + (m.path or "the whole graph"),
-            *(format_bytes(n) for n in (m.saved_nbytes, m.recomputed_nbytes, m.gradient_nbytes, m.peak_nbytes)),
-            format_seconds(m.recompute_seconds),
-        )
+        indent = "  " * min(depth, 1 if narrow else depth)
+        table.add_row(indent + (m.path or "the whole graph"), *(cell(m) for cell in columns.values()))
     return table
 
 
 def _outermost(modules: tuple[Totals, ...], most: int) -> list[Totals]:
-    """As many levels of the tree as fit into ``most`` rows, at least the two outermost ones."""
+    """As many levels of the tree as fit into ``most`` rows, but at least the two outermost levels."""
 
     def level(m: Totals) -> int:
         return m.path.count(".") + 1 if m.path else 0

@@ -26,7 +26,9 @@ Event = dict[str, Any]
 def to_trace(report: Report) -> str:
     """The trace as a JSON document."""
     events = [*_names(report), *_ops(report), *_counters(report), *_lives(report)]
-    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, separators=(",", ":"))
+    origin = {"model": report.provenance.model, "date": report.provenance.date, **dict(report.provenance.versions)}
+    document = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": origin}
+    return json.dumps(document, separators=(",", ":"))
 
 
 def _starts(report: Report) -> list[float]:

@@ -1,19 +1,21 @@
 import dataclasses
 import json
+import re
 
 import pytest
 from support.graphs import Builder, three_layers
 from support.reports import COSTS, report_of, tiny_report
 
+from rematpass import __version__
 from rematpass.core import frontier
 from rematpass.core.frontier import Ladder
 from rematpass.core.op import Origin
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
-from rematpass.report.report import Point, explain
+from rematpass.report.report import Point, Provenance, explain
 
 
-def test_the_frontier_and_the_plans_to_compare_with():
+def test_a_report_has_the_frontier_and_plans_to_compare_with():
     report = tiny_report()
     assert report.frontier == (Point("ladder", 84, 58.0), Point("ladder", 77, 60.0), Point("ladder", 73, 63.0))
     assert [p.name for p in report.others] == ["save all", "square root (Chen 2016)", "recompute all"]
@@ -25,7 +27,7 @@ def test_the_frontier_and_the_plans_to_compare_with():
     assert report.seconds == tuple(COSTS.run[run.op] for run in report.timeline.runs)
 
 
-def test_what_torch_would_have_done_comes_first_where_it_is_known():
+def test_the_default_plan_of_torch_comes_first_if_it_is_known():
     others = tiny_report(saved_by_torch=[3]).others
     assert others[0] == Point("torch's default, in our order", 84, 60.0)
     assert len(others) == 4
@@ -36,7 +38,7 @@ def test_what_torch_would_have_done_comes_first_where_it_is_known():
     [
         (
             0,
-            "More memory buys nothing: this is the fastest plan.",
+            "More memory would save no time: this is the fastest plan.",
             "The next lower plan saves 7 B and costs 2.00 s more.",
         ),
         (
@@ -47,7 +49,7 @@ def test_what_torch_would_have_done_comes_first_where_it_is_known():
         (2, "11 B more would save 5.00 s of a step (7.9%).", "No plan with a lower peak was found."),
     ],
 )
-def test_what_more_memory_would_buy_and_less_would_cost(rung, more, less):
+def test_a_sentence_each_for_more_and_for_less_memory(rung, more, less):
     report = tiny_report(rung)
     assert (report.what_more_buys(), report.what_less_costs()) == (more, less)
 
@@ -63,14 +65,15 @@ def test_more_memory_is_offered_in_round_numbers():
     )
 
 
-def test_what_stands_before_the_step_is_told_apart():
+def test_parameters_are_counted_separately():
     assert tiny_report().held_nbytes == 5
 
 
-def test_the_json_says_everything():
+def test_the_json_document_is_complete():
     report = tiny_report()
     found = json.loads(report.to_json())
     assert found["format"] == 1
+    assert (found["model"], found["date"], found["versions"]) == ("", "", {})
     assert found["summary"] == json.loads(json.dumps(dataclasses.asdict(report.summary)))
     assert (found["hardware"], found["device"], found["bound"]) == ("h100", "cpu", [[70, 60], [76, 57], [84, 57]])
     assert "own ops in their order" in found["bound_assumes"]
@@ -98,7 +101,7 @@ def test_the_json_says_everything():
     assert {(t["value"], t["copy"], t["role"]) for t in timeline["intervals"]} >= {("v2", 1, "recomputed")}
 
 
-def test_a_real_graph():
+def test_the_report_on_a_real_graph_is_consistent():
     report = report_of()
     assert report.graph.values[report.accounts[0].value].nbytes == max(v.nbytes for v in report.graph.values[31:])
     assert report.modules[0].saved_nbytes <= report.summary.saved_nbytes
@@ -108,7 +111,7 @@ def test_a_real_graph():
     )
 
 
-def test_baselines_that_the_marks_rule_out_are_no_points():
+def test_baselines_that_annotations_forbid_are_left_out():
     graph = three_layers(op1={"must_recompute": True, "never_recompute": "it draws"})
     problem = Problem(graph, COSTS)
     fine = Problem(three_layers(), COSTS)
@@ -117,7 +120,7 @@ def test_baselines_that_the_marks_rule_out_are_no_points():
     assert report.others == ()
 
 
-def test_a_graph_of_nothing():
+def test_a_graph_without_ops_has_a_report():
     b = Builder()
     x = b.input(3)
     graph = b.build([x], [b.input(3, Origin.TANGENT)])
@@ -128,3 +131,12 @@ def test_a_graph_of_nothing():
     report = explain(problem, ladder, ladder.rungs[0], tiny_report().summary, hardware="cpu")
     assert report.peak_at == 0
     assert json.loads(report.to_json())["timeline"]["runs"] == []
+
+
+def test_the_origin_of_a_report_is_in_its_json():
+    origin = Provenance.now("llama", torch="2.13.0")
+    found = json.loads(dataclasses.replace(tiny_report(), provenance=origin).to_json())
+    assert found["model"] == "llama"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", found["date"])
+    assert found["versions"] == {"rematpass": __version__, "torch": "2.13.0"}
+    assert dict(Provenance.now().versions) == {"rematpass": __version__}, "a plan from a file knows no torch"

@@ -42,7 +42,7 @@ def summary(rung, **fields):
     return summarize(graph, ladder, ladder.rungs[rung], **{**given, **fields})
 
 
-def test_the_line_says_how_near_the_bound_a_plan_is():
+def test_the_log_line_states_the_gap_to_the_bound():
     assert "the proven bound" not in summary(1).line()
     assert summary(1).gap is None
     near = summary(1, bound_seconds=60.0)
@@ -50,7 +50,7 @@ def test_the_line_says_how_near_the_bound_a_plan_is():
     assert "(+8.6% of step seconds), at most 5.0% above the proven bound, plan c0ffee by ladder" in near.line()
 
 
-def test_the_numbers_of_a_plan():
+def test_a_summary_holds_the_numbers_of_the_plan():
     found = summary(1, budget=Budget(BudgetKind.BYTES, nbytes=64), limit=64, peaks=(62, 59), exact=True)
     assert dataclasses.asdict(found) == {
         "graph": "graph 0/0",
@@ -117,17 +117,17 @@ def test_the_log_line(rung, fields, line):
     assert summary(rung, **fields).line() == line
 
 
-def test_the_log_line_says_where_outputs_do_not_count():
+def test_the_log_line_says_that_outputs_do_not_count():
     dropped = dataclasses.replace(summary(1, peaks=(47, 47)), holds_outputs=False)
     assert "planned peak 47 B with forward's outputs dropped (floor 61 B, " in dropped.line()
 
 
-def test_the_log_line_says_how_often_a_step_calls_the_graph():
+def test_the_log_line_states_the_calls_per_step():
     several = dataclasses.replace(summary(1, peaks=(83, 83)), calls=4, nbytes_of_others=36)
-    assert "planned peak 83 B of 4 calls that keep 12 B each, (floor" in several.line()
+    assert "planned peak 83 B for 4 calls that keep 12 B each, (floor" in several.line()
 
 
-def test_the_log_line_of_a_step_that_takes_no_time():
+def test_a_step_without_seconds_has_a_log_line():
     free = dataclasses.replace(summary(0), step_seconds=0.0, recompute_seconds=0.0)
     assert "(+0.0% of step seconds)" in free.line()
 
@@ -148,7 +148,7 @@ def large_values(recompute):
     return problem, Ladder((Rung(schedule_late(graph, [], "s"), timeline),))
 
 
-def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
+def test_an_infeasible_budget_names_the_largest_values_and_what_to_try():
     problem, ladder = large_values(recompute=1.0)
     assert infeasible(problem, ladder.rungs[0], 56 * MIB, 40 * MIB) == (
         "graph 1/0: no plan stays under 40.00 MiB; the lowest peak is 56.00 MiB with at most 1 extra forwards of "
@@ -163,25 +163,25 @@ def test_a_budget_that_cannot_be_held_says_who_takes_it_and_what_to_try():
     )
 
 
-def test_it_says_too_where_outputs_are_much_of_it():
+def test_an_infeasible_budget_mentions_large_outputs():
     problem, ladder = large_values(recompute=1.0)
     (rung,) = ladder.rungs
     rung = dataclasses.replace(rung, timeline=dataclasses.replace(rung.timeline, returned=(7 * MIB,)))
     assert infeasible(problem, rung, 56 * MIB, 40 * MIB).endswith(
-        "or REMAT_MAX_RECOMPUTE=2. Forward's outputs count; where they are dropped before backward, "
-        "REMAT_HOLD_OUTPUTS=0 says so."
+        "or REMAT_MAX_RECOMPUTE=2. Forward's outputs are counted; if the caller drops them before backward, "
+        "set REMAT_HOLD_OUTPUTS=0."
     )
 
 
-def test_regions_want_a_fraction():
+def test_an_infeasible_budget_of_regions_suggests_a_fraction():
     problem, ladder = large_values(recompute=1.0)
     ops = tuple(dataclasses.replace(op, name=f"invoke_subgraph_{op.id}") for op in problem.graph.ops)
     graph = dataclasses.replace(problem.graph, ops=ops)
     text = infeasible(dataclasses.replace(problem, graph=graph), ladder.rungs[0], 56 * MIB, 40 * MIB)
-    assert text.endswith("a fraction, such as memory_budget=0.3, is one of theirs and of the rest.")
+    assert text.endswith("a fraction, such as memory_budget=0.3, applies to each region and to the rest.")
 
 
-def test_what_other_calls_have_saved_is_said_where_a_budget_cannot_be_reached():
+def test_an_infeasible_budget_states_what_other_calls_have_saved():
     problem, ladder = large_values(recompute=1.0)
     lowest = ladder.rungs[0]
     graph = dataclasses.replace(problem.graph, calls=3)
@@ -193,7 +193,7 @@ def test_what_other_calls_have_saved_is_said_where_a_budget_cannot_be_reached():
     assert "other calls" not in infeasible(problem, lowest, 56 * MIB, 40 * MIB)
 
 
-def test_the_budget_to_try_is_enough_when_typed_in():
+def test_the_suggested_budget_is_feasible():
     problem, ladder = large_values(recompute=1.5)
     text = infeasible(problem, ladder.rungs[0], 57 * MIB + 1, 40 * MIB)
     assert "with at most 1.5 extra forwards" in text
@@ -202,7 +202,7 @@ def test_the_budget_to_try_is_enough_when_typed_in():
     assert peak_allowed(parse_bytes(suggested), "cpu") >= 57 * MIB + 1
 
 
-def test_a_value_that_no_op_makes_is_described_by_its_name():
+def test_a_value_without_a_producer_is_described_by_its_name():
     b = Builder()
     b.input(3, Origin.TANGENT)
     graph = b.build([], [])

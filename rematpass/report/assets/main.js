@@ -17,6 +17,7 @@ function cards() {
 function words() {
   const s = data.summary;
   $("subtitle").textContent = `budget: ${s.budget} · ${short(data.ops, "op")}, planned by ${s.solver} in ${seconds(s.planning_seconds)} · plan ${s.plan_hash}`;
+  $("origin").textContent = data.origin;
   $("buys").textContent = `${data.more_memory} ${data.less_memory}`;
   $("fine").textContent = data.fine_print;
   if (s.fallback) {

@@ -8,7 +8,7 @@ const valueTable = (() => {
   const most = Math.max(1, ...rows.map((r) => r.v.nbytes));
   const count = {};
   for (const r of rows) count[r.fate] = (count[r.fate] || 0) + 1;
-  const off = new Set(["temporary", "let go", "made in backward"].filter((f) => count[f] && Object.keys(count).length > 3));
+  const off = new Set(["temporary", "freed", "made in backward"].filter((f) => count[f] && Object.keys(count).length > 3));
   let sort = "nbytes", limit = 40, text = "";
   const columns = [["value", null], ["bytes", "nbytes"], ["type", null], ["module, line", null], ["recompute", "seconds"], ["fate and reason", null]];
   const matches = (r) => !off.has(r.fate) && (!text || `${r.v.name} ${r.v.module} ${r.v.source} ${r.v.type} ${r.reason}`.toLowerCase().includes(text));
