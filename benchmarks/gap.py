@@ -153,7 +153,7 @@ def _cases(layers: int, graphs: int, effort: float) -> Iterator[_Case]:
         for limit in limits:
             rung = ladder.fastest_under(limit)
             assert rung is not None
-            found = exact(problem, limit, max_recompute=problem.max_recompute, effort=effort)
+            found = exact(problem, limit, max_recompute=problem.max_recompute, deterministic_time=effort)
             yield _Case(rung.seconds, found.seconds, found.least, bound.seconds(limit), found.optimal)
 
 

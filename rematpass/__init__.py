@@ -61,7 +61,8 @@ first four files, and the directories that its directory may use: ``report`` use
         unavoidable.py            bytes that every plan holds, whatever it saves
         relaxation.py             the minimum cut under prices, and the linear program of prices
         bound.py                  seconds that no plan under a peak can beat, proven
-        cp_sat_model.py           the exact program: variables and constraints
+        cp_sat_variables.py       the unknowns of the exact model
+        cp_sat_model.py           the exact model: constraints and objective
         exact.py                  the oracle: the fastest plan under a peak, for small graphs
       frontier.py                 the ladder of plans between floor and ceiling; a budget selects one
     compiler/                     touches torch

@@ -15,7 +15,7 @@ from rematpass.core.solve.bound import Bound, least_seconds, lower_bound
 from rematpass.core.solve.exact import exact
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
-from rematpass.core.solve.unavoidable import Certain, Claims
+from rematpass.core.solve.unavoidable import ConditionalBytes, UnavoidableBytes
 from rematpass.errors import ContradictoryMarks, PlanError
 
 ROUNDING = 1e-6  # seconds; costs are whole numbers
@@ -25,41 +25,43 @@ def costs_of(graph, run=1.0, keep=0.0):
     return Costs((run,) * len(graph.ops), (keep,) * len(graph.values))
 
 
-# A chain of n layers of 7 bytes. Value k is layer k's output, value n the loss; own op of layer k reads k and k - 1.
+# A chain of n layers of 7 bytes. Value k is the output of layer k, value n the loss. The own op of layer k reads values
+# k and k - 1.
 
 
-def test_what_every_plan_of_a_chain_has_in_memory():
-    certain = Certain(chain(3), fuse=False)
-    # Forward: each layer reads the one before. The turn: the output. Backward: the output, the gradient that comes in
-    # and the one that is made, and what the own op reads (the input, value 0, takes no bytes).
-    assert certain.turn == 3
-    assert certain.unavoidable.tolist() == [7, 14, 14, 7, 28, 35, 28]
+def test_unavoidable_bytes_of_a_chain():
+    unavoidable = UnavoidableBytes(chain(3), fuse=False)
+    # Forward: a layer's argument and result. End of forward: the output. Backward: the output, the gradient that comes
+    # in, the gradient that is made, and what the own op reads (the input, value 0, takes no bytes).
+    assert unavoidable.end_of_forward == 3
+    assert unavoidable.nbytes.tolist() == [7, 14, 14, 7, 28, 35, 28]
 
 
-def test_an_output_that_is_let_go_of_is_there_until_the_turn_and_where_it_is_read():
-    certain = Certain(dataclasses.replace(chain(3), holds_outputs=False), fuse=False)
-    assert certain.unavoidable.tolist() == [7, 14, 14, 7, 28, 28, 21]
-    saved = certain.saved.usage(np.arange(len(certain.graph.values)) == 3, certain.count)
+def test_a_released_output_is_unavoidable_until_the_end_of_forward_and_while_it_is_read():
+    unavoidable = UnavoidableBytes(dataclasses.replace(chain(3), holds_outputs=False), fuse=False)
+    assert unavoidable.nbytes.tolist() == [7, 14, 14, 7, 28, 28, 21]
+    saved = unavoidable.if_saved.usage(np.arange(len(unavoidable.graph.values)) == 3, unavoidable.count)
     assert not saved.any()  # backward's first op reads it, and none after that
 
 
-def test_a_saved_value_lives_to_its_last_own_reader():
-    certain = Certain(chain(3), fuse=False)
-    saved = certain.saved.usage(np.isin(np.arange(len(certain.graph.values)), (1, 2)), certain.count)
-    # Value 1 from moment 2 on (forward reads it at 1), 2 from the turn on; what an own op reads is counted anyway.
+def test_a_saved_value_lives_until_its_last_own_reader():
+    unavoidable = UnavoidableBytes(chain(3), fuse=False)
+    saved = unavoidable.if_saved.usage(np.isin(np.arange(len(unavoidable.graph.values)), (1, 2)), unavoidable.count)
+    # Value 1 from moment 2 on (forward reads it at 1), value 2 from the end of forward on. While an own op reads a
+    # value, its bytes are unavoidable and do not count again.
     assert saved.tolist() == [0, 0, 7, 14, 7, 0, 0]
 
 
-def test_claims_are_priced_by_the_moments_that_they_last():
-    claims = Claims.of([[(0, 3, 5), (1, 2, -5)], [(2, 4, 7)], []])
-    assert claims.cost(np.array([1.0, 2.0, 4.0, 8.0])).tolist() == [25.0, 84.0, 0.0]
+def test_conditional_bytes_are_priced_by_the_moments_that_they_last():
+    conditional = ConditionalBytes.of([[(0, 3, 5), (1, 2, -5)], [(2, 4, 7)], []])
+    assert conditional.cost(np.array([1.0, 2.0, 4.0, 8.0])).tolist() == [25.0, 84.0, 0.0]
 
 
-def test_the_bound_of_a_chain_is_what_can_be_reckoned_by_hand():
+def test_the_bound_of_a_chain_by_hand():
     """16 layers of 7 bytes, 1 s for each op.
 
-    While backward's first op runs, in memory are the output, its gradient, the gradient that is made, value 15, and
-    k - 1 more where k are saved: 7 (k + 3) bytes. So under that, 15 - k layers run again.
+    While backward's first op runs, memory holds the output, its gradient, the gradient that is made, value 15, and
+    k - 1 more values if k are saved: 7 (k + 3) bytes. Under this limit, 15 - k layers are recomputed.
     """
     graph = chain(16)
     problem = Problem(graph, costs_of(graph), fuse=False)
@@ -67,22 +69,22 @@ def test_the_bound_of_a_chain_is_what_can_be_reckoned_by_hand():
     for k in range(2, 16):
         assert bound.seconds(7 * (k + 3)) == pytest.approx(32 + 15 - k, abs=ROUNDING)
     assert bound.floor == 35  # the output, two gradients, two activations
-    nbytes, op = Certain(graph, fuse=False).working_set()
+    nbytes, op = UnavoidableBytes(graph, fuse=False).working_set()
     assert (nbytes, op.id) == (35, 17)  # while backward's second op runs
     assert bound.seconds(34) == math.inf
 
 
-def test_the_same_of_a_long_chain_at_every_peak_at_once():
+def test_one_line_bounds_a_long_chain_at_every_peak():
     graph = chain(400)
     bound = lower_bound(Problem(graph, costs_of(graph), fuse=False), [7 * 103])
     for k in (100, 200, 399):
         assert bound.seconds(7 * (k + 3)) == pytest.approx(800 + 399 - k, abs=1e-3)
 
 
-def test_a_value_lives_on_in_what_is_made_of_it():
-    """A function is free to run again, what it is of is not: 11 bytes cannot be let go before backward has used them.
+def test_a_value_or_what_is_computed_from_it_stays_in_memory():
+    """``exp`` may be recomputed but its argument may not, so 11 bytes stay in memory until backward has used them.
 
-    h ─▶ [exp] ─▶ e ─▶ backward's second op; backward's first op reads neither. Both take 11 bytes.
+    h ─▶ [exp] ─▶ e ─▶ backward's second op; backward's first op reads neither. h and e take 11 bytes each.
     """
     b = Builder()
     x = b.input(3)
@@ -92,24 +94,22 @@ def test_a_value_lives_on_in_what_is_made_of_it():
     tangent = b.input(5, Origin.TANGENT)
     first = b.op([tangent], 5)
     graph = b.build([y], [b.op([first, e], 7)])
-    certain = Certain(graph, fuse=False)
-    assert certain.pairs == ((0,), (1,))  # op 0 does not run again, op 1 does
-    first_own = certain.turn + 1
-    assert certain.held.usage(np.array([True]), certain.count)[first_own:].tolist() == [
-        11,
-        0,
-    ]  # at the second it counts
-    # At the first own op: the output, its gradient twice, and 11 bytes of h or e. At the second: 5 + 5 + 7 + 11.
+    unavoidable = UnavoidableBytes(graph, fuse=False)
+    assert unavoidable.reader_pairs == ((0,), (1,))  # op 0 is not recomputed, op 1 is
+    first_own = unavoidable.end_of_forward + 1
+    usage = unavoidable.if_reader_recomputed.usage(np.array([True]), unavoidable.count)
+    assert usage[first_own:].tolist() == [11, 0]  # at the second own op, the bytes of e are unavoidable
+    # At the first own op: the output, two gradients, and 11 bytes of h or e. At the second: 5 + 5 + 7 + 11.
     problem = Problem(graph, costs_of(graph), fuse=False)
     assert lower_bound(problem, [28]).floor == 28
 
 
-def test_a_fused_value_takes_no_bytes_for_sure():
-    certain = Certain(chain(3, kind=Kind.POINTWISE), fuse=True)
-    assert certain.unavoidable.tolist() == [0, 0, 7, 7, 14, 7, 14]  # the output, the tangent, the gradient
+def test_values_that_may_be_fused_are_not_unavoidable():
+    unavoidable = UnavoidableBytes(chain(3, kind=Kind.POINTWISE), fuse=True)
+    assert unavoidable.nbytes.tolist() == [0, 0, 7, 7, 14, 7, 14]  # the output, the tangent, the gradient
 
 
-def test_the_corners_of_the_curve():
+def test_the_curve_has_the_corners_of_the_upper_envelope():
     bound = Bound(((100.0, 2.0), (70.0, 1.0), (20.0, 0.0)), floor=10)
     assert bound.curve(0, 80) == ((10, 80.0), (30, 40.0), (50, 20.0), (80, 20.0))
     assert bound.curve(30.5, 40) == ((31, 39.0), (40, 30.0))
@@ -124,7 +124,7 @@ def test_without_a_limit_the_bound_is_the_fastest_plan():
     assert least_seconds(problem, None) == pytest.approx(fastest, abs=ROUNDING)
 
 
-def test_marks_that_leave_no_plan_leave_no_bound():
+def test_contradictory_marks_give_an_empty_bound():
     graph = three_layers(op1={"never_recompute": "it draws random numbers", "must_recompute": True})
     assert lower_bound(Problem(graph, costs_of(graph)), [100]) == Bound((), 0)
 
@@ -132,7 +132,7 @@ def test_marks_that_leave_no_plan_leave_no_bound():
 @settings(max_examples=500)
 @given(st.data())
 def test_the_bound_exceeds_neither_the_oracle_nor_any_plan(data):
-    """On 500 graphs: the oracle's optimum under the ladder's peaks, and every set of saved values there is."""
+    """On 500 graphs: the oracle's optimum at both ends of the ladder, and every set of saved values."""
     graph = data.draw(joint_graphs(max_ops=3))
     costs = data.draw(integer_costs(graph))
     for fuse in (False, True):
@@ -146,7 +146,7 @@ def test_the_bound_exceeds_neither_the_oracle_nor_any_plan(data):
         for choice in choices(graph):
             try:
                 plans.append(problem.timeline(schedule_late(graph, choice.saved, "any")))
-            except PlanError:  # it would have to run something twice in backward
+            except PlanError:  # backward would run an op twice that must run once
                 continue
         for timeline in plans:
             assert bound.seconds(timeline.peak) <= timeline.step_seconds + ROUNDING
@@ -158,7 +158,7 @@ def test_the_bound_exceeds_neither_the_oracle_nor_any_plan(data):
 @settings(max_examples=60)
 @given(st.data())
 def test_the_bound_never_exceeds_the_fastest_of_all_schedules(data):
-    """Those that run anything at any time, as often as they like."""
+    """Schedules that run any op at any time, as often as they like."""
     if (drawn := drawn_ladder(data, max_ops=2)) is None:
         return
     problem, ladder = drawn
