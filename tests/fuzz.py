@@ -30,7 +30,7 @@ from support.fuzz_grammar import write
 from support.fuzz_writer import Source
 from support.programs import Seen, differences, run
 
-from rematpass.compiler import partitioner
+from rematpass.compiler.planned import records
 from rematpass.config import SOLVERS
 from rematpass.core.verify import verify
 
@@ -70,7 +70,7 @@ def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
     more = {"fallback_random": True} if backend == "remat" else {}
     try:
         seen = run(program, backend, options | more)
-        for record in partitioner.records():
+        for record in records():
             for rung in record.ladder.rungs:
                 verify(record.graph, rung.plan)
     except Exception as error:

@@ -10,9 +10,9 @@ from support.programs import afresh
 from torch.utils.checkpoint import checkpoint
 
 from rematpass import plans
-from rematpass.compiler import partitioner
 from rematpass.compiler.ops.sample_call import sample_call_of
 from rematpass.compiler.ops.workspace import measured_workspace
+from rematpass.compiler.planned import records
 from rematpass.core.op import Kind
 from rematpass.lab.measure.memory_and_time import gradient_error, measure_memory, run_step
 from rematpass.lab.models import build
@@ -38,7 +38,7 @@ def compiled(function, options):
 
 def runs_again(kind):
     """How many ops of this kind the one planned graph runs again."""
-    (record,) = partitioner.records()
+    (record,) = records()
     return sum(record.graph.ops[run.op].kind is kind for run in record.plan.recomputed())
 
 

@@ -12,7 +12,7 @@ from torch._functorch import config as functorch_config
 
 from rematpass.compiler import _torch
 from rematpass.compiler.capture.joint_graph import Captured, capture
-from rematpass.compiler.ops.traits import is_one_of_its_kind
+from rematpass.compiler.graph_passes.pipeline import rewrite_joint
 
 Look = Callable[[torch.fx.GraphModule, Any, Mapping[str, Any]], None]
 
@@ -51,6 +51,6 @@ def copied(joint: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 def captured(joint: torch.fx.GraphModule, kwargs: Mapping[str, Any]) -> Captured:
     """The joint module as the planner sees it."""
-    _torch.prepare_joint(joint, is_one_of_its_kind)
+    rewrite_joint(joint)
     static = kwargs.get("static_lifetime_input_indices") or ()
     return capture(joint, num_fwd_outputs=kwargs["num_fwd_outputs"], static_input_indices=static)

@@ -6,6 +6,7 @@ decompositions or code generation: its results equal eager mode's bit for bit, a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
-from rematpass.compiler.inductor import scheduler_pass
-from rematpass.compiler.ops import device as settings
-from rematpass.compiler.partitioner import RematPartitioner, log
+from rematpass.compiler import _torch, devices
+from rematpass.compiler.inductor import scheduler_pass, settings
+from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.compiler.plan_cache import keeping
 from rematpass.compiler.runtime.step_warnings import Compiled, watched
 from rematpass.config import OPTIONS, Config, nearest, split_options
 from rematpass.errors import ConfigError
+
+log = logging.getLogger("rematpass")
 
 
 def remat(
@@ -45,7 +47,7 @@ def remat(
     patches["custom_partitioner_fn"] = partitioner
     with keeping(partitioner, gm, example_inputs, patches):
         compiled = _torch.compile_fx(gm, list(example_inputs), config_patches=patches)
-    return watched(compiled, partitioner, example_inputs)
+    return _watched(compiled, partitioner, example_inputs)
 
 
 def remat_aot_eager(
@@ -66,7 +68,7 @@ def remat_aot_eager(
     backend = _torch.aot_autograd(
         fw_compiler=_torch.boxed_nop, partition_fn=partitioner, keep_inference_input_mutations=True
     )
-    return watched(backend(gm, list(example_inputs)), partitioner, example_inputs)
+    return _watched(backend(gm, list(example_inputs)), partitioner, example_inputs)
 
 
 class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
@@ -110,6 +112,13 @@ class enable:  # noqa: N801  (read as a verb: rematpass.enable(...))
         self.disable()
 
 
+def _watched(compiled: Compiled, partitioner: RematPartitioner, example_inputs: Sequence[Any]) -> Compiled:
+    calls, device = partitioner.calls, partitioner.device
+    return watched(
+        compiled, example_inputs, partitioner.config, lambda: partitioner.planned, calls=calls, device=device
+    )
+
+
 def inductor_patches(config: Config) -> dict[str, Any]:
     """What makes Inductor keep to a plan. Without a budget it may still write many loops into one call on the CPU."""
     return scheduler_pass.config_patches(split=not config.memory_budget.is_unlimited, strict=config.strict)
@@ -117,7 +126,7 @@ def inductor_patches(config: Config) -> dict[str, Any]:
 
 def _checked(options: Mapping[str, object]) -> dict[str, object]:
     """Inductor's options as they are, refused where Inductor has none of that name."""
-    known = settings.inductor_option_names()
+    known = settings.option_names()
     for name in options:
         if name == "custom_partitioner_fn":
             raise ConfigError("custom_partitioner_fn is what the backend remat sets itself; leave it out")
@@ -140,5 +149,4 @@ def _warn_of_the_other_budget() -> None:
 
 def device_of(example_inputs: Sequence[Any]) -> torch.device:
     """The first device among the inputs that is not the CPU."""
-    devices = [t.device for t in example_inputs if isinstance(t, torch.Tensor)]
-    return next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
+    return devices.accelerator_among(t.device for t in example_inputs if isinstance(t, torch.Tensor))

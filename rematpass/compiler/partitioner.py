@@ -1,118 +1,79 @@
-"""What Inductor calls with the joint graph: capture, plan, verify, emit; and what happens when that fails.
+"""The partition function that Inductor calls: capture, rewrite, plan, select, emit; and the fallbacks.
 
-Training never dies from a planner's bug, and never goes on silently over budget. When planning fails, a byte budget
-falls back to ``recompute_all``, checked by the simulator; anything else, or a second failure, to torch's own
-partitioner. Either says so once, with the reason. ``REMAT_STRICT=1`` raises instead.
+A bug in the planner must not abort training, and a budget must not be exceeded silently. If planning fails under a
+budget in bytes, everything is recomputed; under a fraction, or if that fails too, torch's own partitioner takes over.
+Both are logged once, with the reason. ``REMAT_STRICT=1`` raises instead. User errors never cause a fallback.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import json
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from rematpass.compiler import _torch
+from rematpass.budget import Budget, BudgetKind
+from rematpass.compiler import _torch, devices, planned
 from rematpass.compiler.auto_budget import auto_budget, free_bytes
 from rematpass.compiler.capture import compile_context
-from rematpass.compiler.capture.annotations import offload, region_budget, within_region
-from rematpass.compiler.capture.call_count import calls_in_a_step, same_in_all, stand_before_the_step
+from rematpass.compiler.capture.annotations import region_budget, within_region
+from rematpass.compiler.capture.call_count import calls_in_a_step, inputs_in_all, same_in_all
 from rematpass.compiler.capture.discrete_ops import keep_decisions
 from rematpass.compiler.capture.joint_graph import Captured, capture
 from rematpass.compiler.capture.measured_cost import measured
 from rematpass.compiler.default_partition import saved_by_torch
-from rematpass.compiler.ops import device as settings
+from rematpass.compiler.graph_passes.pipeline import rewrite_joint
 from rematpass.compiler.ops import workspace
-from rematpass.compiler.ops.traits import is_one_of_its_kind
-from rematpass.compiler.select_plan import Probe, Probes
+from rematpass.compiler.planned import Record
+from rematpass.compiler.select_plan import Candidate, Candidates
 from rematpass.compiler.source_hash import sources_hash
-from rematpass.config import Budget, BudgetKind, Config
+from rematpass.compiler.user_errors import USER_ERRORS, short_traceback
+from rematpass.config import Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
-from rematpass.core.frontier import Ladder
+from rematpass.core.frontier import Ladder, Selection
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import Origin, Side
-from rematpass.core.schedule import Plan
 from rematpass.core.solve.bound import least_seconds
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
-from rematpass.errors import BudgetInfeasible, ConfigError, ContradictoryMarks, RematError
-from rematpass.report.files import write
-from rematpass.report.report import Report, explain
-from rematpass.report.summary import Summary, infeasible, summarize
+from rematpass.errors import BudgetInfeasible, RematError
+from rematpass.report.summary import infeasible, summarize
 from rematpass.units import format_bytes
 
 log = logging.getLogger("rematpass")
 
-_RAISED = (ConfigError, ContradictoryMarks, BudgetInfeasible)  # the user's to mend, never a reason to fall back
+Modules = tuple[fx.GraphModule, fx.GraphModule]  # forward and backward
 
 
 @dataclass(frozen=True)
-class Record:
-    """A planned graph: what was decided, and everything needed to explain it."""
+class Joint:
+    """What AOTAutograd passes to a partition function. ``settings``: the keyword arguments."""
 
-    summary: Summary
-    problem: Problem  # without what it has worked out on the way, which is large
-    ladder: Ladder
-    rung: Rung
-    hardware: str  # the preset behind the seconds
-    saved_by_torch: frozenset[int] | None = None  # what its own partitioner would save, where a report was asked for
+    module: fx.GraphModule
+    inputs: Sequence[object]
+    settings: dict[str, Any]
 
-    @property
-    def graph(self) -> JointGraph:
-        return self.problem.graph
-
-    @property
-    def plan(self) -> Plan:
-        return self.rung.plan
-
-    def report(self) -> Report:
-        """All that there is to tell about it."""
-        return explain(
-            dataclasses.replace(self.problem),
-            self.ladder,
-            self.rung,
-            self.summary,
-            hardware=self.hardware,
-            saved_by_torch=self.saved_by_torch,
-        )
-
-
-_records: list[Record] = []
-listeners: list[Callable[[Record], None]] = []  # told of each planned graph before it is compiled; may end that
-
-
-def records() -> list[Record]:
-    """All graphs planned in this process, the oldest first. (Graphs found in a compile cache are not planned.)"""
-    return list(_records)
-
-
-def plans(clear: bool = False) -> list[Summary]:
-    """The summaries of all graphs planned in this process, the oldest first; ``clear`` forgets them afterwards."""
-    summaries = [record.summary for record in _records]
-    if clear:
-        _records.clear()
-    return summaries
+    def default_partition(self) -> Modules:
+        """The modules of torch's own partitioner."""
+        return _torch.default_partition(self.module, self.inputs, **self.settings)  # type: ignore[no-any-return]
 
 
 class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     """The partition function, for Inductor's ``custom_partitioner_fn`` and for AOTAutograd's ``partition_fn``.
 
-    ``fuse``: whether a fusing compiler runs the result; ``device``: whose free bytes ``auto`` asks for. None means the
-    one that is current when a graph is compiled: asking earlier would claim a GPU before a rank has chosen its own.
-    ``compare``: find out what torch would save, too; ``plan_anew``: no plan of another process is taken from a cache.
-    ``planned``: the last graph that was planned.
+    ``fuse``: whether a fusing compiler compiles the modules. ``device``: the device whose free bytes the budget "auto"
+    asks for; None for the current one when a graph is compiled (asking earlier would claim a GPU before a rank has
+    chosen its own). ``compare``: also find out what torch's partitioner would save. ``plan_anew``: never take a plan of
+    another process from a cache. ``planned``: the record of the last planned graph.
     """
 
     def __init__(
@@ -126,48 +87,45 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
     ) -> None:
         self.compare = compare or bool(config.report_dir)
         self.planned: Record | None = None
-        self._unlike_any_other = os.urandom(16).hex() if plan_anew else ""
+        self._nonce = os.urandom(16).hex() if plan_anew else ""
         self.config, self.fuse, self._device = config, fuse, device
-        # An unknown name is an error now, not in the middle of a compile.
+        # An unknown name raises here, not in the middle of a compilation.
         self._preset = hardware.preset(config.hardware) if config.hardware else None
-        self.planned_peak: int | None = None  # of one call of the last graph; None before, and where planning failed
         self._free: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What can change a plan: Inductor's cache key has the pickled partitioner in it, besides the ``uuid``."""
+        """All that can change a plan: Inductor's cache key contains the pickled partitioner, besides the ``uuid``."""
         budget = dataclasses.replace(self.config.memory_budget, given="")
         config = dataclasses.replace(self.config, memory_budget=budget, report_dir="")
-        state = {"config": config, "fuse": self.fuse, "_device": self._device, "_unlike": self._unlike_any_other}
-        return {**state, "_preset": str(self._preset)}
+        state = {"fuse": self.fuse, "_device": self._device, "_nonce": self._nonce, "_preset": str(self._preset)}
+        return {"config": config, **state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["config"], fuse=state["fuse"], device=state["_device"])  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        return self._device or settings.current_device()
+        return self._device or devices.current()
 
     @property
     def calls(self) -> int:
-        """How often a step calls what is being compiled now, as far as that can be seen."""
+        """How often a step calls the code being compiled, as far as that is known."""
         return self.config.calls or calls_in_a_step()
 
     def uuid(self) -> bytes:
-        """Everything that can change a plan; a part of the keys of Inductor's and AOTAutograd's caches."""
+        """A hash of all that can change a plan, for the keys of Inductor's and AOTAutograd's caches."""
         return self.key(sources_hash())
 
     def key(self, sources: str) -> bytes:
-        """Everything but the sources that can change a plan, together with a hash of the sources."""
+        """A hash of all that can change a plan, with ``sources`` as the hash of the planner's own sources."""
         free = ""
         if self.config.memory_budget.kind is BudgetKind.AUTO:
             self._free = free_bytes(self.device)
             free = str(self._free)
-        name = settings.device_name(self.device)
-        said = [self.config.key(), free, str(self.fuse), str(self.calls), name, torch.__version__]
-        text = "\n".join([sources, *said])
-        text += f"{self._preset}{self._unlike_any_other}"
-        if self.device.type == "cuda":
-            text += " ".join(settings.how_cudnn_chooses())
+        kind = devices.of(self.device)
+        settings = [self.config.key(), free, self.fuse, self.calls, kind.name(self.device), torch.__version__]
+        text = "\n".join(map(str, [sources, *settings]))
+        text += f"{self._preset}{self._nonce}" + " ".join(kind.library_settings())
         return hashlib.sha256(text.encode()).digest()
 
     def __call__(
@@ -178,138 +136,142 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         num_fwd_outputs: int,
         static_lifetime_input_indices: Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+    ) -> Modules:
         """Forward and backward module of the joint module ``gm``.
 
         Raises:
-            BudgetInfeasible: no plan stays under a budget in bytes (on a first compile, or in strict mode).
-            ContradictoryMarks: the user's marks leave no plan at all.
+            BudgetInfeasible: no plan stays under a byte budget (on a first compilation, or in strict mode).
+            ContradictoryMarks: the user's marks leave no plan.
+            ConfigError: the budgets of annotated regions contradict each other.
+            BackendCompilerFailed: inside Dynamo, with one of these as ``inner_exception``.
         """
         kwargs.update(num_fwd_outputs=num_fwd_outputs, static_lifetime_input_indices=static_lifetime_input_indices)
+        joint = Joint(gm, joint_inputs, kwargs)
         try:
-            with frontier.without_collection():  # a quarter of planning, and a tenth of dry runs
-                return self._partition(gm, joint_inputs, kwargs)
+            # Python's cycle collector would take a quarter of planning, and a tenth of the dry runs.
+            with frontier.without_collection(), short_traceback("remat" if self.fuse else "remat_aot_eager"):
+                return self._partition(joint)
         finally:
-            workspace.settle()
+            workspace.empty_caches()
 
-    def _partition(
-        self, gm: fx.GraphModule, joint_inputs: Sequence[object], kwargs: dict[str, Any]
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+    def _partition(self, joint: Joint) -> Modules:
         try:
-            _torch.prepare_joint(gm, is_one_of_its_kind)
-            of_region = compile_context.region_calls()
-            captured = capture(
-                gm,
-                num_fwd_outputs=kwargs["num_fwd_outputs"],
-                # Of a region torch does not say which of its inputs are parameters.
-                static_input_indices=kwargs["static_lifetime_input_indices"] or stand_before_the_step(of_region),
-                shared_input_indices=same_in_all(of_region) if len(of_region) > 1 else None,
-                fuse=self.fuse,
-            )
-            graph = dataclasses.replace(
-                captured.graph,
-                name=_graph_name(of_region=not joint_inputs),
-                holds_outputs=self.config.hold_outputs,
-                calls=max(1, len(of_region)) * self.calls,
-            )
-            captured = dataclasses.replace(captured, graph=graph)
-            if self.config.save_decisions:
-                captured = keep_decisions(captured, fuse=self.fuse)
+            rewrite_joint(joint.module)
+            captured = self._capture(joint)
         except Exception as error:
-            return self._give_up(gm, joint_inputs, kwargs, error)
+            return self._use_default(joint, error)
         if Side.BACKWARD not in captured.graph.sides:
-            return _torch.default_partition(gm, joint_inputs, **kwargs)  # type: ignore[no-any-return]
-        by_torch = saved_by_torch(captured, joint_inputs, kwargs) if self.compare else None
+            return joint.default_partition()
+        by_torch = saved_by_torch(captured, joint.inputs, joint.settings) if self.compare else None
         try:
             return self._plan(captured, self.config.solver, by_torch=by_torch)
-        except _RAISED:
+        except USER_ERRORS:
             raise
         except Exception as error:
-            return self._fall_back(captured, joint_inputs, kwargs, error)
+            return self._fall_back(captured, joint, error)
 
     def _plan(
-        self, captured: Captured, solver: str, fallback: str = "", by_torch: frozenset[int] | None = None
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        self, captured: Captured, solver: str, *, fallback: str = "", by_torch: frozenset[int] | None = None
+    ) -> Modules:
+        """Plan, select, emit. ``fallback``: why the first attempt failed, if this is the second."""
         start = time.perf_counter()
-        graph, budget = captured.graph, self._budget(captured.graph)
-        preset = self._preset or hardware.for_device(graph.device)
-        limit = None if fallback else self.config.planning_seconds
-        deadline = math.inf if limit is None else time.monotonic() + limit
-        costs = estimate(graph, preset)
-        if self.config.cost == "measure" and not fallback:
-            costs = measured(captured, costs, self.device)
-        problem = Problem(graph, costs, self.fuse, self.config.max_recompute, deadline)
+        budget = self._budget(captured.graph)
+        problem = self._problem(captured, is_fallback=bool(fallback))
         ladder = frontier.build(problem, solver)
-        budget = within_region(budget, region_budget(captured), ladder, graph.device)
-        probes = Probes(captured, ladder, fuse=self.fuse)
-        probe, limit = self._choose(problem, probes, budget)
-        offload(captured, *probe.modules)
-        # A plan may take more by the simulator than by the compiler, whose word the limit is about: then the higher.
-        bound = 0.0 if fallback else least_seconds(problem, limit and max(limit, probe.rung.peak))
+        budget = within_region(budget, region_budget(captured), ladder, captured.graph.device)
+        candidates = Candidates(captured, fuse=self.fuse)  # emits and rewrites the modules
+        selection = self._select(problem, ladder, candidates.of, budget)
+        chosen, limit = selection.candidate, selection.limit
+        # The simulated peak may be above the limit, which is about exact peaks; the bound has to allow the higher one.
+        bound = 0.0 if fallback else least_seconds(problem, limit and max(limit, chosen.rung.peak))
         summary = summarize(
-            graph,
+            captured.graph,
             ladder,
-            probe.rung,
+            chosen.rung,
             budget=budget,
             limit=limit,
-            peaks=(probe.peak, probe.peak_without_outputs),
-            exact=probe.exact,
-            planning_seconds=time.perf_counter() - start - probes.seconds,
-            dry_run_seconds=probes.seconds,
-            plan_hash=hashlib.sha256(probe.rung.plan.to_json().encode()).hexdigest()[:12],
+            peaks=(chosen.peak, chosen.peak_without_outputs),
+            exact=chosen.exact,
+            planning_seconds=time.perf_counter() - start - candidates.dry_run_seconds,
+            dry_run_seconds=candidates.dry_run_seconds,
+            plan_hash=chosen.rung.plan.digest,
             fallback=fallback,
             bound_seconds=bound,
         )
-        self.planned_peak = summary.planned_peak - summary.nbytes_of_others
-        self.planned = Record(summary, dataclasses.replace(problem), ladder, probe.rung, preset.name, by_torch)
-        _records.append(self.planned)
-        tell(summary, always=bool(self.config.memory_budget.given))
-        if self.config.report_dir:
-            _leave_report(self.planned, Path(self.config.report_dir))
-        for listener in listeners:
-            listener(self.planned)
-        return probe.modules
+        preset = self._hardware(captured.graph).name
+        self.planned = Record(summary, dataclasses.replace(problem), ladder, chosen.rung, preset, by_torch)
+        is_requested = bool(self.config.memory_budget.given)
+        planned.publish(self.planned, always=is_requested, report_dir=self.config.report_dir)
+        return chosen.modules
+
+    def _capture(self, joint: Joint) -> Captured:
+        """The graph as the planner sees it, with all that is known of the step around it."""
+        of_region = compile_context.region_calls()
+        captured = capture(
+            joint.module,
+            num_fwd_outputs=joint.settings["num_fwd_outputs"],
+            # torch does not say which inputs of a region are parameters.
+            static_input_indices=joint.settings["static_lifetime_input_indices"] or inputs_in_all(of_region),
+            shared_input_indices=same_in_all(of_region) if len(of_region) > 1 else None,
+            fuse=self.fuse,
+        )
+        graph = dataclasses.replace(
+            captured.graph,
+            name=_graph_name(is_region=not joint.inputs),
+            holds_outputs=self.config.hold_outputs,
+            calls=max(1, len(of_region)) * self.calls,
+        )
+        captured = dataclasses.replace(captured, graph=graph)
+        return keep_decisions(captured, fuse=self.fuse) if self.config.save_decisions else captured
+
+    def _hardware(self, graph: JointGraph) -> hardware.Hardware:
+        return self._preset or hardware.for_device(graph.device)
+
+    def _problem(self, captured: Captured, *, is_fallback: bool) -> Problem:
+        """What the solvers get; a fallback has no time limit, and measures nothing."""
+        limit = None if is_fallback else self.config.planning_seconds
+        deadline = math.inf if limit is None else time.monotonic() + limit
+        costs = estimate(captured.graph, self._hardware(captured.graph))
+        if self.config.cost == "measure" and not is_fallback:
+            costs = measured(captured, costs, self.device)
+        return Problem(captured.graph, costs, self.fuse, self.config.max_recompute, deadline)
 
     def _budget(self, graph: JointGraph) -> Budget:
-        """The budget, with ``auto`` turned into bytes."""
+        """The budget, with "auto" resolved to bytes."""
         budget = self.config.memory_budget
         if budget.kind is not BudgetKind.AUTO:
             return budget
         free = free_bytes(self.device) if self._free is None else self._free
         each = sum(v.nbytes for v in graph.values if v.origin is Origin.STATIC and "float" in v.dtype)
-        gradients_of_others = (graph.calls - 1) * each  # which a plan leaves out
+        gradients_of_others = (graph.calls - 1) * each  # a plan counts the gradients of one call only
         nbytes = auto_budget(free - gradients_of_others, graph.calls * each, self.config.auto_reserve)
         return dataclasses.replace(budget, kind=BudgetKind.BYTES, nbytes=nbytes)
 
-    def _choose(self, problem: Problem, probes: Probes, budget: Budget) -> tuple[Probe, int | None]:
-        """The fastest rung within the budget, and the budget in bytes (None: no limit).
+    def _select(
+        self, problem: Problem, ladder: Ladder, ask: Callable[[Rung], Candidate], budget: Budget
+    ) -> Selection[Candidate]:
+        """The fastest candidate within the budget.
 
         Raises:
-            BudgetInfeasible: there is none, and this is the first compile of its code, or strict mode.
+            BudgetInfeasible: there is none, and this is the first compilation of the code, or strict mode.
         """
-        ladder, graph = probes.ladder, problem.graph
-        if budget.is_unlimited:
-            return probes.of(ladder.rungs[0]), None
-        if budget.kind is BudgetKind.FRACTION:
-            limit = ladder.limit(budget.fraction)
-            return probes.under(limit, frontier.least_budget(limit, graph.device)) or probes.floor, limit
-        _warn_if_shared(compile_context.frame_id(), budget)
-        probe = probes.under(frontier.peak_allowed(budget.nbytes, graph.device))
-        if probe is not None:
-            return probe, budget.nbytes
-        floor = probes.floor
+        if budget.kind is BudgetKind.BYTES and not budget.is_unlimited:
+            planned.shared_budget_warning.check(budget)
+        device = problem.graph.device
+        selection = frontier.select(ladder, budget, device, ask)
+        if selection.fits:
+            return selection
+        floor = selection.candidate
         message = infeasible(problem, floor.rung, floor.peak, budget.nbytes)
         if self.config.strict or not compile_context.is_recompile():
             raise BudgetInfeasible(message, budget=budget.nbytes, floor=floor.peak)
-        excess = format_bytes(frontier.least_budget(floor.peak, graph.device) - budget.nbytes)
+        excess = format_bytes(frontier.least_budget(floor.peak, device) - budget.nbytes)
         log.warning(
-            "over budget by %s after a recompile with other shapes; training goes on at the floor. %s", excess, message
+            "over budget by %s after a recompile for other shapes; training continues at the floor. %s", excess, message
         )
-        return floor, budget.nbytes
+        return selection
 
-    def _fall_back(
-        self, captured: Captured, joint_inputs: Sequence[object], kwargs: dict[str, Any], error: Exception
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+    def _fall_back(self, captured: Captured, joint: Joint, error: Exception) -> Modules:
         """``recompute_all`` under a byte budget, torch's own partitioner otherwise; raises in strict mode."""
         if self.config.strict:
             raise error
@@ -320,66 +282,22 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             except Exception as second:
                 log.debug("recompute_all failed as well", exc_info=second)
             else:
-                log.warning("planning failed (%s); everything that can be is recomputed instead", reason)
+                log.warning("planning failed (%s); all that can be recomputed is recomputed instead", reason)
                 return modules
-        return self._give_up(captured.module, joint_inputs, kwargs, error)
+        return self._use_default(joint, error)
 
-    def _give_up(
-        self, gm: fx.GraphModule, joint_inputs: Sequence[object], kwargs: dict[str, Any], error: Exception
-    ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        if self.config.strict or isinstance(error, _RAISED):
+    def _use_default(self, joint: Joint, error: Exception) -> Modules:
+        """The modules of torch's own partitioner; raises user errors, and all errors in strict mode."""
+        if self.config.strict or isinstance(error, USER_ERRORS):
             raise error
-        held = "" if self.config.memory_budget.is_unlimited else " The memory budget is NOT held for this graph."
+        not_held = "" if self.config.memory_budget.is_unlimited else " The memory budget is NOT held for this graph."
         log.warning(
             "planning failed (%s: %s); torch's own partitioner takes over.%s REMAT_STRICT=1 raises instead",
-            type(error).__name__, error, held, exc_info=not isinstance(error, RematError),
+            type(error).__name__, error, not_held, exc_info=not isinstance(error, RematError),
         )  # fmt: skip
-        return _torch.default_partition(gm, joint_inputs, **kwargs)  # type: ignore[no-any-return]
+        return joint.default_partition()
 
 
-def _graph_name(of_region: bool) -> str:
-    """``of_region``: of a region that is compiled once for all its calls; AOTAutograd gives it no inputs."""
-    return f"graph {compile_context.compile_id() or len(_records)}" + (", a region" if of_region else "")
-
-
-def tell(summary: Summary, *, always: bool, cached: bool = False) -> None:
-    """One line: where the log is on, or when the user has asked for a budget.
-
-    ``cached``: the plan was made by another process, and the compiled graph comes from the compile cache.
-    """
-    level = logging.INFO if log.isEnabledFor(logging.INFO) or not always else logging.WARNING
-    log.log(level, "%s%s", summary.line(), ", from the compile cache" if cached else "")
-    _torch.trace_structured(
-        "artifact",
-        metadata_fn=lambda: {"name": "rematpass_plan", "encoding": "json"},
-        payload_fn=lambda: json.dumps(dataclasses.asdict(summary)),
-    )
-
-
-def _leave_report(record: Record, directory: Path) -> None:
-    """Write the report; where that fails, training goes on with a warning."""
-    try:
-        paths = write(record.report(), directory)
-    except Exception as error:
-        log.warning("no report of %s: %s: %s", record.summary.graph, type(error).__name__, error)
-    else:
-        log.info("report of %s: %s", record.summary.graph, paths["html"])
-
-
-_frames_under_bytes: set[object] = set()
-
-
-def _warn_if_shared(frame: object, budget: Budget) -> None:
-    """A byte budget holds for each graph; say so once when a second graph is planned under one."""
-    if _frames_under_bytes and frame not in _frames_under_bytes:
-        _warn_shared_once(str(budget))
-    _frames_under_bytes.add(frame)
-
-
-@functools.cache
-def _warn_shared_once(budget: str) -> None:
-    log.warning(
-        "more than one graph is trained under the memory budget of %s: it holds for each of them by itself, "
-        "not for their sum. Compile the model as one graph, or lower the budget",
-        budget,
-    )
+def _graph_name(*, is_region: bool) -> str:
+    """``is_region``: a region that is compiled once for all its calls; AOTAutograd passes no inputs for it."""
+    return f"graph {compile_context.compile_id()}".strip() + (", a region" if is_region else "")

@@ -26,7 +26,8 @@ from torch import fx
 
 from rematpass.compiler import _torch, devices
 from rematpass.compiler.inductor import settings
-from rematpass.compiler.partitioner import Record, RematPartitioner, tell
+from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.compiler.planned import Record, tell
 from rematpass.errors import RematError
 from rematpass.report.atomic import write_text
 from rematpass.report.files import render

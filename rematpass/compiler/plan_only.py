@@ -13,7 +13,8 @@ import torch
 from torch import fx
 
 from rematpass.compiler import _torch, backend
-from rematpass.compiler.partitioner import Record, RematPartitioner, records
+from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.compiler.planned import Record, listening
 from rematpass.config import Config
 
 
@@ -38,14 +39,15 @@ def plan_only(
         # Module.compile would compile _call_impl itself, and Dynamo skips that for torch's own classes (Sequential).
         return module._call_impl(*args, **kwargs)
 
-    before = len(records())
+    found: list[Record] = []
     eager = module._compiled_call_impl
     module._compiled_call_impl = torch.compile(call, backend=plan, dynamic=dynamic)
     try:
-        step()
+        with listening(found.append):
+            step()
     finally:
         module._compiled_call_impl = eager
-    return records()[before:]
+    return found
 
 
 def _as_it_is(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from rematpass.compiler import devices
 from rematpass.compiler.backend import remat
-from rematpass.compiler.partitioner import plans
+from rematpass.compiler.planned import plans
 from rematpass.config import Config
 from rematpass.lab.measure.memory_and_time import StepMemory, compile_seconds, measure_memory, run_step, seconds_of
 from rematpass.lab.models.networks import TinyGPT, lowest_loss, walk

@@ -78,7 +78,7 @@ def test_a_model_of_the_users_with_a_graph_break_is_two_reports(tmp_path):
 
 def test_a_model_of_the_package_is_planned_as_inductor_would_plan_it(capsys, tmp_path, monkeypatch):
     """The joint graph has been through Inductor's passes, and nothing is compiled."""
-    from rematpass.compiler.partitioner import records
+    from rematpass.compiler.planned import records
     from rematpass.lab.models import catalog
 
     small = {"width": 32, "layers": 2, "vocabulary": 64, "batch": 2, "length": 16}

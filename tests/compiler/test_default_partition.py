@@ -3,8 +3,8 @@ from support.reports import report_of
 from torch import nn
 
 from rematpass.compiler.backend import remat_aot_eager
-from rematpass.compiler.partitioner import records
 from rematpass.compiler.plan_only import plan_only
+from rematpass.compiler.planned import records
 from rematpass.config import Config
 
 

@@ -3,11 +3,11 @@ import operator
 
 import pytest
 import torch
-from support.programs import PROGRAMS, afresh, captured, selective
+from support.programs import PROGRAMS, afresh, captured, emitted, selective
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
-from rematpass.compiler.emit import POSITION, emit
+from rematpass.compiler.emit import POSITION
 from rematpass.core.cost import estimate
 from rematpass.core.frontier import SOLVERS
 from rematpass.core.hardware import preset
@@ -60,10 +60,10 @@ def by_name(graph, *names):
 def test_the_modules_run_what_the_plan_runs_in_its_order(name, solver):
     found = of_program(name)
     plan = solved(found, solver)
-    for module, steps in zip(emit(found, plan), (plan.fwd, plan.bwd), strict=True):
-        emitted = calls(module)
-        assert [n.target for n in emitted] == [found.op_node[run.op].target for run in runs(steps)]
-        assert [steps[n.meta[POSITION]] for n in emitted] == runs(steps)
+    for module, steps in zip(emitted(found, plan), (plan.fwd, plan.bwd), strict=True):
+        made = calls(module)
+        assert [n.target for n in made] == [found.op_node[run.op].target for run in runs(steps)]
+        assert [steps[n.meta[POSITION]] for n in made] == runs(steps)
 
 
 def two_readers_of_one_chain():
@@ -102,7 +102,7 @@ def test_every_copy_is_a_node_of_its_own_and_is_read_where_it_lives():
     plan = recomputed_for_each_reader(found)
     copies = len([run for run in plan.recomputed() if run.op == by_name(found.graph, "sin")[0]])
     assert copies >= 3
-    _, bwd = emit(found, plan)
+    _, bwd = emitted(found, plan)
     made = [n for n in bwd.graph.nodes if n.target is aten.exp.default]
     assert len(made) == len([n for n in bwd.graph.nodes if n.target is aten.sin.default]) == copies
     assert all(n.name.startswith(("exp_again", "sin_again")) for n in made + [m.args[0] for m in made])
@@ -113,7 +113,7 @@ def test_every_copy_is_a_node_of_its_own_and_is_read_where_it_lives():
 
 def test_a_plan_with_many_copies_computes_eagers_gradient():
     found = two_readers_of_one_chain()
-    fwd, bwd = emit(found, recomputed_for_each_reader(found))
+    fwd, bwd = emitted(found, recomputed_for_each_reader(found))
     x = randn(3, 5, grad=True)
     h = torch.sin(x).exp()
     (expected,) = torch.autograd.grad((torch.tanh(h * h) * h).sum(), x)
@@ -125,7 +125,7 @@ def test_a_plan_with_many_copies_computes_eagers_gradient():
 def test_backward_begins_with_the_saved_values_and_the_tangents():
     found = of_program("mlp")
     plan = solved(found, "recompute_all")
-    fwd, bwd = emit(found, plan)
+    fwd, bwd = emitted(found, plan)
     handed_on = fwd.graph.find_nodes(op="output")[0].args[0][len(found.fwd_outputs) :]
     assert len(handed_on) == len(plan.saved)
     taken = [n.name for n in bwd.graph.find_nodes(op="placeholder")]
@@ -138,7 +138,7 @@ def test_copies_tell_where_they_come_from_and_that_they_are_backwards():
             return torch.sin(x).exp()
 
     found = captured(nn.Sequential(Block()), randn(7, 3, grad=True))
-    _, bwd = emit(found, solved(found, "recompute_all"))
+    _, bwd = emitted(found, solved(found, "recompute_all"))
     again = [n for n in bwd.graph.nodes if "_again" in n.name and n.target is not operator.getitem]
     assert [n.name for n in again] == ["sin_again", "exp_again"]
     for copy in again:
@@ -160,7 +160,7 @@ def test_a_users_mark_is_carried_out_once():
         return checkpoint(region, x, w, use_reentrant=False, context_fn=context)
 
     found = captured(forward, randn(7, 3, grad=True), randn(3, 5, grad=True))
-    _, bwd = emit(found, solved(found, "save_all"))
+    _, bwd = emitted(found, solved(found, "save_all"))
     assert {"mm_again", "sin_again"} <= {n.name for n in bwd.graph.nodes}
     assert not [n for n in bwd.graph.nodes if "recompute" in n.meta]
 
@@ -169,7 +169,7 @@ def test_no_random_number_is_drawn_in_backward():
     for name in ("noise_of_every_sort", "attention_dropout"):
         found = of_program(name)
         drawn = {found.op_node[op.id].target for op in found.graph.ops if op.kind is Kind.RANDOM}
-        fwd, bwd = emit(found, solved(found, "recompute_all"))
+        fwd, bwd = emitted(found, solved(found, "recompute_all"))
         assert drawn <= {n.target for n in fwd.graph.nodes}
         assert not drawn & {n.target for n in bwd.graph.nodes}
 
@@ -187,12 +187,12 @@ def test_an_argument_that_is_overwritten_is_copied_only_when_backward_needs_the_
         return captured(forward, randn(3, 5, grad=True))
 
     found = sine(lambda b: torch.sin(b))
-    fwd, _ = emit(found, solved(found, "save_all"))
+    fwd, _ = emitted(found, solved(found, "save_all"))
     assert not fwd.graph.find_nodes(op="call_function", target=aten.clone.default)
     assert not [n for n in fwd.graph.nodes if "clone" in n.name]
 
     found = sine(lambda b: torch.sin(b.expand(3, 5)))  # more bytes than the buffer
-    fwd, bwd = emit(found, solved(found, "recompute_all"))
+    fwd, bwd = emitted(found, solved(found, "recompute_all"))
     (clone,) = fwd.graph.find_nodes(op="call_function", target=aten.clone.default)
     assert clone in fwd.graph.find_nodes(op="output")[0].args[0]
     assert clone.name in [n.name for n in bwd.graph.find_nodes(op="placeholder")]
@@ -204,7 +204,7 @@ def test_an_op_with_several_results_runs_again_once_for_all_of_them():
         return (best.exp() * index).tanh()
 
     found = captured(forward, randn(7, 5, grad=True))
-    _, bwd = emit(found, solved(found, "recompute_all"))
+    _, bwd = emitted(found, solved(found, "recompute_all"))
     (again,) = bwd.graph.find_nodes(op="call_function", target=aten.topk.default)
     assert sorted(n.args[1] for n in again.users) == [0, 1]
 
@@ -217,7 +217,7 @@ def test_a_result_that_nothing_names_can_be_dropped():
     plan = solved(found, "save_all")
     (unnamed,) = [v for v, node in enumerate(found.value_node) if node is None]
     assert Drop(unnamed) in plan.fwd
-    emit(found, plan)
+    emitted(found, plan)
 
 
 def test_a_view_is_replayed_once_for_each_copy_of_what_it_views():
@@ -226,12 +226,12 @@ def test_a_view_is_replayed_once_for_each_copy_of_what_it_views():
         return h.exp() * h.sigmoid() * h.tanh()
 
     found = captured(forward, randn(3, 5, grad=True))
-    _, bwd = emit(found, solved(found, "recompute_all"))
+    _, bwd = emitted(found, solved(found, "recompute_all"))
     (sine,) = bwd.graph.find_nodes(op="call_function", target=aten.sin.default)
     assert [n.target for n in sine.users].count(aten.t.default) == 1
 
 
 def test_gradients_that_nobody_asks_for_stay_none():
     found = captured(lambda x, y: torch.sin(x) * y, randn(3, grad=True), randn(3))
-    _, bwd = emit(found, solved(found, "save_all"))
+    _, bwd = emitted(found, solved(found, "save_all"))
     assert [n is None for n in bwd.graph.find_nodes(op="output")[0].args[0]] == [False, True]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch._higher_order_ops.scan import scan
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -24,10 +24,12 @@ from torch.utils.checkpoint import (
 )
 
 import rematpass
-from rematpass.compiler import _torch, partitioner
+from rematpass.compiler import _torch
 from rematpass.compiler._torch import pytree
 from rematpass.compiler.capture.joint_graph import Captured, capture
-from rematpass.compiler.ops.traits import is_one_of_its_kind
+from rematpass.compiler.emit import emit, step_facts
+from rematpass.compiler.graph_passes.pipeline import rewrite_joint, rewrite_step
+from rematpass.core.schedule import Plan
 
 Forward = Callable[..., Any]
 Seen = dict[str, torch.Tensor]
@@ -95,8 +97,6 @@ def forget() -> None:
     """Nothing has been compiled, planned or warned about."""
     torch._dynamo.reset()
     rematpass.plans(clear=True)
-    partitioner._frames_under_bytes.clear()
-    partitioner._warn_shared_once.cache_clear()
 
 
 def afresh() -> Iterator[None]:
@@ -159,7 +159,7 @@ def all_captured(forward: Forward, *arguments: Any, **compile: Any) -> list[Capt
 
     def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         ours = copy.deepcopy(joint)  # capture adds to it
-        _torch.prepare_joint(ours, is_one_of_its_kind)
+        rewrite_joint(ours)
         static = more["static_lifetime_input_indices"]
         found.append(capture(ours, num_fwd_outputs=num_fwd_outputs, static_input_indices=static))
         return _torch.default_partition(joint, inputs, num_fwd_outputs=num_fwd_outputs, **more)
@@ -169,6 +169,13 @@ def all_captured(forward: Forward, *arguments: Any, **compile: Any) -> list[Capt
     )
     torch.compile(forward, backend=backend, **compile)(*arguments)
     return found
+
+
+def emitted(found: Captured, plan: Plan) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The forward and the backward module of ``plan``, as the backend without a fusing compiler runs them."""
+    modules = emit(found, plan)
+    rewrite_step(*modules, step_facts(found), fuse=False)
+    return modules
 
 
 def differences(seen: Seen, expected: Seen, tolerance: float = 0.0) -> list[str]:

@@ -25,10 +25,23 @@ check_version(torch.__version__)
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._dynamo.eval_frame import OptimizedModule
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters as dynamo_counters
-from torch._dynamo.utils import preserve_rng_state
+from torch._dynamo.utils import (
+    preserve_rng_state,
+    warn_once_cache,  # torch._dynamo.reset() clears it
+)
 from torch._functorch import config as functorch_config
-from torch._functorch.partitioners import is_sym_node, min_cut_rematerialization_partition
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._functorch.partitioners import (
+    cleanup_recompute_tags,
+    force_save_bw_mutation_src,
+    force_save_collectives,
+    force_save_effectful_ops,
+    has_recomputable_ops,
+    is_sym_node,
+    min_cut_rematerialization_partition,
+)
 from torch._guards import CompileContext
 from torch._inductor import compile_fx as inductor_driver
 from torch._inductor import config as inductor_config
@@ -69,7 +82,6 @@ from rematpass.compiler._torch.partitioning import (
     extract_fwd_bwd_modules,
     insert_offloads,
     is_opaque_node,
-    prepare_joint,
     region_budget_of,
     thread_rng_states,
 )
@@ -82,6 +94,7 @@ from rematpass.compiler._torch.random_state import (
 
 __all__ = [
     "FREES_TANGENTS",
+    "BackendCompilerFailed",
     "BackwardState",
     "CompileContext",
     "CustomGraphPass",
@@ -99,16 +112,22 @@ __all__ = [
     "boxed_nop",
     "cache_directory",
     "check_version",
+    "cleanup_recompute_tags",
     "compile_fx",
     "default_partition",
     "device_of_random_state",
     "dynamo_counters",
     "extract_fwd_bwd_modules",
     "fake_mode_of",
+    "force_save_bw_mutation_src",
+    "force_save_collectives",
+    "force_save_effectful_ops",
     "free_symbols",
     "functorch_config",
+    "fx_graph_cse",
     "get_dtype_size",
     "graph_module",
+    "has_recomputable_ops",
     "inductor_config",
     "inductor_driver",
     "inductor_graph",
@@ -120,9 +139,9 @@ __all__ = [
     "is_impure",
     "is_opaque_node",
     "is_sym_node",
+    "lays_channels_last",
     "list_mode_options",
     "modules_being_called",
-    "prepare_joint",
     "preserve_rng_state",
     "pytree",
     "random_state_before",
@@ -136,6 +155,7 @@ __all__ = [
     "symbol_is_type",
     "thread_rng_states",
     "trace_structured",
+    "warn_once_cache",
     "without_modes",
     "wrapped_modules",
 ]
@@ -151,6 +171,11 @@ SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPa
 def is_impure(node: fx.Node) -> bool:
     """Whether the call has an effect besides its results; drawing random numbers does not count."""
     return node.is_impure(impure_random=False)
+
+
+def lays_channels_last(module: fx.GraphModule) -> bool:
+    """Whether Inductor will lay out the convolutions of this module with channels last."""
+    return bool(inductor_graph.GraphLowering.decide_layout_opt(module, is_inference=False))
 
 
 def storage_key(tensor: torch.Tensor) -> int | None:

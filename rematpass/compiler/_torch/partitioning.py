@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 from torch._functorch import config as functorch_config
 from torch._functorch import partitioners
-from torch._functorch.compile_utils import fx_graph_cse
-from torch._functorch.partitioners import (
-    cleanup_recompute_tags,
-    force_save_bw_mutation_src,
-    force_save_collectives,
-    force_save_effectful_ops,
-    has_recomputable_ops,
-    is_sym_node,
-    thread_graphsafe_rng_from_hops,
-)
+from torch._functorch.partitioners import is_sym_node, thread_graphsafe_rng_from_hops
 from torch.fx import traceback as fx_traceback
 from torch.utils._ordered_set import OrderedSet
-
-
-def prepare_joint(module: fx.GraphModule, is_one_of_its_kind: Callable[[fx.Node], bool]) -> None:
-    """What torch's own partitioner does before it decides: dead code, common subexpressions, and users' marks.
-
-    Its elimination of common subexpressions knows a few random ops by name and would make one of any others: two calls
-    of a custom op, or of ``uniform``, on the same tensor. An argument more makes them differ while it looks.
-    """
-    module.graph.eliminate_dead_code()
-    if functorch_config.cse:
-        for node in filter(is_one_of_its_kind, module.graph.nodes):
-            node.kwargs = {**node.kwargs, _UNLIKE: node.name}
-        module.graph = fx_graph_cse(module.graph)
-        for node in module.graph.nodes:
-            if _UNLIKE in node.kwargs:
-                node.kwargs = {k: v for k, v in node.kwargs.items() if k != _UNLIKE}
-    if has_recomputable_ops(module):
-        cleanup_recompute_tags(module, is_default_partition=False)
-    if not functorch_config.unsafe_allow_optimization_of_collectives:
-        force_save_collectives(module)
-    force_save_effectful_ops(module)
-    force_save_bw_mutation_src(module)
-    module.recompile()
-
-
-_UNLIKE = "rematpass_unlike"
 
 
 def extract_fwd_bwd_modules(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import fx
 
@@ -22,6 +24,15 @@ def frame_id() -> int | None:
 def is_recompile() -> bool:
     """Whether the frame has been compiled before, for example for other shapes."""
     return bool(getattr(CompileContext.current_compile_id(), "frame_compile_id", 0))
+
+
+def compilation() -> object:
+    """The same object for all graphs of one compilation of a frame; None outside of Dynamo.
+
+    It does not equal that of any other compilation, not even of the same number after ``torch._dynamo.reset()``.
+    """
+    context = CompileContext.try_get()
+    return None if context is None or context.compile_id is None else (weakref.ref(context), context.attempt)
 
 
 def running_modules() -> list[torch.nn.Module]:

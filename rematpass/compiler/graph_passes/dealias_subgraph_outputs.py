@@ -22,7 +22,7 @@ from torch import fx
 from rematpass.compiler.ops.traits import aliased_argument
 
 
-def read_from_the_source(module: fx.GraphModule) -> None:
+def dealias_subgraph_outputs(module: fx.GraphModule) -> None:
     """Replace, in ``module``, results of calls of bodies by what they share their bytes with."""
     for call in module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
         body = getattr(module, str(call.args[0].target), None)

@@ -1,4 +1,4 @@
-"""Users' marks hold at every budget; what is recomputed still says where it comes from."""
+"""Users' marks hold at every budget, and recomputed nodes carry the metadata of their originals."""
 
 import dataclasses
 import inspect
@@ -8,6 +8,7 @@ import torch
 import torch._functorch.config
 import torch._functorch.partitioners
 import torch.nn.functional as F
+from support import programs
 from support.programs import afresh, captured, selective
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
@@ -17,6 +18,7 @@ from rematpass import ConfigError, plans
 from rematpass.compiler import partitioner, select_plan
 from rematpass.compiler.capture.joint_graph import capture
 from rematpass.compiler.emit import emit
+from rematpass.compiler.planned import records
 from rematpass.core.cost import estimate
 from rematpass.core.hardware import preset
 from rematpass.core.solve.baselines import recompute_all
@@ -34,7 +36,7 @@ def block():
 
 
 def planned(policy, ops, budget, dropout=False, **more):
-    """The record of a region in which ``ops`` have ``policy`` and all others are preferably recomputed."""
+    """The record of a region in which ``ops`` have ``policy`` and all others PREFER_RECOMPUTE."""
     torch._dynamo.reset()
     plans(clear=True)
     model = block()
@@ -45,7 +47,7 @@ def planned(policy, ops, budget, dropout=False, **more):
 
     options = {"memory_budget": budget, "strict": 1, **more}
     torch.compile(forward, backend="remat_aot_eager", options=options)(torch.randn(11, 5)).sum().backward()
-    (record,) = partitioner.records()
+    (record,) = records()
     return record
 
 
@@ -68,14 +70,14 @@ def test_must_save_is_saved(budget):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE])
-def test_what_is_to_be_recomputed_is_not_saved(policy, budget):
+def test_values_marked_to_be_recomputed_are_not_saved(policy, budget):
     record = planned(policy, [aten.addmm.default], budget)
     assert not saved(record, "addmm")
     assert runs_again(record, "addmm") >= {"addmm", "addmm_1"}
 
 
-def test_prefer_save_leaves_it_to_the_planner():
-    """Saved where that is the faster, recomputed by a solver that recomputes what it may; MUST_SAVE is not."""
+def test_prefer_save_leaves_the_decision_to_the_planner():
+    """Values are saved where that is faster, and recomputed by ``recompute_all``, unlike with MUST_SAVE."""
 
     def again(policy, **solver):
         return runs_again(planned(policy, [aten.addmm.default], 1, **solver), "addmm")
@@ -88,21 +90,21 @@ def test_prefer_save_leaves_it_to_the_planner():
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE])
 def test_random_numbers_of_a_region_are_saved_whatever_the_mark(policy, budget):
-    """Drawn in forward, kept for backward: what is drawn anew would be others."""
+    """Numbers drawn again would be others."""
     record = planned(policy, [aten.native_dropout.default, aten.bernoulli.p], budget, dropout=True)
     assert not runs_again(record, "native_dropout")
     assert not runs_again(record, "bernoulli")
 
 
 @pytest.mark.parametrize("strict", [0, 1])
-def test_a_mark_that_leaves_no_plan_names_the_path(strict, monkeypatch, caplog):
-    """Neither the fall-back nor torch's own partitioner takes over: they would not obey the mark either.
+def test_contradictory_marks_are_an_error_that_names_the_path(strict, monkeypatch, caplog):
+    """There is no fall-back, since torch's own partitioner does not obey the marks either.
 
-    No mark of today's torch leads there by itself, since what cannot run again is saved whatever its mark says. So
-    noise that only backward's op could be made from is taken for something that cannot be saved.
+    Marks alone cannot contradict each other, since what cannot run again is saved whatever its mark. So the test makes
+    a value that backward's op needs unsavable.
     """
 
-    def without_a_way_out(*arguments, **more):
+    def with_unsavable_noise(*arguments, **more):
         found = capture(*arguments, **more)
         (noise,) = (op.writes[:1] for op in found.graph.ops if op.never_recompute == "it draws random numbers")
         values = [
@@ -110,7 +112,7 @@ def test_a_mark_that_leaves_no_plan_names_the_path(strict, monkeypatch, caplog):
         ]
         return dataclasses.replace(found, graph=dataclasses.replace(found.graph, values=tuple(values)))
 
-    monkeypatch.setattr(partitioner, "capture", without_a_way_out)
+    monkeypatch.setattr(partitioner, "capture", with_unsavable_noise)
     with pytest.raises(BackendCompilerFailed) as caught:
         planned(CheckpointPolicy.MUST_RECOMPUTE, [aten.addmm.default], "64MiB", dropout=True, strict=strict)
     error = caught.value.inner_exception
@@ -126,7 +128,7 @@ def test_a_mark_that_leaves_no_plan_names_the_path(strict, monkeypatch, caplog):
     assert not plans()
 
 
-# ---- what recomputed copies carry
+# ---- metadata of recomputed copies
 
 HAS_AUTOGRAD_TAG = "autograd_backward" in inspect.getsource(torch._functorch.partitioners)  # torch 2.11 has none
 
@@ -135,7 +137,7 @@ def emitted(forward, *arguments):
     found = captured(forward, *arguments)
     problem = Problem(found.graph, estimate(found.graph, preset("cpu")), fuse=False)
     (plan,) = recompute_all(problem)
-    return found, *emit(found, plan)
+    return found, *programs.emitted(found, plan)
 
 
 def test_a_recomputed_copy_carries_backward_tags_stack_traces_and_modules():
@@ -197,7 +199,7 @@ def trained(forward, **options):
 @has_region_budgets
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("given", [{}, {"memory_budget": 0.5}])
-def test_a_regions_budget_goes_before_the_fraction_of_the_graph(fraction, given):
+def test_a_regions_budget_takes_precedence_over_the_fraction_of_the_graph(fraction, given):
     def forward(x, weights):
         with region_budget(fraction):
             return tower(x, weights)
@@ -209,7 +211,7 @@ def test_a_regions_budget_goes_before_the_fraction_of_the_graph(fraction, given)
 
 
 @has_region_budgets
-def test_of_a_regions_budget_and_one_in_bytes_the_lower_holds():
+def test_the_lower_of_a_regions_budget_and_one_in_bytes_holds():
     def forward(x, weights):
         with region_budget(0.2):
             return tower(x, weights)
@@ -251,7 +253,7 @@ def test_a_region_that_is_not_the_whole_graph_is_refused(how):
 )
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("budget", [1, 0])
-def test_must_cpu_offload_is_saved_and_handed_on_to_torchs_offloading(budget, enabled, monkeypatch):
+def test_must_cpu_offload_is_saved_and_passed_to_torchs_offloading(budget, enabled, monkeypatch):
     modules = []
 
     def keep(captured, plan, **more):

@@ -1,4 +1,4 @@
-"""How often a step calls a graph is found in who calls it, and decides on what the graph saves."""
+"""The number of calls of a graph in a step is found from its callers and affects what the graph saves."""
 
 import functools
 import weakref
@@ -9,7 +9,7 @@ from support.programs import afresh
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rematpass.compiler import partitioner
+from rematpass.compiler.planned import plans, records
 from rematpass.core.frontier import least_budget
 from rematpass.core.op import Origin
 from rematpass.lab.measure.memory_and_time import measure_memory, run_step
@@ -49,7 +49,7 @@ def alike():
 def calls(model):
     x = torch.randn(ROWS, WIDTH, requires_grad=True)
     model(x).sum().backward()
-    return [record.graph.calls for record in partitioner.records()]
+    return [record.graph.calls for record in records()]
 
 
 def test_blocks_that_are_compiled_one_by_one_are_counted():
@@ -73,30 +73,30 @@ def test_blocks_whose_forward_is_compiled_are_counted():
     assert calls(model) == [BLOCKS]
 
 
-def test_only_blocks_that_hold_the_same_and_are_compiled_are():
+def test_only_compiled_blocks_with_the_same_parameters_are_counted():
     model = Model(4 * WIDTH, 3 * WIDTH, 4 * WIDTH, 4 * WIDTH)
     for block in model.blocks[:3]:
         block.compile(backend=BACKEND)
     assert calls(model) == [2, 1]
 
 
-def test_a_model_that_is_compiled_whole_is_called_once():
+def test_a_model_that_is_compiled_as_a_whole_is_called_once():
     model = alike()
     model.compile(backend=BACKEND)
     assert calls(model) == [1]
-    partitioner.plans(clear=True)
+    plans(clear=True)
     torch._dynamo.reset()
     assert calls(torch.compile(alike(), backend=BACKEND)) == [1]
 
 
-def test_a_copy_beside_it_that_is_not_compiled_is_none_of_its_calls():
+def test_a_copy_of_the_model_that_is_not_compiled_is_not_counted():
     root = nn.ModuleDict({"mean": alike(), "model": torch.compile(alike(), backend=BACKEND)})
     root.forward = lambda x: root["model"](x)
     assert calls(root) == [1]
 
 
-def test_what_a_checkpoint_runs_again_counts_once():
-    """Nothing that a block in a checkpoint saves is there before its own backward."""
+def test_a_block_inside_a_checkpoint_counts_once():
+    """What a block in a checkpoint saves exists only during its own backward."""
     model = alike()
     for block in model.blocks:
         block.compile(backend=BACKEND, options={"memory_budget": 0.5})
@@ -104,10 +104,10 @@ def test_what_a_checkpoint_runs_again_counts_once():
     x = torch.randn(ROWS, WIDTH, requires_grad=True)
     model.forward = lambda x: functools.reduce(lambda x, b: checkpoint(b, x, use_reentrant=False), blocks, x)
     model(x).sum().backward()
-    assert [record.graph.calls for record in partitioner.records()] == [1]
+    assert [record.graph.calls for record in records()] == [1]
 
 
-def test_a_module_that_cannot_be_looked_at_does_not_end_training():
+def test_a_module_that_cannot_be_inspected_does_not_abort_training():
     model = alike()
     for block in model.blocks:
         block.compile(backend=BACKEND)
@@ -115,8 +115,8 @@ def test_a_module_that_cannot_be_looked_at_does_not_end_training():
     assert calls(model)[0] == 1
 
 
-def test_nobodys_locals_are_kept_alive():
-    """Python 3.12 and older keep what a frame's locals were when somebody looked at them, until the frame ends."""
+def test_locals_of_callers_are_not_kept_alive():
+    """In Python 3.12 and older, ``frame.f_locals`` keeps the locals alive until the frame ends."""
     model, x = alike(), torch.randn(ROWS, WIDTH, requires_grad=True)
     for block in model.blocks:
         block.compile(backend=BACKEND)
@@ -127,21 +127,21 @@ def test_nobodys_locals_are_kept_alive():
     assert seen() is None
 
 
-def test_so_is_a_function_outside_of_any_module():
+def test_a_function_outside_of_any_module_is_called_once():
     assert calls(torch.compile(lambda x: torch.tanh(x).sin(), backend=BACKEND)) == [1]
 
 
-def test_the_user_knows_better():
+def test_the_option_calls_takes_precedence():
     model = alike()
     model.compile(backend=BACKEND, options={"calls": 7})
     assert calls(model) == [7]
 
 
-def test_what_all_calls_are_given_is_not_counted_for_each():
-    """A mask needs no gradient, so it is one for all blocks; what a block hands to the next is each one's own."""
+def test_an_input_that_all_calls_share_is_counted_once():
+    """A mask needs no gradient, so all blocks share it; what one block passes to the next is not shared."""
     compiled = torch.compile(lambda x, mask: torch.tanh(x * mask), backend=BACKEND, options={"calls": 3})
     compiled(torch.randn(ROWS, WIDTH, requires_grad=True), torch.ones(ROWS, WIDTH)).sum().backward()
-    (record,) = partitioner.records()
+    (record,) = records()
     own = [record.graph.values[v].nbytes_expr for v in record.graph.own_inputs]
     inputs = [v for v in record.graph.values if v.origin is Origin.INPUT]
     assert (len(own), len(inputs)) == (1, 2)
@@ -151,7 +151,7 @@ def test_what_all_calls_are_given_is_not_counted_for_each():
 
 
 def stepped(model, x, **how):
-    """Its gradients, and the peak of its third step."""
+    """The gradients of a step, and the memory of a later one."""
     for block in model.blocks:
         block.compile(**how)
     run_step(lambda: model(x).sum(), list(model.parameters()))
@@ -160,8 +160,8 @@ def stepped(model, x, **how):
     return found, measure_memory(lambda: model(x).sum(), list(model.parameters()))
 
 
-def test_less_budget_takes_less_memory_block_by_block():
-    """Planned for one call, a budget of a quarter took more than one of a half, and 0 four times a checkpoint's."""
+def test_a_lower_budget_takes_less_memory_when_blocks_are_compiled_one_by_one():
+    """Planned for one call only, a quarter takes more than a half, and 0 four times as much as checkpoints."""
     x = torch.randn(ROWS, WIDTH)
     torch.manual_seed(0)
     whole = Model(*[4 * WIDTH] * 12)
@@ -171,21 +171,21 @@ def test_less_budget_takes_less_memory_block_by_block():
         torch.manual_seed(0)
         model = Model(*[4 * WIDTH] * 12)
         torch._dynamo.reset()
-        partitioner.plans(clear=True)
+        plans(clear=True)
         found, memory = stepped(model, x, backend=BACKEND, options={"memory_budget": budget})
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         peaks.append(memory.peak)
-        planned.append(partitioner.plans()[0].planned_peak)
-        # The first block's input needs no gradient; what one block hands to the next lies between two plans.
+        planned.append(plans()[0].planned_peak)
+        # The first block's input needs no gradient; what one block passes to the next is in neither plan.
         assert memory.saved <= planned[-1] + 4 * ROWS * WIDTH
     assert peaks == sorted(peaks, reverse=True)
     assert planned == sorted(planned, reverse=True)
     activation, hidden = 4 * ROWS * WIDTH, 4 * ROWS * 4 * WIDTH
-    assert peaks[-1] - memory.gradients <= 13 * activation + 4 * hidden  # what checkpoints save, and one block whole
+    assert peaks[-1] - memory.gradients <= 13 * activation + 4 * hidden  # what checkpoints save, and all of one block
 
 
 def looped(caplog, times, **options):
-    """Three steps in which a loop calls a compiled function, after some calls for nothing; what is warned of."""
+    """The warnings of three steps in which a loop calls a compiled function, after calls without a backward."""
     compiled = torch.compile(lambda x: torch.tanh(x).exp().sin(), backend=BACKEND, options=options)
     x = torch.randn(ROWS, WIDTH, requires_grad=True)
     for _ in range(5):
@@ -198,7 +198,7 @@ def looped(caplog, times, **options):
     return [r.getMessage() for r in caplog.records if "times before its backward" in r.getMessage()]
 
 
-def test_calls_that_could_not_be_seen_are_warned_of_once(caplog):
+def test_calls_that_cannot_be_counted_are_warned_of_once(caplog):
     (message,) = looped(caplog, 4, memory_budget=0)
     assert message.startswith("graph 0/0 was called 4 times before its backward, and is planned for 1: ")
     assert "The option calls=4" in message
@@ -207,7 +207,7 @@ def test_calls_that_could_not_be_seen_are_warned_of_once(caplog):
 @pytest.mark.parametrize(
     ("times", "options"), [(4, {"memory_budget": 0, "calls": 4}), (1, {"memory_budget": 0}), (4, {"memory_budget": 1})]
 )
-def test_as_many_calls_as_planned_are_none_to_warn_of_nor_is_there_one_without_a_budget(times, options, caplog):
+def test_no_warning_for_as_many_calls_as_planned_or_without_a_budget(times, options, caplog):
     assert looped(caplog, times, **options) == []
 
 
@@ -220,12 +220,12 @@ def test_each_call_is_checked_against_the_plan_of_one(caplog):
             model(torch.randn(ROWS, WIDTH, requires_grad=True)).sum().backward()
     told = [r for r in caplog.records if "measured step" in r.getMessage()]
     assert [r.levelname for r in told] == ["INFO"] * 3
-    (plan,) = partitioner.plans()
+    (plan,) = plans()
     assert f"within the {format_bytes(plan.planned_peak - plan.nbytes_of_others)} planned" in told[0].getMessage()
 
 
 class Scaled(nn.Module):
-    """Blocks that are all given one tensor, which needs a gradient: made once, before them."""
+    """Blocks that all get the same tensor, which needs a gradient and is computed once before them."""
 
     class One(nn.Module):
         def __init__(self):
@@ -248,9 +248,9 @@ class Scaled(nn.Module):
         return x
 
 
-def test_what_all_calls_of_a_region_are_given_is_none_of_theirs():
+def test_an_argument_that_all_calls_of_a_region_share_is_not_an_own_input():
     torch.compile(Scaled(), backend=BACKEND)(torch.randn(ROWS, WIDTH)).sum().backward()
-    region, _ = partitioner.records()
+    region, _ = records()
     inputs = [v for v in region.graph.values if v.origin is Origin.INPUT]
     assert (region.graph.calls, len(inputs), len(region.graph.own_inputs)) == (3, 2, 1)
 
@@ -265,16 +265,16 @@ def of_regions(budget):
     """A model of four regions, one step of it measured, and the records of its graphs."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    partitioner.plans(clear=True)
+    plans(clear=True)
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Region() for _ in range(4)))
     compiled = torch.compile(model, backend=BACKEND, options={"memory_budget": budget, "strict": 1})
     x = torch.randn(ROWS, WIDTH)
     memory = measure_memory(lambda: compiled(x).sum(), list(model.parameters()))
-    return memory.peak, partitioner.records()
+    return memory.peak, records()
 
 
-def test_a_budget_in_bytes_is_held_by_regions_too():
-    """One that the fastest plans of regions alone would break."""
+def test_regions_keep_a_budget_in_bytes():
+    """The fastest plans of the regions alone exceed this budget."""
     fastest, (region, _) = of_regions(1)
     budget = least_budget(int(0.6 * fastest), "cpu")
     assert region.rung.timeline.nbytes_of_others + region.graph.nbytes.max() > budget
@@ -284,10 +284,10 @@ def test_a_budget_in_bytes_is_held_by_regions_too():
     assert region.summary.recomputed_ops
 
 
-def test_the_calls_of_a_region_stand_in_the_graph_around_it():
+def test_the_calls_of_a_region_are_read_from_the_graph_around_it():
     _, (region, whole) = of_regions(0)
     assert (region.graph.calls, whole.graph.calls) == (4, 1)
     weights = [v for v in region.graph.values if v.origin is Origin.STATIC]
-    assert len(weights) == 4  # they stand before the step, so that no call has its own
+    assert len(weights) == 4  # they exist before the step, so no call has its own
     assert len(region.graph.own_inputs) == 1
-    assert region.rung.timeline.nbytes_of_others == 3 * 4 * ROWS * WIDTH  # each keeps what it is given, and nothing else
+    assert region.rung.timeline.nbytes_of_others == 3 * 4 * ROWS * WIDTH  # each keeps its input, and nothing else

@@ -1,4 +1,4 @@
-"""What forward has chosen is what backward goes by, though recomputed values come out in other bits."""
+"""Backward uses the decisions that forward made, though recomputed values differ in their last bits."""
 
 import functools
 
@@ -13,9 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from rematpass import Config, plans
-from rematpass.compiler import _torch, partitioner
-from rematpass.compiler.capture.discrete_ops import WHY, keep_decisions
+from rematpass.compiler import _torch
+from rematpass.compiler.capture.discrete_ops import REASON, keep_decisions
 from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.compiler.planned import records
 from rematpass.core.op import Kind, Side
 
 aten = torch.ops.aten
@@ -27,9 +28,9 @@ def randn(*shape, grad=False, dtype=torch.float32):
 
 
 def kept(forward, *arguments, fuse=True, **compile):
-    """Names of the ops that run once because they decide."""
+    """The names of the ops that run once because they are discrete."""
     found = keep_decisions(captured(forward, *arguments, **compile), fuse=fuse)
-    return [op.name for op in found.graph.ops if op.never_recompute == WHY]
+    return [op.name for op in found.graph.ops if op.never_recompute == REASON]
 
 
 DECISIONS = {
@@ -46,17 +47,17 @@ DECISIONS = {
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_an_op_that_turns_floats_into_choices_runs_once(name):
+def test_an_op_that_turns_floats_into_decisions_runs_once(name):
     assert name in kept(lambda x: DECISIONS[name](torch.tanh(x)), randn(4, 4, grad=True))
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_op_by_op_the_bits_are_the_same_so_it_may_run_again(name):
+def test_without_fusion_the_bits_are_the_same_so_it_may_run_again(name):
     assert not kept(lambda x: DECISIONS[name](torch.tanh(x)), randn(4, 4, grad=True), fuse=False)
 
 
-def test_choices_among_values_that_are_never_made_again_may_be_made_again():
-    """Inputs and parameters, and what only moves or counts them."""
+def test_decisions_on_values_that_are_never_recomputed_may_run_again():
+    """Inputs and parameters, and values that only move or count them."""
 
     def forward(x, w):
         chosen = w.flip(0).repeat(2, 1)[torch.arange(6) % 4]
@@ -65,8 +66,8 @@ def test_choices_among_values_that_are_never_made_again_may_be_made_again():
     assert not kept(forward, randn(6, 5, grad=True), randn(4, 5, grad=True))
 
 
-def test_in_16_bits_even_a_saved_value_is_not_what_the_choice_was_made_on():
-    """A fused kernel has it in 32 bits: ``tanh`` runs once here, because it is kept, and the choice does too."""
+def test_in_16_bits_a_decision_on_a_saved_value_runs_once():
+    """The fused kernel decides on 32 bits, while the saved value has 16."""
 
     def forward(x):
         return torch.where(torch.tanh(x) > 0.5, x.sin(), x.cos())
@@ -75,46 +76,46 @@ def test_in_16_bits_even_a_saved_value_is_not_what_the_choice_was_made_on():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_dropout_lets_through_is_drawn_again_from_its_seed(dtype):
-    """Inductor's random numbers have the same bits wherever they are drawn; their mask need not be saved."""
+def test_the_mask_of_a_dropout_may_be_drawn_again_from_its_seed(dtype):
+    """Inductor's random numbers have the same bits wherever they are drawn, so the mask need not be saved."""
 
     def forward(x, w):
         return F.dropout(torch.tanh(x @ w), 0.1).exp().sum()
 
     step = torch.compile(forward, backend="remat", options={"memory_budget": 0, "strict": 1})
     step(randn(8, 8, dtype=dtype), randn(8, 8, grad=True, dtype=dtype))
-    (record,) = partitioner.records()
+    (record,) = records()
     by_name = {op.name: op for op in record.graph.ops}
     assert "inductor_random_default" in by_name
     assert by_name["gt"].never_recompute == ""
 
 
 @pytest.mark.parametrize(("hardware", "drawn"), [("cpu", 1), ("h200", 0)])
-def test_without_a_budget_a_gpu_reads_its_masks_and_a_cpu_draws_them_again(hardware, drawn):
-    """What is faster on each: a GPU reads a mask in a tenth of the time that drawing it takes."""
+def test_without_a_budget_a_gpu_saves_its_masks_and_a_cpu_draws_them_again(hardware, drawn):
+    """Each does what is faster: a GPU reads a mask in a tenth of the time that drawing it takes."""
 
     def forward(x, w):
         return F.dropout(torch.tanh(x @ w), 0.1) @ w
 
     step = torch.compile(forward, backend="remat", options={"hardware": hardware, "strict": 1})
     step(randn(64, 64), randn(64, 64, grad=True))
-    (record,) = partitioner.records()
+    (record,) = records()
     again = [record.graph.ops[run.op].kind for run in record.plan.recomputed()]
     assert again.count(Kind.SEEDED) == drawn
 
 
-def test_an_equality_that_only_gradients_ask_for_is_settled_in_forward():
-    """``x == x.amax()``: on another ``x`` no element would be the largest, and the gradient not a number."""
+def test_an_equality_that_only_gradients_read_runs_once_in_forward():
+    """``x == x.amax()``: with another ``x`` no element is the largest, and the gradient is not a number."""
     found = captured(lambda x: torch.tanh(x).amax(1).exp(), randn(4, 4, grad=True))
     settled = keep_decisions(found, fuse=True)
-    (equal,) = [op for op in settled.graph.ops if op.never_recompute == WHY]
+    (equal,) = [op for op in settled.graph.ops if op.never_recompute == REASON]
     assert equal.name == "eq"
     assert found.graph.sides[equal.id] is Side.EITHER
     assert settled.graph.sides[equal.id] is Side.FORWARD
 
 
 def test_the_sign_of_a_relu_is_left_to_the_planner():
-    """It flips where both sides of it are equal to rounding."""
+    """It changes only where both sides are equal up to rounding."""
     assert not kept(lambda x: torch.relu(torch.tanh(x)).exp(), randn(4, 4, grad=True))
 
 
@@ -126,8 +127,8 @@ GPU_ATTENTION = {
 
 
 @pytest.mark.parametrize("name", GPU_ATTENTION)
-def test_the_random_state_that_attention_returns_decides_nothing(name):
-    """On a GPU attention returns its dropout's seed beside what it computes from floats."""
+def test_the_random_state_that_attention_returns_is_not_a_decision(name):
+    """On a GPU, attention returns the seed of its dropout beside its result."""
     with FakeTensorMode():
         x = torch.empty(1, 2, 16, 8, dtype=torch.bfloat16, requires_grad=True)
         found = captured(lambda x: GPU_ATTENTION[name](torch.tanh(x)).exp(), x)
@@ -138,7 +139,7 @@ def test_the_random_state_that_attention_returns_decides_nothing(name):
 
 
 def attention(q, k, v, bias, with_sums, dropout=0.0, causal=False, *, scale=None):
-    """A GPU's memory-efficient attention on a CPU, which has it not: another seed every time."""
+    """A CPU implementation of the GPU's memory-efficient attention, with another seed in every call."""
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     return scores.softmax(-1) @ v, scores.logsumexp(-1), torch.randint(99, ()), torch.randint(99, ())
 
@@ -150,7 +151,7 @@ def attention_backward(grad, q, k, v, bias, out, sums, seed, offset, dropout, ma
     return of_scores @ k, of_scores.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ grad, torch.empty(0)
 
 
-def test_attention_runs_again_whatever_its_seed_is_then():
+def test_attention_runs_again_though_its_seed_differs():
     library = torch.library.Library("aten", "IMPL")
     library.impl("_scaled_dot_product_efficient_attention", attention, "CPU")
     library.impl("_scaled_dot_product_efficient_attention_backward", attention_backward, "CPU")
@@ -162,7 +163,7 @@ def test_attention_runs_again_whatever_its_seed_is_then():
     (seen,) = torch.autograd.grad(torch.compile(forward, backend=jittery())(x), x)
     (expected,) = torch.autograd.grad(F.scaled_dot_product_attention(*[torch.tanh(x)] * 3).exp().sum(), x)
     assert torch.allclose(seen, expected, atol=1e-4)
-    (record,) = partitioner.records()
+    (record,) = records()
     again = [record.graph.ops[run.op].name for run in record.plan.recomputed()]
     assert any(name.endswith("attention") for name in again)
 
@@ -180,7 +181,7 @@ def region(policy):
 @pytest.mark.parametrize(
     ("policy", "expected"), [(CheckpointPolicy.PREFER_RECOMPUTE, ["topk"]), (CheckpointPolicy.MUST_RECOMPUTE, [])]
 )
-def test_in_a_region_only_must_recompute_goes_before(policy, expected):
+def test_in_a_region_only_must_recompute_takes_precedence(policy, expected):
     assert kept(region(policy), randn(4, 4, grad=True)) == expected
 
 
@@ -188,7 +189,7 @@ def test_in_a_region_only_must_recompute_goes_before(policy, expected):
 
 
 class Jitter(fx.Interpreter):
-    """Runs backward with every recomputed float moved by a rounding error or two."""
+    """Runs backward with an error of one or two roundings in every recomputed float."""
 
     def run_node(self, n):
         result = super().run_node(n)
@@ -199,7 +200,7 @@ class Jitter(fx.Interpreter):
 
 
 def jittery(**options):
-    """A backend that plans as for a fusing compiler, and is as inexact as one may be."""
+    """A backend that plans as for a fusing compiler and is as inexact as such a compiler may be."""
     config = Config.read({"solver": "recompute_all", "strict": 1, **options}, {})
     return _torch.aot_autograd(
         fw_compiler=_torch.boxed_nop,
@@ -210,7 +211,7 @@ def jittery(**options):
 
 
 def undecided():
-    """Experts whose router finds all of them equally good, to rounding."""
+    """Experts whose router scores all of them equally, up to rounding."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), Experts())
     with torch.no_grad():
@@ -226,8 +227,8 @@ def gradients(model, step):
 
 
 @pytest.mark.parametrize(("save", "right"), [(1, True), (0, False)])
-def test_backward_sends_each_token_where_forward_has_sent_it(save, right):
-    """The gradients of experts: the same to 1e-4 with the routing saved, another expert's without."""
+def test_backward_sends_each_token_where_forward_sent_it(save, right):
+    """The gradients of experts are equal to 1e-4 with the routing saved, and another expert's without."""
     eager, model = undecided(), undecided()
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         seen = gradients(model, torch.compile(model, backend=jittery(save_decisions=save), fullgraph=True))
@@ -237,7 +238,7 @@ def test_backward_sends_each_token_where_forward_has_sent_it(save, right):
 
 
 @pytest.mark.parametrize(("save", "right"), [(1, True), (0, False)])
-def test_the_largest_element_is_found_again(save, right):
+def test_backward_finds_the_largest_element_that_forward_found(save, right):
     x = torch.linspace(-2, 2, 15).view(3, 5).sin().requires_grad_()
     step = torch.compile(lambda x: torch.tanh(x).amax(1).exp(), backend=jittery(save_decisions=save))
     (seen,) = torch.autograd.grad(step(x).sum(), x)

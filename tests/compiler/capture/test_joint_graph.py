@@ -1,3 +1,5 @@
+"""A joint graph's ops and values, read from fx nodes."""
+
 import inspect
 import operator
 
@@ -22,7 +24,7 @@ def randn(*shape, grad=False):
 
 
 def op(graph, name):
-    """The op of that name, without the number that fx appends."""
+    """The op of that name."""
     (found,) = [o for o in graph.ops if o.name == name]
     return found
 
@@ -47,7 +49,7 @@ def test_a_small_graph_in_full():
         ("mm", Kind.MATMUL, (0, 1), (3,), 2 * 7 * 3 * 5, 84 + 60),
         ("tanh", Kind.POINTWISE, (3,), (4,), 0, 140),
         ("sum_1", Kind.REDUCTION, (4,), (5,), 0, 140),
-        ("tanh_backward", Kind.POINTWISE, (2, 4), (6,), 0, 2 * 140),  # the tangent is expanded, without bytes
+        ("tanh_backward", Kind.POINTWISE, (2, 4), (6,), 0, 2 * 140),  # the expanded tangent has no bytes of its own
         ("mm_1", Kind.MATMUL, (0, 6), (7,), 2 * 7 * 3 * 5, 84 + 140),
     ]
     assert (graph.fwd_outputs, graph.bwd_outputs) == ((5,), (7,))
@@ -55,7 +57,7 @@ def test_a_small_graph_in_full():
     assert graph.device == "cpu"
 
 
-def test_parameters_and_buffers_are_static_and_other_arguments_are_not():
+def test_parameters_and_buffers_are_static_and_other_inputs_are_not():
     graph = captured(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), randn(7, 3)).graph
     origins = [(v.shape, v.origin) for v in graph.values if v.origin in (Origin.STATIC, Origin.INPUT)]
     assert origins.count((("7", "3"), Origin.INPUT)) == 1
@@ -75,8 +77,8 @@ def test_a_view_is_the_value_it_views():
     assert in_forward == ["mm", "sin", "sum_1", "cos", "sum_2", "add", "exp", "sum_3", "add_1"]
 
 
-def test_a_view_is_told_by_its_schema_where_its_fake_storage_is_its_own():
-    """Some passes leave such nodes behind."""
+def test_a_view_is_found_by_its_schema_where_its_fake_storage_is_its_own():
+    """Some passes leave such nodes."""
     with FakeTensorMode():
         x = torch.randn(3, 5)
         graph = fx.Graph()
@@ -94,7 +96,7 @@ def test_a_view_is_told_by_its_schema_where_its_fake_storage_is_its_own():
     assert [(o.name, names(found, o.reads)) for o in found.ops] == [("sin_default", ["primals_1"])]
 
 
-def test_a_value_is_its_whole_storage():
+def test_a_value_is_a_whole_storage():
     """The bytes of a storage, not those of the view that an op returns."""
     graph = captured(lambda x: aten.new_empty_strided(x, (3, 5), (7, 1)).copy_(x).sin().sum(), randn(3, 5, grad=True))
     (made,) = op(graph.graph, "new_empty_strided").writes
@@ -116,15 +118,15 @@ def test_an_op_with_several_results_writes_several_values():
     assert graph.sides[scatter.id] is Side.BACKWARD
 
 
-def test_a_result_that_nothing_names_has_bytes_all_the_same():
+def test_a_result_without_a_node_has_bytes():
     found = captured(lambda x: torch.topk(x, 3)[1] + x.sum(), randn(7, 5, grad=True))
     best, _ = op(found.graph, "topk").writes
     assert found.value_node[best] is None
     assert found.graph.values[best].nbytes == 4 * 7 * 3
 
 
-def test_an_argument_that_an_op_hands_through_with_other_results_is_a_result_as_well():
-    """A region compiled once returns what it saves, its own arguments among them."""
+def test_an_argument_that_a_call_returns_with_other_results_is_a_result():
+    """A region that is compiled once returns what it saves, including its own arguments."""
     graph = fx.Graph()
     x = graph.placeholder("primals_1")
     call = graph.call_function(aten.topk.default, (x, 3))
@@ -157,7 +159,7 @@ def test_an_argument_that_forward_overwrites_is_cloned_for_its_readers():
     assert clone.never_recompute == "its argument is overwritten after it has run"
     assert [o.name for o in graph.ops if clone.writes[0] in o.reads] == ["sin", "cos", "add"]
     (update,) = [o for o in graph.ops if argument.id in o.mutates]
-    assert update.reads == op(graph, "add").writes  # it overwrites all, and so reads nothing of what was there
+    assert update.reads == op(graph, "add").writes  # it overwrites all of it, so it does not read it
     assert (update.kind, update.pinned) == (Kind.MUTATION, Side.FORWARD)
     assert {found.value_node[argument.id]} == set(found.old_versions.values())
 
@@ -184,7 +186,7 @@ def test_a_buffer_that_backward_overwrites_stays_in_backward():
         (CheckpointPolicy.MUST_RECOMPUTE, [], ["mm", "sin", "exp"]),
     ],
 )
-def test_users_marks(policy, saved, recomputed):
+def test_users_marks_become_flags_of_ops_and_values(policy, saved, recomputed):
     def region(x, w):
         return torch.sin(x @ w).exp()
 
@@ -198,7 +200,7 @@ def test_users_marks(policy, saved, recomputed):
     assert not op(graph, "cos").must_recompute
 
 
-def test_random_numbers_in_a_region_that_is_to_be_recomputed_are_not_drawn_again():
+def test_random_numbers_in_a_recomputed_region_are_not_drawn_again():
     model, arguments = PROGRAMS["checkpoint_region_with_dropout"].make()
     graph = captured(model, *arguments).graph
     drawn = [o for o in graph.ops if o.kind is Kind.RANDOM]
@@ -207,7 +209,7 @@ def test_random_numbers_in_a_region_that_is_to_be_recomputed_are_not_drawn_again
     assert {o.never_recompute for o in drawn} == {"it draws random numbers"}
 
 
-def test_sizes_are_formulas_with_the_numbers_assumed_for_them():
+def test_sizes_are_expressions_with_a_hint_for_each_symbol():
     def forward(x, w):
         return torch.tanh(x @ w).view(x.shape[0] * 5)
 
@@ -224,7 +226,7 @@ def test_sizes_are_formulas_with_the_numbers_assumed_for_them():
     assert {(v.nbytes, v.origin) for v in sizes} == {(0, Origin.STATIC)}
 
 
-def test_a_reader_of_a_view_reads_the_sizes_that_the_view_takes():
+def test_a_reader_of_a_view_reads_the_sizes_of_the_view():
     def forward(x, w):
         return torch.tanh(x @ w).view(x.shape[0] * 5).sin()
 
@@ -233,14 +235,14 @@ def test_a_reader_of_a_view_reads_the_sizes_that_the_view_takes():
     assert set(op(graph, "sin").reads) == {*op(graph, "tanh").writes, *size.writes}
 
 
-def test_an_output_that_is_a_view_needs_the_sizes_that_the_view_takes():
+def test_an_output_that_is_a_view_needs_the_sizes_of_the_view():
     graph = captured(lambda x: torch.tanh(x).view(x.shape[0] * 5), randn(7, 5, grad=True), dynamic=True).graph
     size = next(o for o in graph.ops if o.kind is Kind.SYMBOLIC)
     assert set(graph.fwd_outputs) == {*op(graph, "tanh").writes, *size.writes}
     assert graph.sides[size.id] is Side.FORWARD
 
 
-def test_where_the_users_code_and_module_are():
+def test_ops_name_the_users_line_and_module():
     class Block(nn.Module):
         def forward(self, x):
             return torch.tanh(x)
@@ -263,7 +265,7 @@ def test_where_the_users_code_and_module_are():
         "views_of_all_sorts",
     ],
 )
-def test_a_real_graph_goes_to_json_and_back(name):
+def test_a_captured_graph_survives_json(name):
     program = PROGRAMS[name]
     model, arguments = program.make()
     with torch._dynamo.config.patch(**program.dynamo):

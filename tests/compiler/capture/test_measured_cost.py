@@ -1,4 +1,4 @@
-"""Seconds that are measured; what they are is not asserted, only whose they are and what becomes of them."""
+"""Measured seconds: which ops have them and where they are stored, but not how many they are."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import rematpass
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.capture import measured_cost
 from rematpass.compiler.ops.sample_call import sample_call_of
-from rematpass.compiler.partitioner import records
+from rematpass.compiler.planned import records
 from rematpass.core.op import Kind
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def network():
     return nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 5))
 
 
-def test_ops_that_run_by_themselves_take_what_was_measured_and_the_others_keep_their_estimate(cache):
+def test_ops_with_a_kernel_of_their_own_get_measured_seconds_and_others_keep_their_estimate(cache):
     module, x = network(), torch.randn(16, 32)
     estimated, gradients = train(module, x)
     measured, same = train(module, x, cost="measure")
@@ -54,7 +54,7 @@ def test_ops_that_run_by_themselves_take_what_was_measured_and_the_others_keep_t
     assert measured.problem.costs.keep == estimated.problem.costs.keep
 
 
-def test_what_is_known_is_not_measured_again(cache, monkeypatch):
+def test_stored_seconds_are_not_measured_again(cache, monkeypatch):
     module, x = network(), torch.randn(16, 32)
     first, _ = train(module, x, cost="measure")
     monkeypatch.setattr(measured_cost, "seconds_of_call", lambda *_: pytest.fail("measured again"))
@@ -63,7 +63,7 @@ def test_what_is_known_is_not_measured_again(cache, monkeypatch):
     assert second.summary.plan_hash == first.summary.plan_hash
 
 
-def test_a_file_that_is_damaged_is_measured_anew(cache):
+def test_a_damaged_file_is_measured_again(cache):
     module, x = network(), torch.randn(16, 32)
     train(module, x, cost="measure")
     (file,) = (cache / "rematpass").glob("seconds_cpu*.json")
@@ -84,7 +84,7 @@ def test_an_op_that_cannot_be_timed_keeps_its_estimate(cache, monkeypatch):
     assert measured.problem.costs == estimated.problem.costs
 
 
-def test_measuring_draws_no_number_of_the_programs(cache):
+def test_measuring_does_not_change_the_programs_random_state(cache):
     module, x = network(), torch.randn(16, 32)
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -92,7 +92,7 @@ def test_measuring_draws_no_number_of_the_programs(cache):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_keys_tell_apart_what_takes_another_time():
+def test_keys_differ_where_seconds_may_differ():
     seen = {}
 
     def calls(gm, inputs):
@@ -113,7 +113,7 @@ def test_keys_tell_apart_what_takes_another_time():
     }
 
 
-def test_ranks_take_what_rank_0_has_measured(monkeypatch):
+def test_all_ranks_take_the_seconds_of_rank_0(monkeypatch):
     monkeypatch.setattr(measured_cost.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(measured_cost.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(measured_cost.dist, "get_rank", lambda: 1)
@@ -127,6 +127,6 @@ def test_ranks_take_what_rank_0_has_measured(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["measured", "", "1"])
-def test_another_word_is_refused(value):
+def test_an_unknown_cost_is_refused(value):
     with pytest.raises(rematpass.ConfigError, match="Accepted: model or measure"):
         rematpass.Config.read({"cost": value}, {})

@@ -166,17 +166,6 @@ def test_an_error_during_fusion_does_not_abort_training(part, monkeypatch, caplo
     assert [e.name for e in found.timeline][-2:] == [e.name for e in expected.timeline][-2:]
 
 
-def tied(logits, hidden, h, w, *chain):
-    """The embedding's gradient: a product of large operands at the start of backward, another term at its end."""
-    early = logits.permute(1, 0) @ hidden
-    for c in chain:
-        h = torch.tanh(h @ c)
-    return (early + torch.tanh(h.permute(1, 0) @ w),)
-
-
-TIED = [(64, 11), (64, 3), (64, 11), (64, 3), (11, 11), (11, 11)]
-
-
 def freed(module):
     """A dry run in which the arguments are saved values, which are freed after their last use."""
     inputs = [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from rematpass import cli
-from rematpass.compiler.partitioner import RematPartitioner, records
+from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.compiler.planned import records
 from rematpass.config import Config
 from rematpass.core.hardware import preset
 from rematpass.lab.measure import calibrate as lab
