@@ -32,7 +32,7 @@ def rung(seconds, peak, solver="s", recompute=0.0):
 LADDER = Ladder((rung(2, 107), rung(3, 31), rung(5, 17), rung(7, 7)))
 
 
-def test_ceiling_and_floor_are_the_peaks_of_both_ends():
+def test_ceiling_and_floor_are_the_peaks_at_both_ends():
     assert (LADDER.ceiling, LADDER.floor) == (107, 7)
 
 
@@ -49,18 +49,18 @@ def test_a_fraction_is_a_part_of_the_way_from_floor_to_ceiling(fraction, nbytes)
     ("nbytes", "seconds"),
     [(6, None), (7, 7), (16, 7), (17, 5), (30, 5), (31, 3), (106, 3), (107, 2), (10**12, 2), (0, None), (-1, None)],
 )
-def test_the_fastest_under_a_limit(nbytes, seconds):
+def test_the_fastest_rung_under_a_limit_is_found(nbytes, seconds):
     found = LADDER.fastest_under(nbytes)
     assert (found and found.seconds) == seconds
 
 
-def test_a_ladder_of_one_rung_has_one_answer():
+def test_every_fraction_of_a_ladder_with_one_rung_is_its_peak():
     ladder = Ladder((rung(2, 11),))
     assert {ladder.limit(fraction) for fraction in FRACTIONS} == {11}
 
 
 @pytest.mark.parametrize(("device", "parts"), [("cpu", 1000), ("cpu, 2 threads", 1000), ("NVIDIA H200", 100)])
-def test_a_byte_budget_leaves_something_to_the_allocator(device, parts):
+def test_a_byte_budget_leaves_bytes_to_the_allocator(device, parts):
     assert frontier.peak_allowed(parts + 1, device) == parts
     assert frontier.least_budget(parts, device) == parts + 1
     for nbytes in (0, 1, 7, parts, 12345678):
@@ -179,14 +179,14 @@ def test_the_budget_auto_has_to_be_resolved_first():
         frontier.select(LADDER, Budget(BudgetKind.AUTO), "cpu", lambda rung: rung)
 
 
-def test_pareto_by_hand():
+def test_pareto_drops_rungs_that_another_one_beats():
     rungs = [rung(3, 31), rung(2, 107), rung(3, 29), rung(5, 29), rung(7, 7), rung(11, 8), rung(2, 108), rung(6, 31)]
     assert [(r.seconds, r.peak) for r in pareto(rungs)] == [(2, 107), (3, 29), (7, 7)]
     assert pareto([]) == ()
 
 
 @given(st.lists(st.builds(rung, st.integers(0, 9), st.integers(0, 9)), max_size=12))
-def test_pareto_keeps_what_nothing_beats_and_nothing_else(rungs):
+def test_pareto_keeps_exactly_the_rungs_that_no_other_beats(rungs):
     kept = [(r.seconds, r.peak) for r in pareto(rungs)]
     points = {(r.seconds, r.peak) for r in rungs}
     beaten = {(s, p) for s, p in points for t, q in points if (t, q) != (s, p) and t <= s and q <= p}
@@ -194,7 +194,7 @@ def test_pareto_keeps_what_nothing_beats_and_nothing_else(rungs):
 
 
 def possible(data, **problem):
-    """A problem for a random graph that has a plan."""
+    """A problem with at least one plan, for a random graph."""
     graph = data.draw(joint_graphs(max_ops=6))
     assume(next(choices(graph), None))
     return Problem(graph, data.draw(integer_costs(graph)), fuse=data.draw(st.booleans()), **problem)
@@ -224,11 +224,13 @@ def test_the_ladder_falls_in_peak_as_it_rises_in_seconds(solver, data):
         verify(problem.graph, found.plan)
         timeline = simulate(problem.graph, found.plan, problem.costs, fuse=problem.fuse)
         assert (found.peak, found.seconds) == (timeline.peak, timeline.step_seconds)
+        assert found.plan.realized == timeline.realized
+        assert problem.fuse or not found.plan.realized
 
 
 @given(st.data())
 @settings(max_examples=settings().max_examples // 2)
-def test_less_budget_is_never_more_memory_nor_fewer_seconds(data):
+def test_a_lower_budget_never_takes_more_memory_or_fewer_seconds(data):
     ladder = build(possible(data))
     found = [ladder.fastest_under(ladder.limit(fraction)) for fraction in FRACTIONS]
     peaks, seconds = [r.peak for r in found], [r.seconds for r in found]
@@ -242,7 +244,7 @@ def test_less_budget_is_never_more_memory_nor_fewer_seconds(data):
 @settings(max_examples=settings().max_examples // 2)
 def test_no_solver_alone_beats_the_ladder(data):
     problem = possible(data, max_recompute=1000.0)
-    assume(problem.forward_seconds)  # a thousand times nothing would leave plans out
+    assume(problem.forward_seconds)  # otherwise a limit of 0 s would exclude plans
     ladder = build(problem)
     for solver in SOLVERS:
         for alone in build(problem, solver).rungs:
@@ -251,7 +253,7 @@ def test_no_solver_alone_beats_the_ladder(data):
 
 @given(st.data(), st.sampled_from([0.01, 0.5, 1.0]))
 @settings(max_examples=settings().max_examples // 2)
-def test_more_recompute_than_allowed_is_left_out_unless_there_is_nothing_else(data, allowed):
+def test_plans_above_max_recompute_are_left_out_unless_there_are_no_others(data, allowed):
     problem = possible(data, max_recompute=allowed)
     forward = sum(problem.costs.run[op.id] for op in problem.graph.ops if problem.graph.sides[op.id] == "forward")
     rungs = build(problem).rungs
@@ -264,7 +266,7 @@ def test_more_recompute_than_allowed_is_left_out_unless_there_is_nothing_else(da
 
 @pytest.mark.parametrize("seconds", [(0.1, 0.2, 0.3, 0.4, 0.5), (1e-6, 3e-6, 7e-6, 11e-6, 13e-6)])
 def test_exactly_one_forward_of_recompute_is_allowed(seconds):
-    """However the sum is rounded: the seconds of forward add up in one order, those of backward in another."""
+    """The seconds of forward are summed in another order than those of backward, so the sums round differently."""
     problem = Problem(chain(5), Costs(run=(*seconds, *seconds), keep=(0.0,) * 12), fuse=False)
     found = build(problem, "recompute_all").rungs[0]
     assert found in build(problem).rungs or build(problem).floor < found.peak
@@ -272,18 +274,18 @@ def test_exactly_one_forward_of_recompute_is_allowed(seconds):
     assert len(build(Problem(problem.graph, problem.costs, fuse=False, max_recompute=0.5)).rungs) > 0
 
 
-def test_a_chain_of_equal_layers_has_many_rungs_between_all_and_nothing():
+def test_a_chain_of_equal_layers_has_many_rungs():
     graph = chain(16, 2**20)
     ladder = build(Problem(graph, estimate(graph, preset("h200")), fuse=False))
     assert len(ladder.rungs) >= 4
     assert ladder.floor <= ladder.ceiling / 2
 
 
-def test_the_names_that_a_user_may_set_are_those_there_are():
+def test_the_solver_names_in_config_are_the_solvers():
     assert tuple(SOLVERS) == config.SOLVERS
 
 
-def test_a_contradiction_leaves_no_ladder():
+def test_contradictory_marks_raise():
     graph = three_layers(op1={"must_recompute": True, "never_recompute": "it draws random numbers"})
     with pytest.raises(ContradictoryMarks, match=r"op op1 .never recomputed: it draws random numbers. -> value v3"):
         build(Problem(graph, Costs((1.0,) * 7, (1.0,) * 10)))
@@ -296,7 +298,7 @@ def test_a_contradiction_leaves_no_ladder():
         (Plan("broken", (7,), (), ()), "the end of forward: op 0 (op0) has not run"),
     ],
 )
-def test_a_plan_that_the_judge_rejects_is_never_handed_on(monkeypatch, plan, why):
+def test_a_plan_that_the_judge_rejects_raises(monkeypatch, plan, why):
     monkeypatch.setitem(ladder.SOLVERS, "ladder", lambda problem: (plan,))
     with pytest.raises(PlanError) as caught:
         plan_graph(three_layers(), Config())
@@ -304,7 +306,7 @@ def test_a_plan_that_the_judge_rejects_is_never_handed_on(monkeypatch, plan, why
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
-def test_a_forward_that_only_hands_on_its_input(solver):
+def test_a_forward_that_returns_its_input_has_one_peak(solver):
     b = Builder()
     x = b.input(3)
     aside = b.op([], 5, kind=Kind.CREATE)
@@ -315,14 +317,14 @@ def test_a_forward_that_only_hands_on_its_input(solver):
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
-def test_a_graph_of_no_bytes_and_no_seconds(solver):
+def test_a_graph_without_bytes_and_seconds_has_one_rung(solver):
     graph = chain(3, 0)
     ladder = build(Problem(graph, Costs((0.0,) * 6, (0.0,) * 8)), solver)
     assert (ladder.floor, ladder.ceiling, len(ladder.rungs)) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("collects", [True, False])
-def test_the_cycle_collector_rests_while_solvers_run_and_is_left_as_it_was(collects, monkeypatch):
+def test_the_cycle_collector_is_off_while_solvers_run_and_restored_afterwards(collects, monkeypatch):
     seen = []
 
     def solver(problem):

@@ -103,7 +103,7 @@ def test_a_graph_survives_json(graph, hints, name, source, shape):
     )
     again = JointGraph.from_json(graph.to_json())
     assert again == graph
-    assert hash(again) == hash(graph), "lists in place of tuples would be equal to nothing, and not hashable"
+    assert hash(again) == hash(graph), "lists instead of tuples would be neither equal nor hashable"
     assert (again.sides, again.producer) == (graph.sides, graph.producer)
 
 
@@ -139,7 +139,7 @@ def changed(**fields):
         (chain(1).to_json().replace('"id":1', '"id":"1"', 1), "op 1 is at position 1; ids are positions"),
     ],
 )
-def test_what_is_no_graph_is_refused(text, ending):
+def test_text_that_is_not_a_graph_is_refused(text, ending):
     with pytest.raises(GraphError) as caught:
         JointGraph.from_json(text)
     assert str(caught.value).endswith(ending)
@@ -153,25 +153,25 @@ def test_what_is_no_graph_is_refused(text, ending):
         ("7", "not a joint graph: expected a JSON object with the key 'format'"),
     ],
 )
-def test_a_graph_with_an_error_is_still_said_to_be_a_graph(text, message):
+def test_only_text_of_another_form_is_called_not_a_graph(text, message):
     with pytest.raises(GraphError) as caught:
         JointGraph.from_json(text)
     assert str(caught.value) == message
 
 
 def everything():
-    """One op of each fate; its name says which side it has to be on."""
+    """One op per reason to be on a side; its name begins with the side."""
     b = Builder()
     x = b.input(3)
     weight = b.input(5, Origin.STATIC)
     state, old = overwritten_input(b, 7)
-    out = b.op([x, weight, old], 11, name="forward: an output needs it")
-    into_state = b.op([x], 7, name="forward: a mutation needs it")
-    into_print = b.op([x], 13, name="forward: an effect needs it")
-    aside = b.op([out], 17, name="either: only backward needs it")
-    below, _ = b.op([aside], 19, 23, name="either: only what only backward needs, needs it")
-    b.op([x], 29, name="either: nothing needs it")
-    asked_in_backward = b.op([x], 31, name="either: an effect of backward needs it")
+    out = b.op([x, weight, old], 11, name="forward: an output depends on it")
+    into_state = b.op([x], 7, name="forward: a mutation reads it")
+    into_print = b.op([x], 13, name="forward: an effect reads it")
+    aside = b.op([out], 17, name="either: only backward depends on it")
+    below, _ = b.op([aside], 19, 23, name="either: only an op of either side and backward read it")
+    b.op([x], 29, name="either: no op reads it")
+    asked_in_backward = b.op([x], 31, name="either: an effect of backward reads it")
     buffer = b.op([], 41, name="forward: a mutation overwrites it")
     effect(b, [into_print], Side.FORWARD)
     pinned_forward(b, [into_state], [state, buffer])
@@ -179,14 +179,14 @@ def everything():
     tangent = b.input(11, Origin.TANGENT)
     gradient = b.op([tangent, below], 3, name="backward: it reads a tangent")
     answer = b.op([asked_in_backward], 43, kind=Kind.EFFECT, pinned=Side.BACKWARD)
-    b.op([answer], 47, name="backward: it reads what an effect of backward makes")
-    farther = b.op([gradient, out], 5, name="backward: it reads what comes of a tangent")
+    b.op([answer], 47, name="backward: it reads the result of an effect of backward")
+    farther = b.op([gradient, out], 5, name="backward: it depends on a tangent")
     pinned_backward(b, [farther], [x])
-    b.op([tangent], 37, name="backward: though nothing needs it")
+    b.op([tangent], 37, name="backward: no op reads it")
     return b.build([out], [gradient, farther, weight])
 
 
-def test_sides_by_hand():
+def test_each_op_is_on_the_side_that_its_name_says():
     graph = everything()
     sides = {op.name: side.value for op, side in zip(graph.ops, graph.sides, strict=True)}
     named = {name: side for name, side in sides.items() if ":" in name}
@@ -197,7 +197,7 @@ def test_sides_by_hand():
 
 
 @given(joint_graphs())
-def test_sides_are_closed_and_no_larger_than_they_must_be(graph):
+def test_sides_are_closed_under_dependencies_and_minimal(graph):
     made_on = {v: graph.sides[op.id] for op in graph.ops for v in op.writes}
     made_on |= {v.id: Side.BACKWARD for v in graph.values if v.origin is Origin.TANGENT}
     read_on = {v.id: {graph.sides[op.id] for op in graph.ops if v.id in op.reads} for v in graph.values}
@@ -222,10 +222,10 @@ def test_sides_are_closed_and_no_larger_than_they_must_be(graph):
 def two_products(
     x: int = 11, w: int = 13, parameter: bool = True, between: str = "", kind: Kind = Kind.MATMUL
 ) -> JointGraph:
-    """A layer y = x w and its backward as ``addmm``'s is written: the gradient of x first, then that of w.
+    """A layer y = x w, with the backward of ``addmm``: the gradient of x first, then that of w.
 
-    ``x``, ``w``: bytes; ``parameter``: whether w is one; ``between``: what stands between the two and makes an argument
-    of the second; ``kind``: of the first.
+    ``x``, ``w``: bytes; ``parameter``: whether w is one; ``between``: an op between the two products whose result the
+    second one reads; ``kind``: the kind of the first product.
     """
     b = Builder()
     weight = b.input(w, Origin.STATIC) if parameter else b.op([b.input(3)], w, name="weight")
@@ -234,7 +234,7 @@ def two_products(
     tangent = b.input(7, Origin.TANGENT)
     grad_x = b.op([tangent, weight], x, name="grad_x", kind=kind)
     other = below
-    if between == "what needs grad_x":
+    if between == "a reader of grad_x":
         other = b.op([grad_x], x, name="between", kind=Kind.POINTWISE)
     elif between:
         collective = {"kind": Kind.COLLECTIVE, "never_recompute": "it communicates"}
@@ -255,22 +255,25 @@ RETURNED_FIRST = ["grad_w", "grad_x", "cast", "rest", "end"]
     ("fields", "order"),
     [
         ({}, RETURNED_FIRST),
-        ({"kind": Kind.POINTWISE}, AS_WRITTEN),  # no product
+        ({"kind": Kind.POINTWISE}, AS_WRITTEN),  # not a product
         ({"parameter": False}, AS_WRITTEN),  # grad_x frees the weight, which is larger
         ({"parameter": False, "x": 17}, RETURNED_FIRST),
         ({"parameter": False, "x": 13}, AS_WRITTEN),
         ({"between": "an op"}, ["between", "grad_w", "grad_x", "aside", "cast", "rest", "end"]),
-        ({"between": "a collective"}, ["grad_x", "between", "aside", "grad_w", "cast", "rest", "end"]),  # in its order
-        ({"between": "what needs grad_x"}, ["grad_x", "between", "grad_w", "cast", "rest", "end"]),
+        (
+            {"between": "a collective"},
+            ["grad_x", "between", "aside", "grad_w", "cast", "rest", "end"],
+        ),  # it keeps its order
+        ({"between": "a reader of grad_x"}, ["grad_x", "between", "grad_w", "cast", "rest", "end"]),
     ],
 )
-def test_of_two_products_of_a_gradient_the_one_to_return_runs_first(fields, order):
+def test_of_two_products_of_a_gradient_the_returned_one_runs_first(fields, order):
     graph = two_products(**fields)
     assert [op.name for op in graph.backward_ops] == order
 
 
 @given(joint_graphs())
-def test_own_ops_run_after_what_they_read_and_what_runs_once_in_its_order(graph):
+def test_backward_ops_keep_dependencies_and_the_order_of_effects(graph):
     own = graph.backward_ops
     assert sorted(op.id for op in own) == [op.id for op in graph.ops if graph.sides[op.id] is Side.BACKWARD]
     place = {v: i for i, op in enumerate(own) for v in op.writes}
@@ -281,7 +284,7 @@ def test_own_ops_run_after_what_they_read_and_what_runs_once_in_its_order(graph)
     assert others == sorted(others)
 
 
-def test_producers_readers_and_what_an_op_touches():
+def test_producers_readers_and_touched_values():
     b = Builder()
     x = b.input(3)
     left, right = b.op([x], 5, 7)
@@ -293,14 +296,14 @@ def test_producers_readers_and_what_an_op_touches():
     assert graph.touched == ((0,), (2, 0), (1, 0))
 
 
-def test_backward_reads_what_it_reads_or_returns_and_does_not_make():
+def test_backward_reads_are_values_that_backward_does_not_write():
     graph = everything()
     read = {graph.values[v].nbytes for v in graph.backward_reads}
-    # below and out, which its ops read; the value that its effect reads; weight, which is returned as it is
+    # below and out, read by its ops; the argument of its effect; weight, which is returned unchanged
     assert read == {19, 11, 31, 5}
 
 
-def test_a_chain_has_the_shape_its_docstring_says():
+def test_a_chain_matches_its_docstring():
     graph = chain(3, [2, 3, 5])
     assert graph.sides == (Side.FORWARD,) * 3 + (Side.BACKWARD,) * 3
     assert [v.nbytes for v in graph.values] == [2, 2, 3, 5, 5, 3, 2, 2]
@@ -322,11 +325,11 @@ def test_a_chain_has_the_shape_its_docstring_says():
         ([5], [2, 3], [3]),
     ],
 )
-def test_ancestors(values, stop, ops):
+def test_ancestors_stop_at_the_given_values(values, stop, ops):
     assert chain(3).ancestors(values, frozenset(stop)) == ops
 
 
-def test_ancestors_of_an_op_with_two_results_hold_it_once():
+def test_an_op_with_two_results_is_one_ancestor():
     b = Builder()
     x = b.input(3)
     left, right = b.op([x], 5, 7)

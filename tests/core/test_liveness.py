@@ -16,7 +16,7 @@ FORWARD = (Run(0), Run(1), Run(2))
 
 
 def lives(graph, plan):
-    """Each copy by its name: where it is made, where it is read, and whether it is handed out."""
+    """For each copy: where it is created, where it is read, and whether it outlives backward."""
     found = replay(graph, plan)
     return {
         name: (int(found.born[i]), found.reader[found.read == i].tolist(), bool(found.outlives[i]))
@@ -25,15 +25,15 @@ def lives(graph, plan):
 
 
 def names(found):
-    """The value and the number of each copy."""
+    """Each copy as (value, number)."""
     return list(zip(found.value.tolist(), found.number.tolist(), strict=True))
 
 
-def test_every_copy_with_its_readers():
+def test_a_replay_finds_every_copy_and_its_readers():
     plan = Plan("s", (0, 1, 2, 3), FORWARD, (Run(3), Run(4), Run(5), Run(6)))
     found = lives(three_layers(), plan)
     tangent_born, *tangent = found.pop((5, 0))
-    assert tangent_born >= 2, "a tangent is handed over when forward has ended"
+    assert tangent_born >= 2, "a tangent exists when forward has ended"
     assert tangent == [[3, 4], False]
     assert found == {
         (0, 0): (-1, [0, 6], False),
@@ -48,7 +48,7 @@ def test_every_copy_with_its_readers():
     }
 
 
-def test_the_runs_of_both_sides_stand_in_one_list():
+def test_positions_count_the_runs_of_both_sides():
     found = replay(three_layers(), Plan("s", (0, 1, 2, 3), FORWARD, (Run(3), Drop(6), Run(4))))
     assert found.runs == (Run(0), Run(1), Run(2), Run(3), Run(4))
     assert found.first_backward == 3
@@ -68,13 +68,13 @@ def test_the_runs_of_both_sides_stand_in_one_list():
         ([Drop(3, 0), Drop(3, 2)], (3, 1)),
     ],
 )
-def test_a_run_reads_the_newest_copy_that_lives(drops, reads):
+def test_a_run_reads_the_newest_living_copy(drops, reads):
     plan = Plan("s", (1, 2, 3), FORWARD, (Run(1, 1), Run(1, 2), *drops, Run(4)))
     found = replay(three_layers(), plan)
     assert names(found)[found.read[-1]] == reads
 
 
-def test_an_output_is_handed_out_in_its_newest_copy():
+def test_the_newest_copy_of_an_output_outlives_backward():
     b = Builder()
     x = b.input(3)
     out = b.op([x], 5)
@@ -91,21 +91,21 @@ def test_an_output_is_handed_out_in_its_newest_copy():
         (Plan("mine", (), (Run(1),), ()), "mine: step 0 runs op 1 (op1) without its inputs"),
         (Plan("mine", (), (Run(0), Drop(2), Run(1)), ()), "mine: step 1 runs op 1 (op1) without its inputs"),
         (Plan("mine", (0, 1, 2), FORWARD, (Run(3), Run(4))), "mine: step 4 runs op 4 (op4) without its inputs"),
-        (Plan("mine", (), FORWARD, (Run(3),)), "mine: step 3 runs op 3 (op3) without its inputs"),  # not even w
+        (Plan("mine", (), FORWARD, (Run(3),)), "mine: step 3 runs op 3 (op3) without its inputs"),  # nor the parameter
     ],
 )
-def test_a_run_without_its_inputs_is_refused(plan, message):
+def test_a_run_without_its_arguments_is_refused(plan, message):
     with pytest.raises(PlanError) as caught:
         replay(three_layers(), plan)
     assert str(caught.value) == message
 
 
-def test_drops_come_right_after_the_last_use():
+def test_copies_are_dropped_right_after_their_last_use():
     plan = plan_of(three_layers(), "s", (0, 1, 2, 3), FORWARD, (Run(3), Run(4), Run(5), Run(6)))
     assert plan.saved == (0, 1, 2, 3)
-    assert plan.fwd == FORWARD  # all of it is saved, or an output
+    assert plan.fwd == FORWARD  # everything is saved or an output
     assert by_run(plan.bwd) == [
-        (Run(3), set()),  # a parameter is never let go
+        (Run(3), set()),  # a parameter is never dropped
         (Run(4), {Drop(5), Drop(3)}),
         (Run(5), {Drop(6), Drop(2)}),
         (Run(6), {Drop(8), Drop(0)}),
@@ -113,7 +113,7 @@ def test_drops_come_right_after_the_last_use():
 
 
 def by_run(steps):
-    """The runs, each with the drops that follow it; their order among themselves means nothing."""
+    """Each run with the drops that follow it, whose order does not matter."""
     grouped = []
     for step in steps:
         if isinstance(step, Run):
@@ -123,7 +123,7 @@ def by_run(steps):
     return grouped
 
 
-def test_each_copy_is_dropped_after_its_own_last_use():
+def test_a_recomputed_copy_is_dropped_after_its_own_last_use():
     bwd = (Run(3), Run(1, 1), Run(4), Run(5), Run(6))
     plan = plan_of(three_layers(), "s", (0, 1, 2), FORWARD, bwd)
     assert by_run(plan.fwd) == [(Run(0), set()), (Run(1), set()), (Run(2), {Drop(3)})]
@@ -131,13 +131,13 @@ def test_each_copy_is_dropped_after_its_own_last_use():
     assert sum(step == Drop(3) or step == Drop(3, 1) for step in (*plan.fwd, *plan.bwd)) == 2
 
 
-def test_saved_is_cut_down_to_what_backward_reads():
+def test_saved_is_reduced_to_what_backward_reads():
     bwd = (Run(3), Run(1, 1), Run(4), Run(5), Run(6))
     plan = plan_of(three_layers(), "s", range(5), FORWARD, bwd)
-    assert plan.saved == (0, 1, 2)  # not 4, which nothing reads; not 3, of which a newer copy takes over
+    assert plan.saved == (0, 1, 2)  # not 4, which is not read; not 3, which is recomputed
 
 
-def test_what_nothing_reads_is_let_go_at_once():
+def test_copies_that_are_not_read_are_dropped_at_once():
     b = Builder()
     x = b.input(3)
     out, spare = b.op([x], 5, 7)
@@ -150,7 +150,7 @@ def test_what_nothing_reads_is_let_go_at_once():
     assert x not in plan.saved
 
 
-def test_what_is_handed_out_is_not_let_go():
+def test_outputs_and_gradients_are_not_dropped():
     b = Builder()
     x = b.input(3)
     out = b.op([x], 5)
@@ -172,12 +172,12 @@ def two_results():
 @pytest.mark.parametrize(
     ("bwd", "saved", "drops"),
     [
-        ((Run(1), Run(0, 1), Run(2)), (0, 1), {Drop(1, 0), Drop(2, 1), Drop(3)}),  # read, then made again
-        ((Run(0, 1), Run(1), Run(2)), (0,), {Drop(2, 1), Drop(3)}),  # made again before it is read
+        ((Run(1), Run(0, 1), Run(2)), (0, 1), {Drop(1, 0), Drop(2, 1), Drop(3)}),  # read, then recomputed
+        ((Run(0, 1), Run(1), Run(2)), (0,), {Drop(2, 1), Drop(3)}),  # recomputed before it is read
         ((Run(0, 1), Run(1), Run(0, 2), Run(2)), (0,), {Drop(1, 1), Drop(2, 1), Drop(2, 2), Drop(3)}),
     ],
 )
-def test_of_a_gradient_that_is_made_several_times_the_last_copy_is_handed_out(bwd, saved, drops):
+def test_all_but_the_last_copy_of_a_gradient_are_dropped(bwd, saved, drops):
     graph, x, left = two_results()
     plan = plan_of(graph, "s", [x, left], (Run(0),), bwd)
     assert plan.saved == saved
@@ -185,7 +185,7 @@ def test_of_a_gradient_that_is_made_several_times_the_last_copy_is_handed_out(bw
     verify(graph, plan)
 
 
-def test_a_tangent_that_nothing_reads_is_let_go_in_backward():
+def test_a_tangent_that_is_not_read_is_dropped_in_backward():
     b = Builder()
     x = b.input(3)
     first, second = b.op([x], 5, 7)
@@ -197,7 +197,7 @@ def test_a_tangent_that_nothing_reads_is_let_go_in_backward():
     verify(graph, plan)
 
 
-def test_the_input_that_forward_overwrites_ends_with_forward():
+def test_an_input_that_forward_overwrites_is_not_saved():
     b = Builder()
     state, old = overwritten_input(b, 5)
     out = b.op([old], 7)
@@ -209,7 +209,7 @@ def test_the_input_that_forward_overwrites_ends_with_forward():
 
 
 @given(st.data())
-def test_nothing_but_outputs_and_what_exists_anyway_is_alive_in_the_end(data):
+def test_only_outputs_and_parameters_are_alive_at_the_end(data):
     graph = data.draw(joint_graphs())
     assume(next(choices(graph), None))
     costs = data.draw(integer_costs(graph))
@@ -223,4 +223,4 @@ def test_nothing_but_outputs_and_what_exists_anyway_is_alive_in_the_end(data):
         else:
             copies.remove((step.value, step.copy))
     assert {v for v, _ in copies} - stays <= set(graph.bwd_outputs) | set(graph.fwd_outputs)
-    assert len(copies) == len({v for v, _ in copies}), "of each value one copy"
+    assert len(copies) == len({v for v, _ in copies}), "one copy of each value"

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support.graphs import Builder, integer_costs, joint_graphs, three_layers
+from support.graphs import Builder, in_sequence, integer_costs, joint_graphs, no_costs, three_layers
 from support.oracle import choices
 
 from rematpass.core.cost import Costs
@@ -24,7 +24,7 @@ SAVE_ALL = (
     7,
     7 + 11,
     7 + 11 + 13,
-    7 + 11 + 13 + 13 + 19,  # 7, a gradient to return, before 6
+    7 + 11 + 13 + 13 + 19,  # 7 is returned, so it is made before 6
     7 + 13 + 13 + 19 + 17,
     7 + 13 + 19 + 17 + 23,
     13 + 19 + 23 + 29,
@@ -33,7 +33,7 @@ RECOMPUTE_3 = (
     7,
     7 + 11,
     7 + 11 + 13,
-    7 + 13 + 13 + 11,  # 3 is made again
+    7 + 13 + 13 + 11,  # 3 is recomputed
     7 + 13 + 13 + 11 + 19,
     7 + 13 + 13 + 19 + 17,
     7 + 13 + 19 + 17 + 23,
@@ -70,7 +70,7 @@ def test_bytes_and_seconds_of_a_plan_by_hand(saved, live, again, kept):
     assert timeline.step_seconds == sum(COSTS.run) + again + kept
 
 
-def test_a_value_that_is_made_three_times_lives_three_times():
+def test_a_value_that_is_computed_three_times_has_three_intervals():
     graph = three_layers()
     bwd = (Run(1, 1), Run(4), Run(3), Run(1, 2), Run(5), Run(6))
     plan = plan_of(graph, "s", (0, 1, 2), RUNS[:3], bwd)
@@ -80,14 +80,14 @@ def test_a_value_that_is_made_three_times_lives_three_times():
         7 + 13 + 13 + 11,
         7 + 13 + 13 + 11 + 19,
         7 + 13 + 13 + 19 + 17,
-        7 + 13 + 19 + 17 + 11,  # made for nothing: it ends at once
+        7 + 13 + 19 + 17 + 11,  # no one reads this copy: it ends at once
         7 + 13 + 19 + 17 + 23,
         13 + 19 + 23 + 29,
     )
     assert timeline.recompute_seconds == 2 * 3.0
 
 
-def test_inputs_and_parameters_are_not_counted_and_the_tenants_are_whom_the_bytes_belong_to():
+def test_intervals_add_up_to_the_live_bytes_without_inputs_and_parameters():
     graph = three_layers()
     plan = schedule_late(graph, [0, 1, 2], "s")
     timeline = simulate(graph, plan, COSTS, fuse=False)
@@ -97,8 +97,8 @@ def test_inputs_and_parameters_are_not_counted_and_the_tenants_are_whom_the_byte
     assert tuple(there) == timeline.live
 
 
-def test_what_other_calls_of_a_step_have_saved_is_there_all_the_time():
-    """Four calls: three have saved the input, its own, and two activations; a parameter is one for all."""
+def test_values_saved_by_other_calls_count_at_every_position():
+    """Of four calls, three have saved their own input and two activations; the parameter is shared by all."""
     once = three_layers()
     graph = dataclasses.replace(once, calls=4, own_inputs=(0,))
     plan = schedule_late(graph, [0, 1, 2, 3], "s")
@@ -110,13 +110,13 @@ def test_what_other_calls_of_a_step_have_saved_is_there_all_the_time():
     assert simulate(dataclasses.replace(graph, own_inputs=()), plan, COSTS, fuse=False).nbytes_of_others == 3 * (7 + 11)
 
 
-def test_who_takes_the_bytes_at_the_peak_largest_first():
+def test_intervals_at_the_peak_are_sorted_by_size():
     timeline = simulate(three_layers(), schedule_late(three_layers(), [0, 1, 2, 3], "s"), COSTS, fuse=False)
     assert timeline.live.index(timeline.peak) == 6
     assert [(t.value, t.nbytes) for t in timeline.at_peak()] == [(9, 29), (8, 23), (7, 19), (4, 13)]
 
 
-def test_at_the_peak_the_first_of_equal_moments_counts_and_ids_break_ties():
+def test_the_first_of_equal_peaks_counts_and_ids_break_ties():
     intervals = (
         LiveInterval(7, 1, 5, 0, 1),
         LiveInterval(7, 0, 5, 0, 0),
@@ -127,13 +127,13 @@ def test_at_the_peak_the_first_of_equal_moments_counts_and_ids_break_ties():
     assert [(t.value, t.copy) for t in timeline.at_peak()] == [(3, 0), (7, 1)]
 
 
-def test_a_plan_without_steps_takes_nothing():
+def test_a_plan_without_steps_takes_no_bytes():
     timeline = Timeline((), 0, (), (), 0.0, 0.0)
     assert (timeline.peak, timeline.at_peak()) == (0, [])
 
 
-def outputs_let_go(kind=Kind.MATMUL):
-    """Forward hands out 2 (7 bytes) and 3 (11); backward's second op reads 3, and nothing there reads 2.
+def dropped_outputs(kind=Kind.MATMUL):
+    """The outputs of forward are 2 (7 bytes) and 3 (11); in backward, the second op reads 3 and no op reads 2.
 
     ::
 
@@ -155,8 +155,8 @@ def outputs_let_go(kind=Kind.MATMUL):
         (Kind.POINTWISE, (5, 5 + 7, 7 + 11, 11 + 11, 11 + 11 + 17, 17 + 19)),  # 5 is virtual; 6 frees two values
     ],
 )
-def test_outputs_that_the_caller_lets_go_of_live_until_forward_has_ended_or_as_long_as_they_are_saved(kind, live):
-    graph = outputs_let_go(kind)
+def test_outputs_that_the_caller_drops_live_to_the_end_of_forward_or_while_they_are_saved(kind, live):
+    graph = dropped_outputs(kind)
     plan = schedule_late(graph, [3], "s")
     assert Drop(3) in plan.bwd
     assert verify(graph, plan) == 11 + 13 + 17
@@ -166,14 +166,14 @@ def test_outputs_that_the_caller_lets_go_of_live_until_forward_has_ended_or_as_l
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_a_plan_without_inputs_is_refused(fuse):
+def test_a_run_without_its_arguments_is_refused(fuse):
     with pytest.raises(PlanError) as caught:
         simulate(three_layers(), Plan("mine", (), (Run(0), Drop(2), Run(1)), ()), COSTS, fuse=fuse)
     assert str(caught.value) == "mine: step 1 runs op 1 (op1) without its inputs"
 
 
 @given(st.data())
-def test_the_judge_counts_the_same_bytes(data):
+def test_the_judge_finds_the_same_peak(data):
     graph = data.draw(joint_graphs())
     assume(next(choices(graph), None))
     costs = data.draw(integer_costs(graph))
@@ -185,7 +185,7 @@ def test_the_judge_counts_the_same_bytes(data):
 
 
 @given(st.data())
-def test_fusion_never_takes_bytes_and_hands_out_what_it_must(data):
+def test_saved_values_and_outputs_are_in_memory_under_fusion(data):
     graph = data.draw(joint_graphs())
     assume(next(choices(graph), None))
     costs = data.draw(integer_costs(graph))
@@ -195,74 +195,25 @@ def test_fusion_never_takes_bytes_and_hands_out_what_it_must(data):
     assert fused.first_backward == plain.first_backward
     assert (fused.recompute_seconds, fused.step_seconds) == (plain.recompute_seconds, plain.step_seconds)
     in_memory = {t.value for t in fused.intervals if t.nbytes}
-    handed_out = {*plan.saved, *graph.fwd_outputs, *graph.bwd_outputs}
+    needed = {*plan.saved, *graph.fwd_outputs, *graph.bwd_outputs}
     assert {
-        v.id for v in graph.values if v.id in handed_out and v.nbytes and v.origin not in (Origin.STATIC, Origin.INPUT)
+        v.id for v in graph.values if v.id in needed and v.nbytes and v.origin not in (Origin.STATIC, Origin.INPUT)
     } <= in_memory
 
 
-# Fusion, on graphs in which one thing happens.
-
-
-def forward_only(*ops, size_of_gradient=3):
-    """Ops one after the other, each given as (kind, bytes); backward reads nothing of them but the last one."""
-    b = Builder()
-    last = b.input(2)
-    for kind, nbytes in ops:
-        last = b.op([last], nbytes, kind=kind)
-    tangent = b.input(0, Origin.TANGENT)
-    return b.build([last], [b.op([tangent], size_of_gradient)])
-
-
-def peaks(graph, saved=()):
-    plan = schedule_late(graph, saved, "s")
-    return tuple(simulate(graph, plan, free(graph), fuse=fuse).peak for fuse in (False, True))
-
-
-def fused(graph):
-    return simulate(graph, schedule_late(graph, [], "s"), free(graph), fuse=True)
-
-
-def free(graph):
-    return Costs((0.0,) * len(graph.ops), (0.0,) * len(graph.values))
-
-
-def test_what_only_fused_readers_read_takes_no_bytes_but_its_source_lives_on():
-    graph = forward_only((Kind.MATMUL, 97), (Kind.POINTWISE, 11), (Kind.POINTWISE, 13))
-    assert peaks(graph) == (97 + 11, 97 + 13)
-
-
-@pytest.mark.parametrize(
-    ("maker", "reader"),
-    [
-        (Kind.MATMUL, Kind.POINTWISE),
-        (Kind.POINTWISE, Kind.MATMUL),
-        (Kind.KERNEL, Kind.KERNEL),
-        (Kind.REDUCTION, Kind.POINTWISE),  # it reads the result when the sum is complete
-    ],
-)
-def test_what_an_op_of_its_own_kernel_makes_or_reads_takes_bytes(maker, reader):
-    graph = forward_only((maker, 97), (reader, 89))
-    assert peaks(graph) == (97 + 89, 97 + 89)
-
-
-def test_what_a_reduction_reads_is_computed_inside_it():
-    graph = forward_only((Kind.POINTWISE, 97), (Kind.REDUCTION, 89))
-    assert peaks(graph) == (97 + 89, 89 + 3)
-
-
-def test_an_op_that_fuses_overwrites_an_argument_of_its_size_that_ends_with_it():
-    graph = forward_only((Kind.MATMUL, 97), (Kind.POINTWISE, 97))
-    assert peaks(graph) == (2 * 97, 97 + 3)
+def test_an_op_that_fuses_overwrites_an_argument_of_its_size_at_its_last_read():
+    graph = in_sequence((Kind.MATMUL, 97), (Kind.POINTWISE, 97))
+    assert simulated(graph, fuse=False).peak == 2 * 97
+    assert simulated(graph).peak == 97 + 3
 
 
 @pytest.mark.parametrize("ops", [((Kind.MATMUL, 97), (Kind.POINTWISE, 89)), ((Kind.MATMUL, 97), (Kind.MATMUL, 97))])
-def test_otherwise_it_takes_new_bytes(ops):
-    plain, fused = peaks(forward_only(*ops))
-    assert plain == fused == ops[0][1] + ops[1][1]
+def test_an_op_of_another_size_or_kind_allocates(ops):
+    peaks = {simulated(in_sequence(*ops), fuse=fuse).peak for fuse in (False, True)}
+    assert peaks == {ops[0][1] + ops[1][1]}
 
 
-def test_an_argument_that_is_needed_later_is_not_overwritten():
+def test_an_argument_that_is_read_later_is_not_overwritten():
     b = Builder()
     x = b.input(2)
     a = b.op([x], 97)
@@ -270,46 +221,28 @@ def test_an_argument_that_is_needed_later_is_not_overwritten():
     later = b.op([a, out], 5)
     tangent = b.input(0, Origin.TANGENT)
     graph = b.build([out, later], [b.op([tangent], 3)])
-    assert fused(graph).live[:3] == (97, 97 + 97, 97 + 97 + 5)
+    assert simulated(graph).live[:3] == (97, 97 + 97, 97 + 97 + 5)
 
 
-def test_an_argument_that_is_handed_out_is_not_overwritten():
+def test_an_output_is_not_overwritten():
     b = Builder()
     x = b.input(2)
     a = b.op([x], 97)
     out = b.op([a], 97, kind=Kind.POINTWISE)
     tangent = b.input(0, Origin.TANGENT)
     graph = b.build([a, out], [b.op([tangent], 3)])
-    assert fused(graph).live[:2] == (97, 97 + 97)
+    assert simulated(graph).live[:2] == (97, 97 + 97)
 
 
-def test_an_argument_is_overwritten_by_one_result_only():
+def test_only_one_result_overwrites_an_argument():
     b = Builder()
     x = b.input(2)
     a = b.op([x], 97)
     results = b.op([a], 97, 97, kind=Kind.POINTWISE)
     tangent = b.input(0, Origin.TANGENT)
     graph = b.build(results, [b.op([tangent], 3)])
-    assert fused(graph).live[:2] == (97, 97 + 97)
+    assert simulated(graph).live[:2] == (97, 97 + 97)
 
 
-def test_what_is_saved_takes_bytes_though_it_fuses():
-    b = Builder()
-    x = b.input(2)
-    inside = b.op([x], 89, kind=Kind.POINTWISE)
-    out = b.op([inside], 13, kind=Kind.POINTWISE)
-    tangent = b.input(0, Origin.TANGENT)
-    graph = b.build([out], [b.op([tangent, inside], 3, kind=Kind.POINTWISE)])
-    assert peaks(graph, [inside]) == (89 + 13 + 3, 89 + 13 + 3)
-    assert peaks(graph, [x]) == (89 + 13 + 3, 13 + 3)  # made again inside the kernel that reads it
-
-
-def test_outputs_of_both_sides_take_bytes_though_they_fuse():
-    b = Builder()
-    x = b.input(2)
-    out = b.op([x], 89, kind=Kind.POINTWISE)
-    also = b.op([out], 13, kind=Kind.POINTWISE)
-    tangent = b.input(0, Origin.TANGENT)
-    gradient = b.op([tangent], 7, kind=Kind.POINTWISE)
-    graph = b.build([out, also], [gradient, b.op([gradient], 5, kind=Kind.POINTWISE)])
-    assert peaks(graph) == (89 + 13 + 7 + 5, 89 + 13 + 7 + 5)
+def simulated(graph, *, fuse=True):
+    return simulate(graph, schedule_late(graph, [], "s"), no_costs(graph), fuse=fuse)

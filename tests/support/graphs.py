@@ -85,6 +85,24 @@ def chain(n: int, nbytes: int | Sequence[int] = 7, kind: Kind = Kind.MATMUL) -> 
     return b.build([activations[-1]], [gradient])
 
 
+def in_sequence(*ops: tuple[Kind, int]) -> JointGraph:
+    """Ops that each read the one before, given as (kind, bytes); backward reads a tangent of 0 bytes only.
+
+    The input has 2 bytes, the gradient 3.
+    """
+    b = Builder()
+    last = b.input(2)
+    for kind, nbytes in ops:
+        last = b.op([last], nbytes, kind=kind)
+    tangent = b.input(0, Origin.TANGENT)
+    return b.build([last], [b.op([tangent], 3)])
+
+
+def no_costs(graph: JointGraph) -> Costs:
+    """No seconds for anything."""
+    return Costs((0.0,) * len(graph.ops), (0.0,) * len(graph.values))
+
+
 def three_layers(**fields: Any) -> JointGraph:
     """Three ops forward, four backward, with every size a prime; ``op1={"must_recompute": True}`` says more of an op.
 
