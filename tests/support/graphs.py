@@ -1,4 +1,4 @@
-"""Tiny joint graphs for tests, with prime sizes, so that swapped terms cannot cancel."""
+"""Tiny joint graphs for tests, with prime sizes so that swapped terms cannot cancel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rematpass.errors import ContradictoryMarks
 
 
 def show(graph: JointGraph) -> str:
-    """The graph in a line per op, for the message of a test that fails."""
+    """The graph with one line per op, for the message of a failing test."""
     marks = ("must_save", "cannot_save", "mutated", "never_recompute", "must_recompute")
 
     def marked(thing: Op | Value) -> str:
@@ -33,7 +33,7 @@ def show(graph: JointGraph) -> str:
         mutates = f" mutates {[*op.mutates]}" if op.mutates else ""
         written = ", ".join(map(value, op.writes))
         lines.append(f"op{op.id} {op.kind.value} ({side.value}) {[*op.reads]} -> [{written}]{mutates}{marked(op)}")
-    held = "" if graph.holds_outputs else " (let go)"
+    held = "" if graph.holds_outputs else " (dropped)"
     lines.append(f"outputs {[*graph.fwd_outputs]}{held}, gradients {[*graph.bwd_outputs]}")
     if graph.calls > 1:
         lines.append(f"{graph.calls} calls, each with its own {[*graph.own_inputs]}")
@@ -44,7 +44,7 @@ PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 7
 
 
 class Builder:
-    """Puts a graph together op by op; every method returns value ids."""
+    """Builds a graph op by op; every method returns value ids."""
 
     def __init__(self) -> None:
         self.ops: list[Op] = []
@@ -55,7 +55,7 @@ class Builder:
         return len(self.values) - 1
 
     def op(self, reads: Sequence[int], *sizes: int, kind: Kind = Kind.MATMUL, **fields: Any) -> Any:
-        """Append an op that writes one value per size; returns the id, or a tuple of ids when there are several."""
+        """Append an op that writes one value per size; returns the id, or a tuple of several ids."""
         of_value = {k: fields.pop(k) for k in ("must_save", "cannot_save") if k in fields}
         written = tuple(range(len(self.values), len(self.values) + len(sizes)))
         producer = len(self.ops)
@@ -69,9 +69,9 @@ class Builder:
 
 
 def chain(n: int, nbytes: int | Sequence[int] = 7, kind: Kind = Kind.MATMUL) -> JointGraph:
-    """``n`` layers, each reading the one before; the gradient of each reads its layer's input and its output.
+    """``n`` layers, each reading the previous one; each gradient reads the input and the output of its layer.
 
-    Values are the activations 1..n (value 0 is the input), then the loss' tangent, then one gradient per layer.
+    Values are the input (0), the activations 1 to n, the tangent, and one gradient per layer.
     """
     sizes = [nbytes] * n if isinstance(nbytes, int) else list(nbytes)
     b = Builder()
@@ -104,7 +104,7 @@ def no_costs(graph: JointGraph) -> Costs:
 
 
 def three_layers(**fields: Any) -> JointGraph:
-    """Three ops forward, four backward, with every size a prime; ``op1={"must_recompute": True}`` says more of an op.
+    """Three ops forward, four backward, all sizes prime; ``op1={"must_recompute": True}`` sets fields of an op.
 
     ::
 
@@ -112,7 +112,7 @@ def three_layers(**fields: Any) -> JointGraph:
         parameter 1 (5) ─▲──────────────────────────────▲
         tangent 5 (13), op3: 5, 1 ─▶ 6 (17), op4: 5, 3 ─▶ 7 (19), op5: 6, 2 ─▶ 8 (23), op6: 8, 0 ─▶ 9 (29)
 
-    Gradients are 7 and 9; so op4 runs before op3. Backward reads 0, 1, 2 and 3 of what is there before it.
+    The gradients are 7 and 9, so op4 runs before op3. Backward reads 0, 1, 2 and 3 of the values of forward.
     """
     b = Builder()
     x, w = b.input(3), b.input(5, Origin.STATIC)
@@ -127,24 +127,24 @@ def three_layers(**fields: Any) -> JointGraph:
 
 
 def pinned_forward(b: Builder, reads: Sequence[int], mutates: Sequence[int]) -> None:
-    """Append what forward does to an input: a mutation that stays there."""
+    """Append a mutation that stays in forward."""
     b.op(reads, kind=Kind.MUTATION, mutates=tuple(mutates), pinned=Side.FORWARD, never_recompute="it overwrites")
 
 
 def pinned_backward(b: Builder, reads: Sequence[int], mutates: Sequence[int]) -> None:
-    """Append what backward does to an input: a mutation that stays there."""
+    """Append a mutation that stays in backward."""
     b.op(reads, kind=Kind.MUTATION, mutates=tuple(mutates), pinned=Side.BACKWARD, never_recompute="it overwrites")
 
 
 def effect(b: Builder, reads: Sequence[int], side: Side) -> None:
-    """Append an op that is run for what it does, not for what it writes."""
+    """Append an op that runs for its effect and writes nothing."""
     b.op(reads, kind=Kind.EFFECT, pinned=side, never_recompute="it prints")
 
 
 def overwritten_input(b: Builder, nbytes: int, origin: Origin = Origin.INPUT) -> tuple[int, int]:
-    """An input that forward overwrites, and the clone of its old version that all others read, as capture makes it.
+    """An input that forward overwrites, and the clone of its old version that all other ops read, as capture does.
 
-    The caller appends the mutation, at the end of forward.
+    The caller appends the mutation at the end of forward.
     """
     x = b.input(nbytes, origin, mutated=True)
     old = b.op([x], nbytes, kind=Kind.COPY, never_recompute="its argument is overwritten after it has run")
@@ -153,7 +153,7 @@ def overwritten_input(b: Builder, nbytes: int, origin: Origin = Origin.INPUT) ->
 
 COMPUTES = (Kind.MATMUL, Kind.POINTWISE, Kind.POINTWISE, Kind.REDUCTION, Kind.KERNEL, Kind.COPY, Kind.SYMBOLIC)
 
-# What may be said of an op and of the values it writes.
+# Marks of an op and of the values that it writes.
 BINDING: tuple[dict[str, Any], ...] = (
     {"never_recompute": "it draws random numbers", "kind": Kind.RANDOM},
     {"must_recompute": True},
@@ -165,17 +165,17 @@ CONTRADICTORY: tuple[dict[str, Any], ...] = (
     {"must_save": True, "must_recompute": True},
     {"must_save": True, "cannot_save": "SymBool is not a tensor"},
 )
-MARKS = (*[{}] * 8, *BINDING)  # most ops carry none
+MARKS = (*[{}] * 8, *BINDING)  # most ops have none
 
 
 @st.composite
 def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: Sequence[dict[str, Any]] = MARKS) -> JointGraph:
     """Any joint graph that capture could make, with at most ``max_ops`` + 3 ops that a cut can move.
 
-    Ops with one or two outputs, ops that neither side needs on its side, parameters and inputs, an input that forward
-    overwrites, effects and mutations on both sides, several outputs, held by the caller or not, tangents and gradients,
-    gradients that depend on no tangent, tangents that nothing reads, several calls in a step. ``marks``: of which each
-    op gets one; none of them, and nothing is bound.
+    Among them are ops with one or two results, ops of neither side, parameters and inputs, an input that forward
+    overwrites, effects and mutations on both sides, several outputs (held by the caller or not), gradients that depend
+    on no tangent, tangents that no op reads, and several calls in a step. ``marks``: each op gets one of them; without
+    any, no op is restricted.
     """
     b = Builder()
     size = st.sampled_from((*PRIMES[:8], 0))
@@ -229,7 +229,7 @@ def joint_graphs(draw: st.DrawFn, max_ops: int = 7, marks: Sequence[dict[str, An
 
 @st.composite
 def integer_costs(draw: st.DrawFn, graph: JointGraph, most: int = 19) -> Costs:
-    """Whole seconds for every op and value of ``graph``, zero among them, so that sums are exact."""
+    """Whole seconds, zero included, for every op and value of ``graph``, so that sums are exact."""
     seconds = st.integers(0, most)
     return Costs(
         run=tuple(draw(st.lists(seconds, min_size=len(graph.ops), max_size=len(graph.ops)))),
@@ -238,9 +238,9 @@ def integer_costs(draw: st.DrawFn, graph: JointGraph, most: int = 19) -> Costs:
 
 
 def drawn_ladder(data: st.DataObject, **sizes: int) -> tuple[Problem, frontier.Ladder] | None:
-    """A random graph under whole costs, unfused and with any amount of recomputation, and its ladder.
+    """A random problem with whole seconds, without fusion or a limit on recomputation, and its ladder.
 
-    None where the user's marks allow no plan.
+    None if the user's marks allow no plan.
     """
     graph = data.draw(joint_graphs(**sizes))
     problem = Problem(graph, data.draw(integer_costs(graph)), fuse=False, max_recompute=math.inf)

@@ -1,7 +1,7 @@
-"""What the solvers are held against: every choice there is, tried one by one. For small graphs.
+"""Exhaustive search on small graphs, to check the solvers: all choices, and the fastest schedule under a peak.
 
-Written from the definitions and not from the solvers: choose which ops run in backward; whatever backward and they
-read and none of them makes has to be saved; drop the choices in which that is forbidden.
+It follows from the definitions, not from the solvers: choose which ops run in backward; every value that these ops or
+backward read and none of them writes has to be saved; drop the choices for which that is forbidden.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rematpass.core.schedule import Plan, Run
 
 @dataclass(frozen=True)
 class Choice:
-    """``again``: ops of forward that run once more in backward; ``saved``: values handed over, inputs included."""
+    """``again``: ops of forward that run again in backward; ``saved``: values saved for backward, inputs included."""
 
     again: frozenset[int]
     saved: frozenset[int]
 
     def seconds(self, run: Sequence[int], keep: Sequence[int], graph: JointGraph) -> int:
-        """What it costs: nothing for an op of neither side, nor for keeping a parameter or buffer."""
+        """The cost; an op of neither side and keeping a parameter or buffer cost nothing."""
         kept = [v for v in self.saved if graph.values[v].origin is not Origin.STATIC]
         return sum(run[op] for op in self.again) + sum(keep[v] for v in kept)
 
@@ -36,7 +36,7 @@ class Choice:
 
 
 def choices(graph: JointGraph) -> Iterator[Choice]:
-    """All there are; none when the marks contradict each other."""
+    """All choices; none if the marks contradict each other."""
     sides = graph.sides
     backward = [op for op in graph.ops if sides[op.id] is Side.BACKWARD]
     made_late = {v for op in backward for v in op.writes} | {v.id for v in graph.values if v.origin is Origin.TANGENT}
@@ -58,7 +58,7 @@ def choices(graph: JointGraph) -> Iterator[Choice]:
 
 
 def _runs_twice(graph: JointGraph, saved: set[int], late: set[int], maker: dict[int, int]) -> bool:
-    """Whether one of ``late``, which may run only once, has to run in forward too, to make what is saved."""
+    """Whether an op of ``late``, which may run only once, has to run in forward too, to compute a saved value."""
     before: set[int] = set()
     todo = [maker[v] for v in saved if v in maker] if late else []
     while todo:
@@ -70,18 +70,18 @@ def _runs_twice(graph: JointGraph, saved: set[int], late: set[int], maker: dict[
 
 
 def choice_of(graph: JointGraph, plan: Plan) -> Choice:
-    """What a plan amounts to. What backward only overwrites is handed over too, but nobody's choice."""
+    """The choice that a plan makes. A value that backward only overwrites is saved too, but not by choice."""
     read = {v for step in plan.bwd if isinstance(step, Run) for v in graph.ops[step.op].reads}
     again = (run.op for run in plan.recomputed() if graph.sides[run.op] is Side.FORWARD)
     return Choice(frozenset(again), frozenset(plan.saved) & (read | set(graph.bwd_outputs)))
 
 
 def hull(points: set[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The corners of the lower left boundary, from the smallest first coordinate to the smallest second one."""
+    """The corners of the lower left convex hull, from the smallest first coordinate to the smallest second one."""
     corners: list[tuple[int, int]] = []
     for x, y in sorted(points):
         if corners and y >= corners[-1][1]:
-            continue  # beaten in both, or level with it and later
+            continue  # dominated by the last corner
         while len(corners) > 1 and _is_not_below(corners[-1], corners[-2], (x, y)):
             corners.pop()
         corners.append((x, y))
@@ -95,9 +95,12 @@ def _is_not_below(point: tuple[int, int], left: tuple[int, int], right: tuple[in
 
 @dataclass(frozen=True)
 class _State:
-    """Backward between two runs. ``done``: own ops that have run; ``alive``: values of forward's in memory, without
-    those that the caller holds; ``given``: inputs and outputs of forward that were saved; ``ran``: ops that must not
-    run twice and have run; ``started``: something has run; ``of_others``: bytes that other calls have saved."""
+    """Backward between two runs.
+
+    ``done``: how many of backward's own ops have run; ``alive``: values of forward in memory, without outputs that the
+    caller holds; ``given``: saved inputs and outputs of forward; ``ran``: ops that must not run twice and have run;
+    ``started``: whether any op has run; ``of_others``: bytes that other calls have saved.
+    """
 
     done: int
     alive: frozenset[int]
@@ -108,10 +111,10 @@ class _State:
 
 
 class Search:
-    """The fastest schedule under a peak, by Dijkstra's algorithm over all states that backward can be in.
+    """The fastest schedule under a peak, by Dijkstra's algorithm over all states of backward.
 
-    Nothing is assumed but that backward's own ops keep their order: any op that may run again does so whenever and as
-    often as it helps. Bytes are those of ops run one by one, without fusion. For graphs of half a dozen ops.
+    The only assumption is that backward's own ops keep their order: any op that may run again can do so at any time and
+    any number of times. Bytes are counted without fusion. For graphs of half a dozen ops.
     """
 
     def __init__(self, graph: JointGraph, costs: Costs) -> None:
@@ -129,11 +132,11 @@ class Search:
         }
         self.outputs = {v for v in graph.fwd_outputs if v in self.maker}
         self.returned = self.outputs if graph.holds_outputs else set()
-        self.rooms = [self._own_bytes(done) for done in range(len(self.own) + 1)]
+        self.own_bytes = [self._own_bytes(done) for done in range(len(self.own) + 1)]
 
     def _own_bytes(self, done: int) -> tuple[int, int]:
-        """Bytes of outputs, tangents and backward's own values once ``done`` own ops have run: before the next of them
-        runs, and while it does."""
+        """Bytes of outputs, tangents and backward's own values when ``done`` own ops have run: before the next own op
+        runs, and while it runs."""
         before = sum(self.graph.values[v].nbytes for v in self.returned)
         while_it_runs = before
         place = {op.id: i for i, op in enumerate(self.own)}
@@ -147,7 +150,7 @@ class Search:
         return before, while_it_runs
 
     def seconds(self, peak: int) -> float:
-        """Of the fastest schedule; infinite when there is none."""
+        """The seconds of the fastest schedule; infinite if there is none."""
         queue = [(cost, i, state) for i, (cost, state) in enumerate(self._starts(peak))]
         heapq.heapify(queue)
         fresh, settled = itertools.count(len(queue)), set()
@@ -156,14 +159,14 @@ class Search:
             if state in settled:
                 continue
             settled.add(state)
-            if state.done == len(self.own) and self._is_there(state, self.graph.bwd_outputs):
+            if state.done == len(self.own) and self._is_available(state, self.graph.bwd_outputs):
                 return cost
             for more, after in self._next(state, peak):
                 if after not in settled:
                     heapq.heappush(queue, (cost + more, next(fresh), after))
         return math.inf
 
-    def _is_there(self, state: _State, values: Iterable[int]) -> bool:
+    def _is_available(self, state: _State, values: Iterable[int]) -> bool:
         return all(v in state.alive or v in state.given or v in self.late or v in self.tangents for v in values)
 
     def _starts(self, peak: int) -> Iterator[tuple[float, _State]]:
@@ -203,8 +206,8 @@ class Search:
     def _next(self, state: _State, peak: int) -> Iterator[tuple[float, _State]]:
         graph = self.graph
         nbytes = sum(graph.values[v].nbytes for v in state.alive) + state.of_others
-        before, while_it_runs = self.rooms[state.done]
-        if not state.started:  # tangents that nothing reads are there at the first run
+        before, while_it_runs = self.own_bytes[state.done]
+        if not state.started:  # tangents that no op reads live through the first run
             unread = [v for v in self.tangents if not graph.readers[v] and v not in graph.bwd_outputs]
             extra = sum(graph.values[v].nbytes for v in unread)
             nbytes += extra
@@ -212,14 +215,14 @@ class Search:
             yield 0, dataclasses.replace(state, alive=state.alive - {v})
         if state.done < len(self.own):
             op = self.own[state.done]
-            if self._is_there(state, graph.touched[op.id]) and nbytes + while_it_runs + op.nbytes_workspace <= peak:
+            if self._is_available(state, graph.touched[op.id]) and nbytes + while_it_runs + op.nbytes_workspace <= peak:
                 yield self.costs.run[op.id], dataclasses.replace(state, done=state.done + 1, started=True)
         overwritten = {v for op in self.own[: state.done] for v in op.mutates}
         overwritten |= {v.id for v in graph.values if v.mutated}
         for op in self.movable:
             if op.id in state.ran or (op.id in self.once and graph.sides[op.id] is Side.FORWARD) or op.mutates:
                 continue
-            if not self._is_there(state, op.reads) or not overwritten.isdisjoint(op.reads):
+            if not self._is_available(state, op.reads) or not overwritten.isdisjoint(op.reads):
                 continue
             made = sum(graph.values[v].nbytes for v in op.writes)
             if nbytes + before + made + op.nbytes_workspace <= peak:

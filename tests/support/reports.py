@@ -1,4 +1,4 @@
-"""Reports to test with: of a tiny graph with known bytes, and of a real one."""
+"""Reports for tests: of a tiny graph with known bytes, and of a real one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.report.report import Report, explain
 from rematpass.report.summary import summarize
 
-# The joint graph of the package's own GPT, 2 layers of width 32 on 2 x 16 tokens, as torch 2.13 captured it.
+# The joint graph of the package's GPT, 2 layers of width 32 on 2 x 16 tokens, captured with torch 2.13.
 TINY_GPT = Path(__file__).parents[1] / "data" / "tiny_gpt.graph.json"
 COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 
@@ -27,7 +27,7 @@ COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 def tiny_report(rung: int = 1, name: str = "graph 0/0", saved_by_torch=None, **fields) -> Report:
     """Three plans of ``three_layers``: 84 bytes in 58 s, 77 in 60, and 73 in 63; the middle one is chosen.
 
-    Their peaks are made up, and so is the bound: 57 s, and 1 s more for every 2 bytes below 76, down to 70.
+    The peaks are invented, and so is the bound: 57 s, and 1 s more for every 2 bytes below 76, down to 70.
     """
     graph = dataclasses.replace(three_layers(), name=name)
     problem = Problem(graph, COSTS, fuse=False)
@@ -56,7 +56,7 @@ def tiny_report(rung: int = 1, name: str = "graph 0/0", saved_by_torch=None, **f
 
 
 def _with_peak(rung: Rung, peak: int) -> Rung:
-    """The rung with so many bytes at its highest moment."""
+    """The rung with ``peak`` bytes at its highest position."""
     live = list(rung.timeline.live)
     live[live.index(max(live))] = peak
     return Rung(rung.plan, dataclasses.replace(rung.timeline, live=tuple(min(n, peak) for n in live)))
