@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rematpass.core.graph import JointGraph
 from rematpass.core.hardware import FLOPS_PER_ELEMENT, Hardware
 from rematpass.core.op import Kind, Op, Value
+from rematpass.core.ragged import Floats
 
 # Compiled into fused kernels.
 FUSIBLE = frozenset({Kind.POINTWISE, Kind.REDUCTION, Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.RANDOM, Kind.SEEDED})
@@ -41,7 +41,7 @@ class Costs:
     keep: tuple[float, ...]  # per value: writing it, unless it is materialized anyway, and reading it in backward
 
     @cached_property
-    def run_array(self) -> NDArray[np.float64]:
+    def run_array(self) -> Floats:
         """``run`` as an array."""
         return np.array(self.run)
 
