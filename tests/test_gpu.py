@@ -1,6 +1,6 @@
-"""What only a GPU has: users' Triton kernels, products in float8, scratch memory of libraries, its own peak.
+"""Tests that need a GPU: users' Triton kernels, products in float8, workspaces of libraries, the peak of a step.
 
-(flex_attention is in test_never_wrong.py.)
+flex_attention is tested in test_never_wrong.py.
 """
 
 import pytest
@@ -27,17 +27,17 @@ def gradients(function, arguments):
     return torch.autograd.grad(function(*arguments).float().square().sum(), arguments)
 
 
-def off_by(seen, expected):
-    """The largest distance of two gradients, as a part of the gradient's norm."""
-    return max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(seen, expected, strict=True))
+def relative_error(actual, expected):
+    """The largest distance of two gradients, relative to the norm of the expected one."""
+    return max(((a - b).float().norm() / b.float().norm()).item() for a, b in zip(actual, expected, strict=True))
 
 
 def compiled(function, options):
     return torch.compile(function, backend="remat", options={"strict": 1, **options}, fullgraph=True)
 
 
-def runs_again(kind):
-    """How many ops of this kind the one planned graph runs again."""
+def recomputed(kind):
+    """How many ops of this kind the only planned graph recomputes."""
     (record,) = records()
     return sum(record.graph.ops[run.op].kind is kind for run in record.plan.recomputed())
 
@@ -51,7 +51,7 @@ def kernels():
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("how", ["launched", "triton_op"])
-def test_a_users_triton_kernel_is_right_and_never_runs_again(how, options):
+def test_a_users_triton_kernel_is_never_recomputed(how, options):
     kernel = kernels()[how]
 
     def forward(x, y):
@@ -59,14 +59,14 @@ def test_a_users_triton_kernel_is_right_and_never_runs_again(how, options):
 
     torch.manual_seed(0)
     arguments = [torch.randn(61, 67, device="cuda", requires_grad=True) for _ in range(2)]
-    seen = gradients(compiled(forward, options), arguments)
-    assert off_by(seen, gradients(forward, arguments)) < 1e-5
-    assert runs_again(Kind.OPAQUE) == 0
+    actual = gradients(compiled(forward, options), arguments)
+    assert relative_error(actual, gradients(forward, arguments)) < 1e-5
+    assert recomputed(Kind.OPAQUE) == 0
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("how", ["launched", "triton_op"])
-def test_in_a_checkpoint_region_it_runs_again(how, options):
+def test_a_users_triton_kernel_is_recomputed_in_a_checkpoint_region(how, options):
     kernel = kernels()[how]
 
     def forward(x, y):
@@ -74,25 +74,25 @@ def test_in_a_checkpoint_region_it_runs_again(how, options):
 
     torch.manual_seed(0)
     arguments = [torch.randn(61, 67, device="cuda", requires_grad=True) for _ in range(2)]
-    seen = gradients(compiled(forward, options), arguments)
-    assert off_by(seen, gradients(forward, arguments)) < 1e-5
-    assert runs_again(Kind.OPAQUE) == (2 if how == "triton_op" else 0)  # torch marks no op inside an autograd.Function
+    actual = gradients(compiled(forward, options), arguments)
+    assert relative_error(actual, gradients(forward, arguments)) < 1e-5
+    assert recomputed(Kind.OPAQUE) == (2 if how == "triton_op" else 0)  # torch marks no ops inside an autograd.Function
 
 
 # ---- float8
 
 
 def to_float8(tensor, dtype):
-    """The tensor in float8, scaled to its range, and the factor that scales it back."""
+    """The tensor in float8, scaled to the range of the dtype, and the factor that scales it back."""
     factor = tensor.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
     return (tensor.float() / factor).to(dtype), factor
 
 
 def product(a, b, a_dtype=torch.float8_e4m3fn):
-    """``a @ b`` in float8: the first by rows, the second by columns, as the hardware wants them."""
-    (a8, of_a), (b8, of_b) = to_float8(a, a_dtype), to_float8(b, torch.float8_e4m3fn)
-    by_columns = b8.t().contiguous().t()
-    return torch._scaled_mm(a8.contiguous(), by_columns, scale_a=of_a, scale_b=of_b, out_dtype=torch.bfloat16)
+    """``a @ b`` in float8: ``a`` row-major and ``b`` column-major, as the hardware requires."""
+    (a8, scale_a), (b8, scale_b) = to_float8(a, a_dtype), to_float8(b, torch.float8_e4m3fn)
+    b8 = b8.t().contiguous().t()
+    return torch._scaled_mm(a8.contiguous(), b8, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16)
 
 
 class Float8Linear(torch.autograd.Function):
@@ -109,7 +109,7 @@ class Float8Linear(torch.autograd.Function):
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_products_in_float8(options):
-    """Against Inductor with its own partitioner; where a rounding falls otherwise, a float8 is off by a sixteenth."""
+    """Compared with Inductor and torch's own partitioner; a float8 that is rounded differently is off by 1/16."""
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no float8 products (compute capability 8.9 and above have)")
 
@@ -123,26 +123,26 @@ def test_products_in_float8(options):
     arguments = [torch.randn(*s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes]
     expected = gradients(torch.compile(forward, backend="inductor", fullgraph=True), arguments)
     torch._dynamo.reset()
-    seen = gradients(compiled(forward, options), arguments)
-    assert off_by(seen, expected) < 0.03
+    actual = gradients(compiled(forward, options), arguments)
+    assert relative_error(actual, expected) < 0.03
     (summary,) = plans()
     assert summary.recomputed_ops or options == {"memory_budget": 1}
     if "solver" in options:
-        assert runs_again(Kind.MATMUL) >= 1  # each product is read by gelu's backward
+        assert recomputed(Kind.MATMUL) >= 1  # each product is read by gelu's backward
 
 
 # ---- bytes
 
 
 def node_of(function, *arguments):
-    """The last call in the graph of a function, its values on the GPU."""
+    """The last call in the graph of a function, on the GPU."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     graph = make_fx(function, tracing_mode="fake")(*arguments).graph
     return [n for n in graph.nodes if n.op == "call_function"][-1]
 
 
-def test_scratch_memory_is_what_the_allocator_sees():
+def test_measured_workspace_agrees_with_the_allocator():
     x = torch.randn(8, 64, 56, 56, device="cuda")
     weight = torch.randn(64, 64, 3, 3, device="cuda")
     node = node_of(lambda a, w: F.conv2d(a, w, padding=1), x, weight)
@@ -151,13 +151,13 @@ def test_scratch_memory_is_what_the_allocator_sees():
     assert torch.equal(state, torch.cuda.get_rng_state())
     F.conv2d(x, weight, padding=1)
     torch.cuda.reset_peak_memory_stats()
-    stood = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     result = F.conv2d(x, weight, padding=1)
     peak = torch.cuda.memory_stats()["requested_bytes.all.peak"]
-    assert found == peak - stood - result.nbytes
+    assert found == peak - before - result.nbytes
 
 
-def test_a_call_is_described_as_it_is_laid_out():
+def test_a_sample_call_has_the_strides_of_the_compiler():
     x = torch.randn(2, 8, 4, 4, device="cuda")
     weight = torch.randn(8, 8, 3, 3, device="cuda")
     node = node_of(lambda a, w: F.conv2d(a, w), x, weight)
@@ -171,13 +171,13 @@ def test_a_call_is_described_as_it_is_laid_out():
 @pytest.mark.parametrize("part", [0, 0.5])
 @pytest.mark.parametrize("name", ["llama-small", "gpt2", "mlp", "resnet50", "unet", "t5"])
 def test_a_budget_is_held_as_planned(name, part):
-    """To one part in a thousand of what the step asks the allocator for, whose blocks may be larger by 1 MiB each.
+    """To one part in a thousand of the bytes requested; blocks of the allocator may be larger by 1 MiB each.
 
-    Whether forward's outputs are gone when backward starts is up to the model.
+    The model decides whether forward's outputs are still alive when backward starts.
     """
     sizes = {"dropout": 0.0} if name in ("gpt2", "t5") else {}
-    # In float32 cuDNN's algorithms differ by more than a wrong gradient might: by 0.0015 of 1 for the U-Net, and for
-    # ResNet-50 Inductor's without rematpass are off eager mode's by 0.2.
+    # In float32 the algorithms of cuDNN differ by more than a wrong gradient might: by 0.0015 for the U-Net, and for
+    # ResNet-50 plain Inductor differs from eager mode by 0.2.
     dtype, tolerance = (torch.float64, 1e-6) if name in ("resnet50", "unet") else (None, 1e-3)
     plain, model = (build.build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
     run_step(plain.step, plain.parameters)
