@@ -10,9 +10,12 @@ cost at least ``L(p)``, since no plan costs less than the minimum cut under thes
 ``relaxation.py``). ``base`` is what every plan spends: each op of forward and backward once. One vector of prices thus
 gives a *line* over all peaks; the bound is the highest line, convex and falling::
 
-        seconds  \\  ╲                      each line is valid at every peak;
-                  \\   ╲ ____               the bound is the highest (``Bound.seconds``)
-                   ╲_______╲____ peak
+        seconds  ╲
+                  ╲             ╲ ─   the bound: at each peak the highest line (``Bound.seconds``)
+               .   ╲            .     the same lines where another one is higher; they are valid too
+                 .  ╲
+                   . ╲─────────
+                      .      peak
 
 **The prices.** The best prices for one peak solve the dual of a linear program: mix cuts, with shares that add up to
 one, so that no moment has more than B bytes, at the fewest seconds (``MasterProblem``). The program starts with few

@@ -1,7 +1,8 @@
 """One minimum cut: which values to save and which to recompute, optimal for additive costs.
 
 It decides for at most one recomputation of each op. The network has a node per op and a node per value (a storage with
-all its views). The sink's side of a cut is backward: an op there is recomputed, a value there is available::
+all its views). A cut costs the arcs that lead from the source's side to the sink's. The sink's side is backward: an op
+there is recomputed, a value there is available::
 
                  run[op]            keep[value]             infinite
         source ─────────▶ op ─────────────────▶ value ─────────────────▶ every op' that reads it
@@ -274,14 +275,14 @@ def breakpoints(
     nbytes = np.array([0 if v.origin is Origin.STATIC or v.id in free else v.nbytes for v in network.graph.values])
     keep = np.array([0.0 if v in free else seconds for v, seconds in enumerate(costs.keep)])
 
-    def at(price: float) -> Vertex:
+    def vertex_at(price: float) -> Vertex:
         cut = network.solve(costs.run, keep + price * nbytes)
         saved = int(nbytes[list(cut.saved)].sum())
         return Vertex(cut, cut.cost - price * saved, saved, price)
 
     total = costs.step + sum(keep.tolist())
     almost_free = total * _TIE_BREAK / max(1, int(nbytes.sum()))
-    found = [at(almost_free), at(total)]
+    found = [vertex_at(almost_free), vertex_at(total)]
     chords = [(found[0], found[1])]
     while chords and len(found) < most:
         chords.sort(key=lambda c: (c[0].nbytes - c[1].nbytes) * (c[1].seconds - c[0].seconds))
@@ -289,7 +290,7 @@ def breakpoints(
         if left.nbytes <= right.nbytes or right.seconds <= left.seconds:
             continue
         price = (right.seconds - left.seconds) / (left.nbytes - right.nbytes)
-        middle = at(price)
+        middle = vertex_at(price)
         below = left.seconds + price * left.nbytes - (middle.seconds + price * middle.nbytes)
         if below > _ON_THE_CHORD * total and right.nbytes < middle.nbytes < left.nbytes:
             found.append(middle)

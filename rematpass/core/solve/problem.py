@@ -50,6 +50,7 @@ class Problem:
 
     @cached_property
     def network(self) -> Network:
+        """The network of the minimum cut."""
         return Network(self.graph)
 
     @cached_property

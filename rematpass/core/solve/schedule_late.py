@@ -42,44 +42,58 @@ def schedule_late(
     """
     saved = set(saved)
     forward = forward_ops(graph, saved)
-    ran = set(forward)
-    ops, runs_once, inputs = graph.ops, graph.runs_once, graph.kept_inputs
-    available = {*saved, *inputs, *graph.tangents}
-    backward: list[int] = []
-
-    def recompute(values: Iterable[int]) -> None:
-        chain = graph.ancestors(values, available)
-        for id in chain:
-            op = ops[id]
-            if id in runs_once:
-                if id in ran:
-                    why = op.never_recompute or "the user wants its value saved"
-                    raise PlanError(f"{needs(op)}, which must not run twice: {why}")
-                ran.add(id)
-            if not available.issuperset(op.reads):
-                lost = next(v for v in op.reads if v not in available)
-                raise PlanError(f"{needs(op)}, and value {lost}, which it reads, can be neither saved nor recomputed")
-            available.update(op.writes)
-        backward.extend(chain)
-
-    def needs(op: Op) -> str:
-        return f"{solver}: backward needs op {op.id} ({op.name}) again"
-
+    backward = _Backward(graph, solver, saved, forward)
     evicted = evicted or {}
     mutations = graph.backward_mutations
     for index, op in enumerate(graph.backward_ops[: len(graph.backward_ops) - len(mutations)]):
-        if not available.issuperset(op.reads):
-            recompute(op.reads)
-        backward.append(op.id)
-        available.update(op.writes)
+        backward.run(op)
         if index in evicted:
-            available.difference_update(evicted[index])
-    recompute(graph.bwd_outputs)
-    recompute(v for op in mutations for v in op.reads)
-    backward += [op.id for op in mutations]
+            backward.available.difference_update(evicted[index])
+    backward.recompute(graph.bwd_outputs)
+    backward.recompute(v for op in mutations for v in op.reads)
+    backward.runs += [op.id for op in mutations]
     overwritten = {v for op in mutations for v in op.mutates}  # not read, but backward needs their storage
-    fwd, bwd = _numbered(forward, backward)
-    return plan_of(graph, solver, saved | inputs | overwritten, fwd, bwd)
+    fwd, bwd = _numbered(forward, backward.runs)
+    return plan_of(graph, solver, saved | graph.kept_inputs | overwritten, fwd, bwd)
+
+
+class _Backward:
+    """Backward's runs so far, and the values that are available after them."""
+
+    def __init__(self, graph: JointGraph, solver: str, saved: set[int], forward: list[int]) -> None:
+        self.graph, self.solver = graph, solver
+        self.available = {*saved, *graph.kept_inputs, *graph.tangents}
+        self.runs: list[int] = []
+        self._ran = set(forward)
+
+    def run(self, op: Op) -> None:
+        """Run an own op of backward, and before it what it takes to have its arguments."""
+        if not self.available.issuperset(op.reads):
+            self.recompute(op.reads)
+        self.runs.append(op.id)
+        self.available.update(op.writes)
+
+    def recompute(self, values: Iterable[int]) -> None:
+        """Run the ops that compute ``values`` from what is available."""
+        runs_once, available = self.graph.runs_once, self.available
+        chain = self.graph.ancestors(values, available)
+        for id in chain:
+            op = self.graph.ops[id]
+            if id in runs_once:
+                if id in self._ran:
+                    reason = op.never_recompute or "the user wants its value saved"
+                    raise PlanError(f"{self._needs(op)}, which must not run twice: {reason}")
+                self._ran.add(id)
+            if not available.issuperset(op.reads):
+                lost = next(v for v in op.reads if v not in available)
+                raise PlanError(
+                    f"{self._needs(op)}, and value {lost}, which it reads, can be neither saved nor recomputed"
+                )
+            available.update(op.writes)
+        self.runs.extend(chain)
+
+    def _needs(self, op: Op) -> str:
+        return f"{self.solver}: backward needs op {op.id} ({op.name}) again"
 
 
 def forward_ops(graph: JointGraph, saved: Iterable[int]) -> list[int]:

@@ -26,10 +26,10 @@ def peak(problem, plan):
 
 
 @pytest.mark.parametrize(("n", "root"), [(16, 4), (64, 8), (256, 16)])
-def test_chen_on_a_chain_saves_its_root_and_recomputes_each_op_once(n, root):
-    """The last of each segment but the final one is saved, and the input, which nothing can make again.
+def test_chen_on_a_chain_saves_a_square_root_and_recomputes_each_op_once(n, root):
+    """The last value of each segment but the final one is saved, and the input, which nothing can recompute.
 
-    At the peak, as backward enters: the root - 1 boundaries, the root values of the last segment made again, forward's
+    The peak is where backward starts: root - 1 boundaries, the root values of the last segment (recomputed), forward's
     output, the tangent and the first gradient.
     """
     problem = uniform(chain(n, 7))
@@ -40,11 +40,11 @@ def test_chen_on_a_chain_saves_its_root_and_recomputes_each_op_once(n, root):
     assert sorted(again) == [op for op in range(n) if op + 1 not in boundaries]  # op i makes value i + 1
     assert peak(problem, plan) == 7 * (root - 1 + root + 1 + 1 + 1)
     assert peak(problem, *save_all(problem)) == 7 * (n + 1 + 1)
-    assert peak(problem, *recompute_all(problem)) == 7 * (n + 1 + 1 + 1)  # the output twice: the caller holds one
+    assert peak(problem, *recompute_all(problem)) == 7 * (n + 1 + 1 + 1)  # the output twice, since the caller holds one
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 11, 13, 37])
-def test_chen_on_a_chain_of_any_length(n):
+def test_chen_on_a_chain_of_any_length_keeps_segments_short(n):
     problem = uniform(chain(n, 7))
     (plan,) = chen_sqrt(problem)
     verify(problem.graph, plan)
@@ -61,23 +61,23 @@ def test_chen_moves_a_boundary_to_where_the_fewest_bytes_cross():
     problem = uniform(chain(9, [11, 3, 11, 11, 11, 2, 7, 7, 7]))
     assert chen_sqrt(problem)[0].saved == (0, 2, 6)
     later = uniform(chain(9, 7))
-    assert chen_sqrt(later)[0].saved == (0, 3, 6)  # of equal ones the last
+    assert chen_sqrt(later)[0].saved == (0, 3, 6)  # of equal boundaries, the last
 
 
-def test_chen_counts_ops_that_take_time():
+def test_chen_counts_only_ops_that_take_time():
     graph = chain(9)
     problem = Problem(graph, Costs((0.0,) * 5 + (1.0,) * 4 + (1.0,) * 9, (0.0,) * len(graph.values)))
     # Four ops in two segments: 5 and 6, 7 and 8.
     assert chen_sqrt(problem)[0].saved == (0, 7)
 
 
-def test_chen_where_nothing_takes_time():
+def test_chen_is_valid_where_no_op_takes_time():
     problem = uniform(chain(3), run=0.0)
     (plan,) = chen_sqrt(problem)
     verify(problem.graph, plan)
 
 
-def test_chen_where_forward_only_hands_on_its_input():
+def test_chen_is_valid_where_forward_returns_its_input():
     b = Builder()
     x = b.input(3)
     tangent = b.input(3, Origin.TANGENT)
@@ -87,7 +87,7 @@ def test_chen_where_forward_only_hands_on_its_input():
     verify(graph, plan)
 
 
-def test_chen_saves_nothing_that_is_forbidden():
+def test_chen_saves_nothing_that_must_not_be_saved():
     b = Builder()
     last = b.input(3)
     marks = [{"must_recompute": True}, {"cannot_save": "SymBool is not a tensor"}, {}]
@@ -100,7 +100,7 @@ def test_chen_saves_nothing_that_is_forbidden():
 
 
 @given(st.data())
-def test_save_all_runs_the_fewest_ops_again(data):
+def test_save_all_recomputes_the_fewest_ops(data):
     graph = data.draw(joint_graphs())
     fewest = min((len(choice.again) for choice in choices(graph)), default=None)
     assume(fewest is not None)
@@ -119,7 +119,7 @@ def test_recompute_all_saves_the_fewest_bytes(data):
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
 @given(st.data())
-def test_every_baseline_passes_the_judge_or_names_the_contradiction(name, data):
+def test_every_baseline_is_valid_or_names_the_contradiction(name, data):
     graph = data.draw(joint_graphs())
     problem = Problem(graph, data.draw(integer_costs(graph)))
     if next(choices(graph), None) is None:
@@ -131,7 +131,7 @@ def test_every_baseline_passes_the_judge_or_names_the_contradiction(name, data):
     verify(graph, plan)
 
 
-def test_recompute_all_keeps_a_small_value_instead_of_a_large_input():
+def test_recompute_all_saves_a_small_value_instead_of_a_large_input():
     b = Builder()
     x = b.input(97)
     small = b.op([x], 3, kind=Kind.REDUCTION)

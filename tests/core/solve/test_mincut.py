@@ -46,7 +46,7 @@ def test_the_cut_costs_what_brute_force_finds(marks, data):
 
 
 @given(st.data())
-def test_one_network_answers_the_same_after_other_costs(data):
+def test_a_network_gives_the_same_cut_after_other_costs(data):
     graph = data.draw(joint_graphs(marks=()))
     first, second = data.draw(integer_costs(graph)), data.draw(integer_costs(graph))
     network = Network(graph)
@@ -67,7 +67,7 @@ def test_costs_in_another_unit_give_the_same_cut(data):
 
 
 @given(st.data())
-def test_the_breakpoints_are_the_corners_that_brute_force_gives(data):
+def test_the_breakpoints_are_the_corners_that_brute_force_finds(data):
     graph = data.draw(joint_graphs(max_ops=5))
     costs = data.draw(integer_costs(graph, most=5))
     points = {(c.seconds(costs.run, costs.keep, graph), c.nbytes(graph)) for c in choices(graph)}
@@ -88,18 +88,17 @@ def test_breakpoints_rise_in_seconds_as_they_fall_in_bytes(data):
         assert vertex.nbytes == sum(v.nbytes for v in saved if v.origin is not Origin.STATIC)
 
 
-# run 3 + 5, keep 11 and 7 on values of 2 and 3 bytes: a chain whose four corners are known
 def test_breakpoints_of_a_chain_by_hand():
     graph = layers(("a", 5), ("b", 7), ("c", 11))
     costs = Costs(run=(3.0, 5.0, 13.0, 0.0), keep=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
     vertices = breakpoints(Network(graph), costs)
-    # save all of a, b, c: 23 bytes; let a go (3 for 5), then b (8 for 12), then c (21 for 23)
+    # Save a, b and c: 23 bytes. Recomputing a takes 3 s and frees 5 bytes, then b 5 s for 7, then c 13 s for 11.
     assert [(round(v.seconds, 6), v.nbytes) for v in vertices] == [(0, 23), (3, 18), (8, 11), (21, 0)]
     assert [sorted(v.cut.saved - {0}) for v in vertices] == [[1, 2, 3], [2, 3], [3], []]
 
 
-def test_all_corners_are_found_on_both_sides_of_the_first():
-    """Five values made of a parameter, of 7, 5, 13, 11 and 3 bytes, in the order in which they are let go."""
+def test_all_corners_are_found_on_both_sides_of_the_first_chord():
+    """Five values computed from a parameter, listed in the order in which rising prices recompute them."""
     b = Builder()
     w = b.input(2, Origin.STATIC)
     made = [b.op([w], size) for size in (7, 5, 13, 11, 3)]
@@ -108,12 +107,12 @@ def test_all_corners_are_found_on_both_sides_of_the_first():
     costs = Costs(run=(2.0, 3.0, 11.0, 17.0, 19.0, 0.0), keep=(0.0,) * 8)
     found = [(round(v.seconds, 6), v.nbytes) for v in breakpoints(Network(graph), costs)]
     assert found == [(0, 39), (2, 32), (5, 27), (16, 14), (33, 3), (52, 0)]
-    free = breakpoints(Network(graph), costs, free=frozenset([made[2], made[4]]))  # these stay, whatever is paid
+    free = breakpoints(Network(graph), costs, free=frozenset([made[2], made[4]]))  # these stay saved at any price
     assert [(round(v.seconds, 6), v.nbytes) for v in free] == [(0, 23), (2, 16), (5, 11), (22, 0)]
 
 
 @pytest.mark.parametrize("most", [2, 3])
-def test_at_most_so_many_breakpoints_and_always_both_ends(most):
+def test_the_number_of_breakpoints_is_limited_and_both_ends_stay(most):
     graph = layers(("a", 5), ("b", 7), ("c", 11))
     costs = Costs(run=(3.0, 5.0, 13.0, 0.0), keep=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
     vertices = breakpoints(Network(graph), costs, most=most)
@@ -122,7 +121,7 @@ def test_at_most_so_many_breakpoints_and_always_both_ends(most):
 
 
 def layers(*named_sizes):
-    """A static input, then one op after the other; the gradient reads the value of each."""
+    """A chain of ops on a static input; the gradient reads the value of each."""
     b = Builder()
     values = [b.input(2, Origin.STATIC)]
     for name, size in named_sizes:
@@ -133,12 +132,12 @@ def layers(*named_sizes):
 
 def test_a_chain_that_is_cheap_as_a_whole_is_recomputed_as_a_whole():
     graph = chain(3)
-    # Each op by itself would not be worth its input: keeping a value costs 7, running an op 2.
+    # Recomputing one op (2) does not pay for keeping its argument (7); recomputing all of them does.
     cut = Network(graph).solve([2] * len(graph.ops), [5, 7, 7, 7, 0, 0, 0, 0])
     assert (cut.saved, round(cut.cost)) == ({0}, 5 + 3 * 2)
 
 
-def test_an_op_with_two_results_runs_again_once_for_both():
+def test_an_op_with_two_results_is_recomputed_once_for_both():
     b = Builder()
     x = b.input(3, Origin.STATIC)
     left, right = b.op([x], 5, 7)
@@ -152,17 +151,17 @@ def test_an_op_of_neither_side_runs_where_that_is_cheaper():
     b = Builder()
     x = b.input(3, Origin.INPUT)
     out = b.op([x], 5)
-    aside = b.op([out], 7)
+    either = b.op([out], 7)
     tangent = b.input(3, Origin.TANGENT)
-    graph = b.build([out], [b.op([tangent, aside], 3)])
+    graph = b.build([out], [b.op([tangent, either], 3)])
     run = [100, 100, 0]
-    assert Network(graph).solve(run, [50, 11, 13, 0, 0]).saved == {out}  # then ``aside`` runs in backward
-    assert Network(graph).solve(run, [50, 13, 11, 0, 0]).saved == {aside}  # and now in forward
+    assert Network(graph).solve(run, [50, 11, 13, 0, 0]).saved == {out}  # ``either`` runs in backward
+    assert Network(graph).solve(run, [50, 13, 11, 0, 0]).saved == {either}  # ``either`` runs in forward
 
 
 @pytest.mark.parametrize("mark", [{"never_recompute": "it draws random numbers"}, {"must_save": True}])
-def test_an_op_of_neither_side_that_may_run_once_does_not_run_on_both(mark):
-    """``draw`` is wanted in backward, and so is ``after``, which only forward can make: ``draw`` has to run there."""
+def test_a_run_once_op_of_neither_side_does_not_run_on_both_sides(mark):
+    """Backward needs ``draw``, and ``after``, which only forward can compute: so ``draw`` has to run in forward."""
     b = Builder()
     secret = b.input(2, cannot_save="Generator is not a tensor")
     draw = b.op([], 11, name="draw", **mark)
@@ -174,7 +173,7 @@ def test_an_op_of_neither_side_that_may_run_once_does_not_run_on_both(mark):
     assert (cut.saved, round(cut.cost)) == ({draw, after}, 11 + 3)
 
 
-# Contradictions: each list of marks leaves one path on which nothing may be cut.
+# Contradictory marks: each case leaves one path on which no arc may be cut.
 
 
 def contradiction(graph):
@@ -231,17 +230,17 @@ NUMBER = {"cannot_save": "SymBool is not a tensor"}
     ],
     ids=["never, cannot", "must save, cannot", "never, must recompute", "along a chain", "an input", "overwritten"],
 )
-def test_a_contradiction_is_told_as_a_path(graph, path):
+def test_a_contradiction_is_reported_as_a_path(graph, path):
     assert contradiction(graph) == path
 
 
 @given(joint_graphs(max_ops=6, marks=BINDING + CONTRADICTORY))
-def test_the_path_of_any_contradiction_is_one_in_the_graph(graph):
+def test_the_path_of_a_contradiction_exists_in_the_graph(graph):
     assume(next(choices(graph), None) is None)
     steps = contradiction(graph).split(" -> ")
     ops, values = {op.name: op for op in graph.ops}, {v.name: v for v in graph.values}
     path = [(step.split()[0], step.split()[1], "(never" in step) for step in steps]
-    assert path[0][2], "it starts at what is forbidden"
+    assert path[0][2], "it starts at what must not be cut"
     assert path[-1][0] == "value"
     for (what, name, _), (next_what, next_name, next_forbidden) in itertools.pairwise(path):
         if what == "op" and next_what == "value":
@@ -249,7 +248,7 @@ def test_the_path_of_any_contradiction_is_one_in_the_graph(graph):
             assert next_forbidden
         elif what == "value":
             assert values[name].id in ops[next_name].reads
-        else:  # an op of neither side stays in forward, and with it one that may run only once and that it needs
+        else:  # an op of neither side in forward, and the run-once op that it is computed from
             assert next_forbidden
 
 
@@ -264,7 +263,7 @@ def test_the_old_version_of_an_overwritten_input_is_saved_as_its_clone():
     assert cut.saved == {old}
 
 
-def test_nothing_is_saved_that_backward_does_not_ask_for():
+def test_values_that_backward_does_not_need_are_not_saved():
     b = Builder()
     x = b.input(3)
     out = b.op([x], 5, kind=Kind.POINTWISE)

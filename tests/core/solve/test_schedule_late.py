@@ -31,23 +31,23 @@ def runs(steps):
         ([2, 3], [(4, 0), (3, 0), (5, 0), (6, 0)]),
         ([2], [(1, 1), (4, 0), (3, 0), (5, 0), (6, 0)]),
         ([3], [(4, 0), (3, 0), (0, 1), (5, 0), (6, 0)]),
-        ([], [(0, 1), (1, 1), (4, 0), (3, 0), (5, 0), (6, 0)]),  # made for op 4, kept for op 5
+        ([], [(0, 1), (1, 1), (4, 0), (3, 0), (5, 0), (6, 0)]),  # recomputed for op 4 and kept for op 5
     ],
 )
-def test_values_are_made_again_just_before_they_are_read(saved, backward):
+def test_values_are_recomputed_just_before_they_are_read(saved, backward):
     plan = schedule_late(three_layers(), saved, "mine")
     assert plan.solver == "mine"
     assert runs(plan.fwd) == [(0, 0), (1, 0), (2, 0)]
     assert runs(plan.bwd) == backward
-    assert plan.saved == (0, 1, *saved)  # inputs are kept unasked
+    assert plan.saved == (0, 1, *saved)  # inputs are saved although they are not listed
 
 
-def test_more_than_backward_reads_is_not_saved():
+def test_values_that_backward_does_not_read_are_not_saved():
     assert schedule_late(three_layers(), range(5), "s").saved == (0, 1, 2, 3)
 
 
-def aside():
-    """Of neither side: op 1, and op 2, which reads it. Backward reads both."""
+def graph_with_ops_of_neither_side():
+    """Ops 1 and 2 belong to neither side. Op 2 reads the result of op 1, and backward reads both results."""
     b = Builder()
     x = b.input(3)
     out = b.op([x], 5)
@@ -63,21 +63,21 @@ def aside():
         ([], [(0, 0)], [(1, 0), (3, 0), (2, 0), (4, 0)]),
         ([2], [(0, 0), (1, 0)], [(3, 0), (2, 0), (4, 0)]),
         ([2, 3], [(0, 0), (1, 0), (2, 0)], [(3, 0), (4, 0)]),
-        ([3], [(0, 0), (1, 0), (2, 0)], [(1, 1), (3, 0), (4, 0)]),  # on both sides, the second time as a copy
+        ([3], [(0, 0), (1, 0), (2, 0)], [(1, 1), (3, 0), (4, 0)]),  # on both sides, in backward as a second copy
     ],
 )
-def test_ops_of_neither_side_run_where_they_are_wanted(saved, forward, backward):
-    plan = schedule_late(aside(), saved, "s")
+def test_ops_of_neither_side_run_where_they_are_needed(saved, forward, backward):
+    plan = schedule_late(graph_with_ops_of_neither_side(), saved, "s")
     assert (runs(plan.fwd), runs(plan.bwd)) == (forward, backward)
-    verify(aside(), plan)
+    verify(graph_with_ops_of_neither_side(), plan)
 
 
-def test_forward_runs_its_own_ops_and_what_is_saved_comes_from():
-    assert forward_ops(aside(), []) == [0]
-    assert forward_ops(aside(), [3]) == [0, 1, 2]
+def test_forward_runs_its_own_ops_and_those_that_saved_values_need():
+    assert forward_ops(graph_with_ops_of_neither_side(), []) == [0]
+    assert forward_ops(graph_with_ops_of_neither_side(), [3]) == [0, 1, 2]
 
 
-def test_one_of_two_results_is_made_again_with_the_other():
+def test_an_op_with_two_results_recomputes_both():
     b = Builder()
     x = b.input(3)
     left, right = b.op([x], 5, 7)
@@ -85,12 +85,12 @@ def test_one_of_two_results_is_made_again_with_the_other():
     graph = b.build([left], [b.op([tangent, right], 11), b.op([tangent, left], 13)])
     plan = schedule_late(graph, [left], "s")
     assert runs(plan.bwd) == [(0, 1), (1, 0), (2, 0)]
-    assert plan.saved == (x,)  # the new copy of ``left`` takes over
+    assert plan.saved == (x,)  # the new copy of ``left`` replaces the saved one
     other_way_round = b.build([left], [4, 5])
     assert verify(other_way_round, schedule_late(other_way_round, [right], "s")) == 5 + 5 + 5 + 7 + 11 + 13 - 7
 
 
-def test_a_gradient_that_needs_no_tangent_is_made_or_kept():
+def test_a_gradient_without_a_tangent_is_saved_or_recomputed():
     b = Builder()
     x = b.input(3)
     out = b.op([x], 5)
@@ -101,7 +101,7 @@ def test_a_gradient_that_needs_no_tangent_is_made_or_kept():
     assert (made.saved, runs(made.bwd)) == ((x,), [(1, 0), (0, 1)])
 
 
-def test_what_must_not_run_twice_and_is_not_saved_is_an_error():
+def test_an_unsaved_value_whose_op_must_run_once_is_an_error():
     graph = three_layers(op1={"never_recompute": "it draws random numbers", "name": "dropout"})
     with pytest.raises(PlanError) as caught:
         schedule_late(graph, [2], "mine")
@@ -110,7 +110,7 @@ def test_what_must_not_run_twice_and_is_not_saved_is_an_error():
     )
 
 
-def test_an_overwritten_input_is_not_kept():
+def test_an_overwritten_input_is_not_saved():
     b = Builder()
     state, old = overwritten_input(b, 5)
     x = b.input(3)
@@ -124,7 +124,7 @@ def test_an_overwritten_input_is_not_kept():
         schedule_late(graph, [], "s")
 
 
-def test_what_backward_overwrites_comes_last_and_is_handed_over():
+def test_backward_mutations_run_last_and_their_targets_are_saved():
     b = Builder()
     counter = b.input(5)
     x = b.input(3)
@@ -139,7 +139,7 @@ def test_what_backward_overwrites_comes_last_and_is_handed_over():
     verify(graph, plan)
 
 
-def test_an_input_that_both_sides_overwrite_is_handed_over_though_it_cannot_be_read():
+def test_an_input_that_both_sides_overwrite_is_saved_although_it_cannot_be_read():
     b = Builder()
     state, old = overwritten_input(b, 5)
     out = b.op([old], 7)
@@ -153,8 +153,8 @@ def test_an_input_that_both_sides_overwrite_is_handed_over_though_it_cannot_be_r
     verify(graph, plan)
 
 
-def test_what_an_overwritten_input_is_read_for_is_made_before():
-    """Op 3 overwrites the counter that op 0, which makes what op 4 reads, has to read again."""
+def test_reads_of_an_input_run_before_backward_overwrites_it():
+    """Op 2 overwrites the counter; op 0, recomputed for op 3, has to read it first."""
     b = Builder()
     counter, total = b.input(5), b.input(7)
     out = b.op([counter], 11)
@@ -168,7 +168,7 @@ def test_what_an_overwritten_input_is_read_for_is_made_before():
     verify(graph, plan)
 
 
-def test_an_effect_of_backward_stays_before_the_mutation_that_follows_it():
+def test_an_effect_in_backward_stays_before_the_mutation_that_follows_it():
     b = Builder()
     counter = b.input(5)
     out = b.op([counter], 7)
@@ -183,7 +183,7 @@ def test_an_effect_of_backward_stays_before_the_mutation_that_follows_it():
 
 
 @given(st.data())
-def test_any_plan_that_saves_at_least_what_it_must_passes_the_judge(data):
+def test_any_plan_that_saves_more_than_the_cut_is_valid(data):
     graph = data.draw(joint_graphs())
     assume(next(choices(graph), None))
     costs = data.draw(integer_costs(graph))
@@ -200,20 +200,20 @@ def test_any_plan_that_saves_at_least_what_it_must_passes_the_judge(data):
     plan = schedule_late(graph, {*cut.saved, *more}, "s")
     verify(graph, plan)
     again = [run.op for run in plan.recomputed()]
-    assert len(again) == len(set(again)), "at most once"
+    assert len(again) == len(set(again)), "recomputed at most once"
     assert set(plan.saved) - {*cut.saved, *more} <= {v.id for v in graph.values if v.origin is not Origin.OP}
     own = [op for op, _ in runs(plan.bwd) if graph.sides[op] is Side.BACKWARD]
     assert own == [op.id for op in graph.backward_ops]
 
 
 @given(st.data())
-def test_what_is_made_again_is_for_the_next_own_op_of_backward(data):
+def test_every_recomputation_is_for_the_next_own_op_of_backward(data):
     graph = data.draw(joint_graphs(marks=()))
     saved = data.draw(st.sets(st.sampled_from([v.id for v in graph.values if not v.mutated])))
     plan = schedule_late(graph, saved.union(*(op.writes for op in graph.ops if op.never_recompute)), "s")
     wanted: set[int] = set(graph.bwd_outputs)
     for op, _ in reversed(runs(plan.bwd)):
-        if graph.ops[op].kind is Kind.MUTATION:  # all that they read is made before the first of them
+        if graph.ops[op].kind is Kind.MUTATION:  # everything that mutations read is computed before the first of them
             wanted.update(graph.ops[op].reads)
         elif graph.sides[op] is Side.BACKWARD:
             wanted = set(graph.ops[op].reads)

@@ -1,1 +1,1 @@
-"""."""
+"""Plans improved step by step, each step judged by the simulator."""
