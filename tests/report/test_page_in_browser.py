@@ -1,10 +1,11 @@
-"""The page in a real browser: that its script runs, what it draws, and what pointing, clicking and typing do.
+"""The page in a real browser: its script runs, it draws, and it reacts to pointing, clicking and typing.
 
-Chromium prints the document as it stands after the script, and after a probe that acts as a reader would. Skipped where
-there is no Chromium or Chrome.
+Chromium prints the document after the page's script and a probe, which acts as a reader would. Skipped if neither
+Chromium nor Chrome is installed.
 """
 
 import dataclasses
+import html
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from support.reports import report_of
 from rematpass.commands.plan_file import plan_graph
 from rematpass.config import Config
 from rematpass.report.page import to_html
-from rematpass.report.report import Point
+from rematpass.report.report import Point, Provenance
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -30,7 +31,7 @@ FLAGS = (
     "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=4000"
 ).split()
 
-# What the probes say is found in <pre id="said">; errors of any script as well.
+# <pre id="said"> holds what the probes say, and the errors of any script.
 PREPARE = """<pre id="said"></pre><script>
 const said = [];
 addEventListener("error", (event) => say("error", event.message));
@@ -55,7 +56,7 @@ PROBE = (
 
 
 def look(report, tmp_path, probe="", width=1300, dark=False):
-    """The document after the script and the probe, and what the probe said."""
+    """Return the document after the script and the probe, and what the probe said."""
     page = to_html(report).replace("<body>", f"<body>{PREPARE}").replace("</body>", f"{PROBE % probe}</body>")
     file = tmp_path / "page.html"
     file.write_text(page, "utf-8")
@@ -77,7 +78,7 @@ def report():
     return report_of()
 
 
-def test_everything_is_drawn(report, tmp_path):
+def test_all_parts_are_drawn(report, tmp_path):
     others = (Point("torch's default", report.chosen.peak, 2 * report.chosen.seconds), *report.others)
     document, _ = look(dataclasses.replace(report, others=others), tmp_path)
     assert document.count('class="rung"') == len(report.frontier)
@@ -85,7 +86,7 @@ def test_everything_is_drawn(report, tmp_path):
     assert all(f'id="{part}"' in document for part in ("chosen", "budget", "bound"))
     assert f"this plan, {format_bytes(report.chosen.peak)}" in document
     assert "torch's default" in document
-    assert f"<b>{format_bytes(report.timeline.peak)}</b>" in document  # the readout rests at the peak
+    assert f"<b>{format_bytes(report.timeline.peak)}</b>" in document  # the readout starts at the peak
     assert "no plan can be here (proven)" in document
     assert f"at most {format_percent(report.summary.gap)} above the proven bound for this budget" in document
     assert report.what_more_buys() in document
@@ -93,7 +94,7 @@ def test_everything_is_drawn(report, tmp_path):
     assert "the whole graph" in document
 
 
-def test_numbers_are_written_as_elsewhere_in_the_package(report, tmp_path):
+def test_numbers_are_formatted_as_in_python(report, tmp_path):
     sizes = [0, 1, 1023, 1024, 1536, 1024**2 - 1, 1024**2, 5 * 1024**3, 1024**4, -(3 * 1024**2)]
     times = [0, 1.3e-9, 9.99999e-7, 1e-6, 0.00123456, 0.9999999, 1.0, 75.0]
     probe = f"say('sizes', {sizes}.map(bytes)); say('times', {times}.map(seconds));"
@@ -121,7 +122,7 @@ def test_pointing_at_a_band_names_the_tensor(report, tmp_path):
     assert (said["hidden"], said["gone"]) == (False, True)
 
 
-def test_dragging_zooms_and_a_double_click_goes_back(report, tmp_path):
+def test_dragging_zooms_and_a_double_click_zooms_out(report, tmp_path):
     probe = """
       const readout = () => { point(0.5, 0.5); return one("#readout").innerText; };
       say("before", readout());
@@ -136,7 +137,7 @@ def test_dragging_zooms_and_a_double_click_goes_back(report, tmp_path):
     assert re.match(r"\d+\.\d\d KiB while (forward|backward) runs \w+", said["by time"])
 
 
-def test_the_keyboard_walks_from_the_peak(report, tmp_path):
+def test_arrow_keys_move_from_the_peak(report, tmp_path):
     probe = """
       const press = (key) => { over().dispatchEvent(new KeyboardEvent("keydown", { key })); return one("#readout"); };
       for (const [what, key] of [["first", "ArrowRight"], ["next", "ArrowRight"], ["back", "ArrowLeft"]])
@@ -147,7 +148,7 @@ def test_the_keyboard_walks_from_the_peak(report, tmp_path):
     assert said["back"] == said["first"] != said["next"]
 
 
-def test_values_are_searched_filtered_sorted_and_shown_on_demand(report, tmp_path):
+def test_values_can_be_searched_filtered_sorted_and_extended(report, tmp_path):
     probe = """
       const cells = (column) => texts(`#values tbody td:nth-child(${column})`);
       const type = (text) => { one("#search").value = text; one("#search").dispatchEvent(new Event("input")); };
@@ -177,7 +178,7 @@ def test_modules_fold(report, tmp_path):
     assert "blocks" in said["folded"]
 
 
-def test_light_and_dark_are_both_readable(report, tmp_path):
+def test_light_and_dark_schemes_have_contrast(report, tmp_path):
     probe = """
       const rgb = (e, what) => getComputedStyle(e)[what].match(/[\\d.]+/g).slice(0, 3).map(Number);
       say("page", rgb(document.body, "backgroundColor")); say("ink", rgb(document.body, "color"));
@@ -200,7 +201,72 @@ def test_nothing_is_wider_than_the_window(report, tmp_path, width):
     assert content <= window
 
 
-def test_the_canvas_shows_memory_where_there_is_some(report, tmp_path):
+# The box of each line of text outside of the tables, which scroll; the canvas lists the labels that it wrote.
+BOXES = """
+  const boxes = [];
+  const add = (text, r) => { if (r.right > r.left) boxes.push([text, r.left, r.top, r.right, r.bottom]); };
+  for (const root of ["header", "main", "footer"]) {
+    const walker = document.createTreeWalker(document.querySelector(root), NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+      const node = walker.currentNode, range = document.createRange();
+      if (!node.data.trim() || node.parentNode.closest("svg, pre, .scroll")) continue;
+      range.selectNodeContents(node);
+      for (const r of range.getClientRects()) add(node.data.trim(), r);
+    }
+  }
+  for (const text of document.querySelectorAll("svg text")) add(text.textContent, text.getBoundingClientRect());
+  const at = document.querySelector("#timeline canvas").getBoundingClientRect();
+  const [x, y] = [at.left, at.top];
+  for (const b of timeline.labels())
+    add(b.text, { left: x + b.left, top: y + b.top, right: x + b.right, bottom: y + b.bottom });
+  parent.postMessage(JSON.stringify([innerWidth, document.documentElement.scrollWidth, boxes]), "*");
+"""
+FRAME = """<!doctype html><html><body style="margin: 0"><pre id="said"></pre>
+<iframe src="page.html" style="border: 0; width: %dpx; height: 2400px"></iframe>
+<script>addEventListener("message", (event) => { document.querySelector("#said").textContent = event.data; });
+</script></body></html>"""
+
+
+@pytest.mark.parametrize("budget", [0, 0.3, 1])
+@pytest.mark.parametrize("width", [420, 700])
+def test_no_labels_overlap_in_a_narrow_window(tmp_path, width, budget):
+    """In a frame: Chromium's own windows are at least 500 pixels wide."""
+    report = report_of(budget=budget)
+    others = (Point("torch's default, in our order", report.chosen.peak, 1.01 * report.chosen.seconds), *report.others)
+    page = to_html(
+        dataclasses.replace(report, others=others, provenance=Provenance.now("a-model-with-a-name", "2.13.0"))
+    )
+    probe = f"<script>setTimeout(() => {{ {BOXES} }}, 300)</script>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{probe}</body>"), "utf-8")
+    (tmp_path / "frame.html").write_text(FRAME % width, "utf-8")
+    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=800,2500", "--dump-dom"]
+    done = subprocess.run([*command, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, timeout=120)
+    inner, content, boxes = json.loads(
+        html.unescape(re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)[1])
+    )
+    assert inner == width >= content
+    texts = [text for text, *_ in boxes]
+    assert f"this plan, {format_bytes(report.chosen.peak)}" in texts
+    assert f"peak {format_bytes(report.timeline.peak)}" in texts
+    assert [text for text, left, _, right, _ in boxes if left < 0 or right > width] == []
+    assert overlaps(boxes) == []
+
+
+def overlaps(boxes, slack=1.5):
+    """Pairs of texts whose boxes share more than ``slack`` pixels in both directions."""
+    found = []
+    for i, (text, left, top, right, bottom) in enumerate(boxes):
+        for other, left2, top2, right2, bottom2 in boxes[:i]:
+            if min(right, right2) - max(left, left2) > slack and min(bottom, bottom2) - max(top, top2) > slack:
+                found.append((other, text))
+    return found
+
+
+def test_the_overlap_check_finds_an_overlap():
+    assert overlaps([["a", 0, 0, 10, 10], ["b", 8, 8, 20, 20], ["c", 9, 20, 30, 30]]) == [("a", "b")]
+
+
+def test_the_canvas_is_filled_up_to_the_live_bytes(report, tmp_path):
     _, said = look(report, tmp_path, "say('low', pixel(0.4, 0.9)); say('high', pixel(0.15, 0.12));")
     assert said["low"][3] == 255
     assert said["high"][3] == 0

@@ -14,14 +14,14 @@ function cards() {
       data.gap === null ? null : note(`at most ${percent(data.gap)} above the proven bound for this budget`)));
 }
 
-function words() {
+function writeTexts() {
   const s = data.summary;
   $("subtitle").textContent = `budget: ${s.budget} · ${short(data.ops, "op")}, planned by ${s.solver} in ${seconds(s.planning_seconds)} · plan ${s.plan_hash}`;
   $("origin").textContent = data.origin;
   $("buys").textContent = `${data.more_memory} ${data.less_memory}`;
   $("fine").textContent = data.fine_print;
   if (s.fallback) {
-    $("fallback").textContent = `The planner failed, and this is the plan it fell back on: ${s.fallback}`;
+    $("fallback").textContent = `The planner failed; this is the fallback plan. Reason: ${s.fallback}`;
     $("fallback").hidden = false;
   }
 }
@@ -31,7 +31,7 @@ function drawAll() {
   timeline.draw();
 }
 
-words();
+writeTexts();
 cards();
 moduleTable.draw();
 valueTable.draw();

@@ -1,6 +1,6 @@
 /**
- * Memory over the step, on a canvas: a band per tensor, stacked by role, the oldest at the bottom of its role. Where
- * several ops share a pixel, the one at which most is alive is drawn, so that no peak is lost.
+ * Memory over the step, on a canvas: a band per tensor, stacked by role, the oldest at the bottom of its role. If
+ * several ops share a pixel, the one with the most live bytes is drawn, so that no peak is lost.
  */
 const timeline = (() => {
   const T = data, runs = data.runs, n = runs.length, canvas = $("timeline").children[0], over = $("timeline").children[1];
@@ -12,7 +12,7 @@ const timeline = (() => {
   const total = runs.reduce((sum, r) => sum + r.seconds, 0) || 1;
   const timed = [0];
   for (const r of runs) timed.push(timed[timed.length - 1] + r.seconds / total);
-  let edges = even, from = 0, to = 1, shown = [], scale = 1, focus = null, drag = null;
+  let edges = even, from = 0, to = 1, shown = [], scale = 1, focus = null, drag = null, labels = [];
 
   const X = (t) => left + ((t - from) / (to - from)) * (canvas.clientWidth - left - right);
   const Y = (b) => canvas.clientHeight - bottom - b * scale;
@@ -57,7 +57,18 @@ const timeline = (() => {
     return g;
   }
 
+  /** Write a text, unless it would cover one that was written before it. */
+  function write(g, text, x, y, align) {
+    const width = g.measureText(text).width, start = align === "right" ? x - width : x;
+    const box = { text, left: start, right: start + width, top: y - 7, bottom: y + 7 };
+    if (labels.some((o) => box.left < o.right + 4 && o.left < box.right + 4 && box.top < o.bottom && o.top < box.bottom)) return;
+    labels.push(box);
+    g.textAlign = align;
+    g.fillText(text, x, y);
+  }
+
   function draw() {
+    labels = [];
     const g = fit(canvas), W = canvas.clientWidth, H = canvas.clientHeight;
     scale = (H - top - bottom) / (T.peak * 1.04 || 1);
     const fills = ROLES.map((r) => color(r)), shade = color("shade"), line = color("line"), soft = color("soft");
@@ -66,8 +77,7 @@ const timeline = (() => {
       g.fillStyle = line;
       g.fillRect(left, Math.round(Y(t)), W - left - right, 1);
       g.fillStyle = soft;
-      g.textAlign = "right";
-      g.fillText(tickBytes(t), left - 8, Y(t));
+      write(g, tickBytes(t), left - 8, Y(t), "right");
     }
     shown = columns();
     const open = new Map(), longest = new Map();
@@ -100,19 +110,18 @@ const timeline = (() => {
       for (const [key, r] of open) if (!seen.has(key)) { flush(key, r); open.delete(key); }
     }
     for (const [key, r] of open) flush(key, r);
-    label(g, longest);
     frame(g, W, H);
+    nameBands(g, longest);
     highlight();
   }
 
-  function label(g, longest) {
+  function nameBands(g, longest) {
     g.fillStyle = "#fff";
-    g.textAlign = "left";
     g.save();
     g.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     for (const [i, r] of longest) {
       const v = data.values[intervals[i].value], h = (r.high - r.low) * scale, name = v.module ? `${v.module} · ${v.name}` : v.name;
-      if (h >= 14 && g.measureText(name).width + 12 < r.b - r.a) g.fillText(name, r.a + 6, Y(r.high) + h / 2 + 0.5);
+      if (h >= 14 && g.measureText(name).width + 12 < r.b - r.a) write(g, name, r.a + 6, Y(r.high) + h / 2 + 0.5, "left");
     }
     g.restore();
   }
@@ -129,18 +138,13 @@ const timeline = (() => {
     g.setLineDash([]);
     g.fillStyle = ink;
     const atPeak = X(edges[T.peak_at]) < W / 2;
-    g.textAlign = atPeak ? "right" : "left";
-    g.fillText(`peak ${bytes(T.peak)}`, atPeak ? W - right : left + 2, y - 9);
+    write(g, `peak ${bytes(T.peak)}`, atPeak ? W - right : left + 2, y - 9, atPeak ? "right" : "left");
     g.fillStyle = soft;
-    g.textAlign = "left";
     const inside = split > left && split < W - right;
     if (inside) g.fillRect(Math.round(split), top, 1, H - top - bottom + 6);
-    if (split > left + 60) g.fillText("forward", left, H - 10);
-    if (split < W - right - 70) g.fillText("backward", Math.max(split, left) + (inside ? 6 : 0), H - 10);
-    if (from > 0 || to < 1) {
-      g.textAlign = "right";
-      g.fillText("double-click to see all", W - right, H - 10);
-    }
+    if (split > left + 60) write(g, "forward", left, H - 10, "left");
+    if (split < W - right - 70) write(g, "backward", Math.max(split, left) + (inside ? 6 : 0), H - 10, "left");
+    if (from > 0 || to < 1) write(g, "double-click to zoom out", W - right, H - 10, "right");
   }
 
   /** The op and the piece under a point of the canvas. */
@@ -171,14 +175,15 @@ const timeline = (() => {
 
   const opName = (p) => `${runs[p].op}${runs[p].copy ? " (recomputed)" : ""}`;
 
-  function tell(event) {
+  /** Describe what is alive while the op in focus runs; with an event, also the tensor that it points at. */
+  function describe(event) {
     const p = focus.p, sums = ROLES.map((r, k) => [r, T.by_role[k][p]]).filter((s) => s[1]);
     const where = [runs[p].module, runs[p].source].filter(Boolean).join(", ");
     $("readout").replaceChildren(el("b", {}, bytes(runs[p].live)), ` while ${p < T.first_backward ? "forward" : "backward"} runs `, el("b", {}, opName(p)), where ? ` (${where})` : "", ": " + sums.map(([r, s]) => `${r} ${bytes(s)}`).join(", "));
     if (!event) return;
     if (!focus.piece) return hideTip();
     const [i, role, low, high] = focus.piece;
-    if (i < 0) return showTip(event.clientX, event.clientY, tipTitle(ROLES[role] === "others" ? "saved by the other calls of a step" : `smaller ${ROLES[role]}`), tipLine("together", bytes(high - low)));
+    if (i < 0) return showTip(event.clientX, event.clientY, tipTitle(ROLES[role] === "others" ? "saved by the other calls of the step" : `smaller ${ROLES[role]}`), tipLine("together", bytes(high - low)));
     const t = intervals[i], v = data.values[t.value], again = t.copy ? `, copy ${t.copy}` : "";
     const lines = [el("div", { class: "t" }, el("span", { class: "dot", style: `background: var(--${ROLES[role]}); margin-right: 7px` }), `${v.name}${again}`)];
     lines.push(el("div", { class: "mono" }, v.type), tipLine("", `${bytes(t.nbytes)}, ${ROLES[role]}`));
@@ -195,7 +200,7 @@ const timeline = (() => {
     if (drag) drag.x = x;
     focus = at(x, y);
     highlight();
-    if (focus) tell(event);
+    if (focus) describe(event);
     else hideTip();
   });
   over.addEventListener("pointerdown", (event) => { if (event.pointerType === "mouse") drag = { start: local(event)[0], x: local(event)[0] }; });
@@ -217,7 +222,7 @@ const timeline = (() => {
     const k = focus ? shown.findIndex((c) => c.p === focus.p) + by : shown.findIndex((c) => c.p === T.peak_at);
     focus = { ...shown[Math.max(0, Math.min(shown.length - 1, k))], piece: null };
     highlight();
-    tell(null);
+    describe(null);
   });
   for (const [id, which] of [["by-op", even], ["by-time", timed]])
     $(id).addEventListener("click", () => {
@@ -228,5 +233,5 @@ const timeline = (() => {
     });
   $("legend").append(...ROLES.map((r, k) => [r, Math.max(0, ...T.by_role[k])]).filter((x) => x[1] > T.peak / 1000)
     .map(([r, most]) => el("span", {}, el("i", { class: "dot", style: `background: var(--${r})` }), `${r}, at most ${bytes(most)}`)));
-  return { draw, rest() { focus = { p: T.peak_at, a: 0, b: 0, piece: null }; if (n) tell(null); focus = null; } };
+  return { draw, labels: () => labels, rest() { focus = { p: T.peak_at, a: 0, b: 0, piece: null }; if (n) describe(null); focus = null; } };
 })();
