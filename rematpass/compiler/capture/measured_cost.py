@@ -1,16 +1,15 @@
-"""``REMAT_COST=measure``: the seconds of the ops that matter, taken on this device instead of reckoned.
+"""``REMAT_COST=measure``: the seconds of expensive ops, measured on this device instead of estimated.
 
-An op that runs as a kernel of its own (a matrix product, a convolution, attention, a sort, a scatter) is called once
-per shape with arguments like its own and timed; the median of a few calls replaces the roofline's estimate. Ops that
-Inductor fuses keep theirs: run alone they would cost reads and writes that fusion takes away. So do ops that draw
-random numbers, communicate, overwrite or do what nobody knows.
+An op that runs as a kernel of its own (a matrix product, a convolution, attention, a sort, a scatter) is timed once per
+shape, with sample arguments; the median of a few calls replaces the roofline estimate. Ops that Inductor fuses keep
+their estimate, since run alone they would pay for reads and writes that fusion removes. So do ops that draw random
+numbers, communicate, overwrite, or are opaque.
 
-What was timed is kept beside Inductor's cache, under the device's name and torch's version, so that an op is timed once
-per machine. Ranks of a distributed run must plan alike, so they take what rank 0 has found; every rank compiles the
-same graphs in the same order, as distributed training needs anyway.
+Measured seconds are stored beside Inductor's cache, under the names of the device and the torch version, so an op is
+timed once per machine. Ranks of a distributed run must choose the same plans, so all take the seconds of rank 0; every
+rank compiles the same graphs in the same order, as distributed training requires.
 
-Source: measuring instead of modelling is what Checkmate (Jain et al., MLSys 2020) and torch's Inductor (its
-``config.benchmark_kernel``) do.
+Source: Checkmate (Jain et al., MLSys 2020) and Inductor (``config.benchmark_kernel``) measure instead of modelling too.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from rematpass.report.atomic import write_text
 log = logging.getLogger("rematpass")
 
 TIMED = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.SCATTER})
-_CALLS = 5  # of each op, after one that is not timed
-_ENOUGH = 0.25  # seconds after which a slow op has been called often enough
+_CALLS = 5  # timed calls per op, after one that is not timed
+_ENOUGH = 0.25  # seconds after which a slow op is not called again
 
 
 def measured(captured: Captured, costs: Costs, device: torch.device) -> Costs:
-    """``costs`` with the seconds of a run of each op that can be timed replaced by what ``device`` takes for it.
+    """``costs`` with the seconds per run measured on ``device``, for each op that can be timed.
 
-    An op that cannot be called (not enough memory, say) keeps its estimate.
+    An op that cannot be called, for example for lack of memory, keeps its estimate.
     """
     calls = timed_calls(captured)
     keys = {op: call.key for op, call in calls.items()}
@@ -55,21 +54,21 @@ def measured(captured: Captured, costs: Costs, device: torch.device) -> Costs:
 
 
 def timed_calls(captured: Captured) -> dict[int, SampleCall]:
-    """The calls, by op, of what can be timed. Those of one ``key`` take the same time."""
+    """The calls of ops that can be timed, by op. Calls with the same ``key`` take the same time."""
     last, nodes = captured.channels_last, captured.op_node
     timed = (op.id for op in captured.graph.ops if op.kind in TIMED)
     return {op: call for op in timed if (call := sample_call_of(nodes[op], channels_last=last))}
 
 
 def _table(calls: dict[str, SampleCall], device: torch.device) -> dict[str, float]:
-    """Seconds by key: what is known already, and the rest taken now."""
+    """Seconds by key: the stored ones, and the rest measured now."""
     path = _path(device)
     known = _read(path)
     missing = {key: call for key, call in calls.items() if key not in known}
     for key, call in missing.items():
         try:
             known[key] = seconds_of_call(call, device)
-        except Exception as error:  # the estimate stays: an op that cannot be timed can still be planned
+        except Exception as error:  # the op keeps its estimate
             log.debug("%s could not be timed: %s", key, error)
     if missing:
         _write(path, known)
@@ -77,7 +76,7 @@ def _table(calls: dict[str, SampleCall], device: torch.device) -> dict[str, floa
 
 
 def seconds_of_call(call: SampleCall, device: torch.device) -> float:
-    """Seconds of one call on arguments like its own: the median of a few."""
+    """Seconds of one call with sample arguments: the median of a few calls."""
     draw = torch.Generator(device)
     draw.manual_seed(0)
     with _torch.without_modes(), torch.no_grad():
@@ -91,7 +90,7 @@ def seconds_of_call(call: SampleCall, device: torch.device) -> float:
 
 
 def _of_rank_0(table: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The table of this process, or of rank 0 where there are several: ranks have to plan alike."""
+    """The table of this process, or of rank 0 in a distributed run."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return table()
     found = [table() if dist.get_rank() == 0 else None]
@@ -112,8 +111,8 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def _write(path: Path, table: dict[str, float]) -> None:
-    """Other processes may read and write it now; where it cannot be written, nothing is kept."""
+    """Write the table atomically, since other processes may use it; log an error and continue."""
     try:
         write_text(path, json.dumps(table, indent=0, sort_keys=True))
     except RematError as error:
-        log.debug("the seconds of ops could not be kept: %s", error)
+        log.debug("the measured seconds of ops could not be stored: %s", error)
