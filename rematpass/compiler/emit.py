@@ -34,13 +34,13 @@ from rematpass.errors import CaptureError
 POSITION = "remat_position"  # in node.meta: the position of the node's run in the schedule of its side
 
 
-def emit(captured: Captured, plan: Plan, *, fuse: bool = False) -> tuple[fx.GraphModule, fx.GraphModule]:
+def emit(captured: Captured, plan: Plan) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The forward and the backward module of ``plan``, before the passes of ``graph_passes.pipeline.STEP_PASSES``.
 
     Raises:
         CaptureError: an op's results are used all at once, as a tuple.
     """
-    writer = _Writer(captured, plan, fuse)
+    writer = _Writer(captured, plan)
     writer.inputs()
     writer.walk(plan.fwd)
     fwd_outputs = [writer.result(n) for n in captured.fwd_outputs]
@@ -74,9 +74,9 @@ def step_facts(captured: Captured) -> StepFacts:
 class _Writer:
     """Writes the new graph. ``living``: for each value, the copies that are alive and their nodes, newest last."""
 
-    def __init__(self, captured: Captured, plan: Plan, fuse: bool) -> None:
+    def __init__(self, captured: Captured, plan: Plan) -> None:
         self.captured, self.plan = captured, plan
-        self.realized = frozenset(plan.realized) if fuse else frozenset()
+        self.realized = frozenset(plan.realized)
         self.side = Side.FORWARD
         self.graph = fx.Graph()
         self.new_inputs: dict[fx.Node, fx.Node] = {}

@@ -58,7 +58,7 @@ class Candidates:
 
     def _make(self, rung: Rung) -> Candidate:
         verify(self.captured.graph, rung.plan)
-        modules = emit(self.captured, rung.plan, fuse=self.fuse)
+        modules = emit(self.captured, rung.plan)
         rewrite_step(*modules, step_facts(self.captured), fuse=self.fuse)
         found = self._dry_run(modules) if self.fuse else None
         if found is None:

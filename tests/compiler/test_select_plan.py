@@ -1,4 +1,4 @@
-"""Which rung is taken when Inductor's word is another one than the simulator's; and the two of them on a real model."""
+"""Which rung is taken if Inductor's peaks differ from the simulated ones; and planned peaks of a real model."""
 
 import dataclasses
 import logging
@@ -10,9 +10,10 @@ from support.programs import afresh
 from torch import nn
 
 import rematpass
+from rematpass.budget import Budget, BudgetKind
 from rematpass.compiler import select_plan
-from rematpass.compiler.select_plan import Probes
-from rematpass.core.frontier import Ladder
+from rematpass.compiler.select_plan import Candidates
+from rematpass.core.frontier import Ladder, least_budget, select
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.ladder import Rung
@@ -23,9 +24,12 @@ afresh = pytest.fixture(autouse=True)(afresh)
 
 @pytest.fixture(autouse=True)
 def judged(monkeypatch):
-    """The plans that the judge has seen, all of which it lets pass."""
+    """The plans that the judge has seen, all of which it accepts; nothing is rewritten."""
     seen = []
     monkeypatch.setattr(select_plan, "verify", lambda graph, plan: seen.append(plan.solver))
+    monkeypatch.setattr(select_plan, "emit", lambda captured, plan: (plan.solver, None))
+    monkeypatch.setattr(select_plan, "step_facts", lambda captured: None)
+    monkeypatch.setattr(select_plan, "rewrite_step", lambda fwd, bwd, facts, *, fuse: None)
     return seen
 
 
@@ -42,94 +46,98 @@ class Found:
     peak_nbytes_without_outputs: int = 0
 
 
-def probes(monkeypatch, ladder, said):
-    """``said``: simulated peak -> Inductor's; the rungs that are asked about are noted."""
+def candidates(monkeypatch, exact):
+    """``exact``: simulated peak -> Inductor's. Also returns the simulated peaks of the dry runs, in their order."""
     asked = []
-    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: plan.solver)
 
-    def ask(self, modules):
-        simulated = int(modules[1:])
+    def dry_run(self, modules):
+        simulated = int(modules[0][1:])
         asked.append(simulated)
-        return Found(said[simulated])
+        return Found(exact[simulated])
 
-    monkeypatch.setattr(Probes, "_ask", ask)
-    return Probes(captured(), ladder, fuse=True), asked
+    monkeypatch.setattr(Candidates, "_dry_run", dry_run)
+    return Candidates(captured(), fuse=True), asked
 
 
 def captured(holds_outputs=True):
-    """As much of a graph as probes look at."""
-    graph = SimpleNamespace(holds_outputs=holds_outputs)
-    return SimpleNamespace(graph=graph, fwd_outputs=())
+    """As much of a captured graph as candidates read."""
+    return SimpleNamespace(graph=SimpleNamespace(holds_outputs=holds_outputs), fwd_outputs=())
 
 
-def test_the_fastest_that_fits_is_judged_and_asked_about_once(monkeypatch, judged):
-    found, asked = probes(monkeypatch, ladder(100, 80, 60), {80: 81, 60: 60})
-    assert found.under(85).rung.peak == 80
-    assert found.under(85).rung.peak == 80
+def under(nbytes, ladder, found):
+    """What a budget in bytes selects that allows a peak of ``nbytes``."""
+    return select(ladder, Budget(BudgetKind.BYTES, nbytes=least_budget(nbytes, "cpu")), "cpu", found.of)
+
+
+def test_the_fastest_rung_that_fits_is_judged_and_dry_run_once(monkeypatch, judged):
+    found, asked = candidates(monkeypatch, {80: 81, 60: 60})
+    rungs = ladder(100, 80, 60)
+    for _ in range(2):
+        assert under(85, rungs, found).candidate.rung.peak == 80
     assert asked == [80]
     assert judged == ["s80"]
 
 
-def test_where_the_simulator_is_too_low_the_next_that_would_fit_is_taken(monkeypatch):
-    found, asked = probes(monkeypatch, ladder(100, 80, 72, 60), {80: 96, 72: 86, 60: 72})
-    assert found.under(80).rung.peak == 60
+def test_if_the_simulated_peak_is_too_low_the_next_rung_that_would_fit_is_taken(monkeypatch):
+    found, asked = candidates(monkeypatch, {80: 96, 72: 86, 60: 72})
+    assert under(80, ladder(100, 80, 72, 60), found).candidate.rung.peak == 60
     assert asked == [80, 60]  # 80 is wrong by a fifth, so 72 would not fit
 
 
-def test_where_that_leaves_room_one_faster_is_tried(monkeypatch):
-    said = {90: 110, 80: 83, 70: 73, 60: 61}
-    found, asked = probes(monkeypatch, ladder(90, 80, 70, 60), said)
-    assert found.under(90).rung.peak == 80
+def test_if_that_leaves_room_a_faster_rung_is_tried(monkeypatch):
+    found, asked = candidates(monkeypatch, {90: 110, 80: 83, 70: 73, 60: 61})
+    assert under(90, ladder(90, 80, 70, 60), found).candidate.rung.peak == 80
     assert asked == [90, 70, 80]  # 90 is wrong by a fifth, 70 by a twentieth
 
 
-@pytest.mark.parametrize(("of_80", "taken"), [(90, 80), (91, 70)])
-def test_the_faster_one_has_to_fit_as_well(of_80, taken, monkeypatch):
-    found, _ = probes(monkeypatch, ladder(90, 80, 70, 60), {90: 110, 80: of_80, 70: 73})
-    assert found.under(90).rung.peak == taken
+@pytest.mark.parametrize(("exact", "taken"), [(90, 80), (91, 70)])
+def test_the_faster_rung_has_to_fit_as_well(exact, taken, monkeypatch):
+    found, _ = candidates(monkeypatch, {90: 110, 80: exact, 70: 73})
+    assert under(90, ladder(90, 80, 70, 60), found).candidate.rung.peak == taken
 
 
-def test_a_little_above_may_be_accepted(monkeypatch):
-    found, asked = probes(monkeypatch, ladder(100, 80), {80: 81})
-    assert found.under(80, accepted=82).peak == 81
-    assert found.under(80) is None
-    assert asked == [80]
+def test_under_a_fraction_a_peak_slightly_above_the_limit_is_accepted(monkeypatch):
+    found, asked = candidates(monkeypatch, {1000: 1001, 1200: 1200})
+    rungs = ladder(1200, 1000)
+    selection = select(rungs, Budget(fraction=0.0), "cpu", found.of)
+    assert (selection.candidate.peak, selection.limit) == (1001, 1000)
+    assert not under(1000, rungs, found).fits
+    assert asked == [1000]
 
 
 @pytest.mark.parametrize(("holds", "peak"), [(True, 80), (False, 70)])
-def test_outputs_count_where_the_caller_holds_them(holds, peak, monkeypatch):
-    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: plan.solver)
-    monkeypatch.setattr(Probes, "_ask", lambda self, modules: Found(80, 70))
-    found = Probes(captured(holds), ladder(75), fuse=True).floor
-    assert (found.peak, found.peak_without_outputs) == (peak, 70)
+def test_outputs_count_if_the_caller_holds_them(holds, peak, monkeypatch):
+    monkeypatch.setattr(Candidates, "_dry_run", lambda self, modules: Found(80, 70))
+    floor = Candidates(captured(holds), fuse=True).of(ladder(75).rungs[0])
+    assert (floor.peak, floor.peak_without_outputs) == (peak, 70)
 
 
-def test_the_floor_is_the_last_word(monkeypatch):
-    found, _ = probes(monkeypatch, ladder(100, 80), {100: 100, 80: 95})
-    assert found.under(90) is None
-    assert (found.floor.peak, found.floor.exact) == (95, True)
+def test_if_nothing_fits_the_floor_is_selected(monkeypatch):
+    found, _ = candidates(monkeypatch, {100: 100, 80: 95})
+    selection = under(90, ladder(100, 80), found)
+    assert not selection.fits
+    assert (selection.candidate.peak, selection.candidate.exact) == (95, True)
 
 
-def test_without_a_fusing_compiler_nobody_is_asked(monkeypatch):
-    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: plan.solver)
-    found = Probes(captured(), ladder(100, 80), fuse=False)
-    assert (found.under(85).peak, found.under(85).exact, found.seconds) == (80, False, 0.0)
+def test_without_a_fusing_compiler_there_is_no_dry_run():
+    found = Candidates(captured(), fuse=False)
+    candidate = under(85, ladder(100, 80), found).candidate
+    assert (candidate.peak, candidate.exact, found.dry_run_seconds) == (80, False, 0.0)
 
 
-def test_when_asking_fails_the_simulators_word_stands(monkeypatch, caplog):
+def test_if_the_dry_run_fails_the_simulated_peak_stands(monkeypatch, caplog):
     def broken(*modules, num_fwd_outputs):
         raise ValueError("no such lowering")
 
-    monkeypatch.setattr(select_plan, "emit", lambda captured, plan, *, fuse: ())
     monkeypatch.setattr(select_plan, "dry_run_step", broken)
     with caplog.at_level(logging.INFO, "rematpass"):
-        found = Probes(captured(), ladder(100, 80), fuse=True).under(85)
-    assert (found.peak, found.exact) == (80, False)
-    assert "the dry run failed (ValueError: no such lowering); the simulator's peak stands" in caplog.text
+        candidate = under(85, ladder(100, 80), Candidates(captured(), fuse=True)).candidate
+    assert (candidate.peak, candidate.exact) == (80, False)
+    assert "the dry run failed (ValueError: no such lowering); the simulated peak stands" in caplog.text
 
 
 class Net(nn.Module):
-    """Layers, their logits as an output beside the loss, and dropout."""
+    """Layers with dropout; the logits are an output besides the loss."""
 
     def __init__(self):
         super().__init__()
@@ -144,10 +152,10 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("keep", "hold"), [(False, 1), (True, 1), (False, 0)], ids=["outputs dropped", "outputs kept", "said to be dropped"]
+    ("keep", "hold"), [(False, 1), (True, 1), (False, 0)], ids=["outputs dropped", "outputs kept", "planned as dropped"]
 )
 @pytest.mark.parametrize("budget", [0, 0.5])
-def test_planned_is_measured_but_for_the_loss_and_its_gradient(budget, keep, hold):
+def test_the_measured_peak_is_the_planned_one_and_the_loss_and_its_gradient(budget, keep, hold):
     torch.manual_seed(0)
     model, x = Net(), torch.randn(512, 61)
     options = {"memory_budget": budget, "hold_outputs": hold}
