@@ -118,7 +118,7 @@ def test_inductors_own_random_numbers_are_drawn_once():
 
 @pytest.mark.parametrize("backend", ["aot_eager", "remat_aot_eager"])
 def test_a_gradient_that_torchs_own_partition_gets_wrong(backend):
-    """If it fails for aot_eager, torch has mended it, and the README says otherwise."""
+    """If this fails for aot_eager, torch has fixed it, and guide/measurements.md has to change."""
     buffer = torch.tensor([0.3])
     x = torch.tensor([0.7], requires_grad=True)
 

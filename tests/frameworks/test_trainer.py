@@ -53,6 +53,6 @@ def test_the_same_weights_in_the_planned_bytes(how, tmp_path):
 
 
 def test_its_list_of_backends_does_not_have_this_one(tmp_path):
-    """Why README says what it says; when this fails, README can be simpler."""
+    """The reason for the guide's recipe; when this fails, the recipe can be simpler."""
     with pytest.raises(ValueError, match="REMAT"):
         trained(tmp_path, torch.nn.Linear(1, 1), torch_compile_backend="remat")
