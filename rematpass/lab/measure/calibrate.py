@@ -1,9 +1,8 @@
-"""Measure once what a device sustains, as a preset for the cost model.
+"""Measure the rates that a device sustains, as a preset for the cost model.
 
-Each rate is the median of a few runs of the plainest work that shows it: a large matrix product for each dtype, a copy
-of much more than any cache holds, a chain of multiply-adds that Inductor fuses into one kernel, attention, kernels that
-write and read truth values, and one with nothing to do. What the vendors' data sheets say is a bound; this is what a
-kernel gets.
+Each rate is the median of a few runs of simple work: a large matrix product for each dtype, a copy that exceeds every
+cache, a chain of multiply-adds that Inductor fuses into one kernel, attention, kernels that write and read booleans,
+and a kernel without work. Data sheets give upper bounds; these are the rates that kernels reach.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _LAUNCHES = 200
 
 
 def calibrate(device: str = "cpu", *, on_stage: Callable[[str], None] = lambda _: None) -> Hardware:
-    """The rates of ``device``, under its own name.
+    """The measured rates of ``device``. ``on_stage`` is called with a description of each measurement.
 
     Raises:
-        MeasureError: there is no such device, or it does not have the memory for a matrix to multiply.
+        MeasureError: the device cannot be used, or has too little free memory.
     """
     place = devices.usable(device)
     kind = devices.of(place)
@@ -57,7 +56,7 @@ def calibrate(device: str = "cpu", *, on_stage: Callable[[str], None] = lambda _
         on_stage("kernels")
         launch = _launch_seconds(place)
     except torch.OutOfMemoryError as error:
-        raise MeasureError(f"{device} has too little memory free to be measured: {error}") from None
+        raise MeasureError(f"{device} has too little free memory to be measured: {error}") from None
     name = kind.label(place)
     return Hardware(name, tuple(rates), vector, bandwidth, launch, attention, for_device(name).draw, mask)
 
@@ -90,7 +89,7 @@ def _attention_rate(device: torch.device) -> float:
 
 
 def _bandwidth(nbytes: int, device: torch.device) -> float:
-    """Bytes per second, of those read and those written."""
+    """Bytes read and written per second."""
     source = torch.zeros(nbytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * nbytes / _median(lambda: target.copy_(source), device)
@@ -110,9 +109,9 @@ def _vector_rate(sizes: CalibrationSizes, device: torch.device) -> float:
 
 
 def _mask_seconds(elements: int, device: torch.device) -> float:
-    """Of one truth value that a fused kernel writes or reads, beyond what a number in its place takes."""
+    """Seconds per boolean that a fused kernel writes or reads, beyond those for a float32 in its place."""
     numbers = torch.zeros(elements, device=device)
-    truths = numbers > 0
+    booleans = numbers > 0
 
     def write(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return x > 0
@@ -125,7 +124,7 @@ def _mask_seconds(elements: int, device: torch.device) -> float:
 
     def seconds(of: Callable[..., torch.Tensor]) -> float:
         compiled = torch.compile(of)
-        return _median(lambda: compiled(numbers, truths), device)
+        return _median(lambda: compiled(numbers, booleans), device)
 
     with torch.no_grad():
         return max(0.0, (seconds(write) + seconds(read)) / 2 - seconds(neither)) / elements

@@ -1,8 +1,8 @@
-"""FLOPs of a training step, counted exactly: matrix products, convolutions and attention; a multiply-add is two.
+"""FLOPs of a training step, counted exactly: matrix products, convolutions and attention; a multiply-add counts as two.
 
-In eager mode torch's ``FlopCounterMode`` sees every call. Compiled code calls kernels that no mode can see into, so
-there the graphs are counted as Inductor is about to generate code for them, forward and backward, by the same
-formulas. What a step has beyond eager's total is what is computed again.
+In eager mode torch's ``FlopCounterMode`` sees every call. It cannot see into compiled kernels, so for compiled code the
+forward and backward graphs are counted, by the same formulas, just before Inductor generates code for them. FLOPs
+beyond eager's total are recomputation.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from rematpass.compiler._torch import CustomGraphPass, inductor_config, run_and_save_rng_state
 from rematpass.compiler.inductor.without_trace import is_dry_run
-from rematpass.compiler.ops.size_hints import hint
 from rematpass.compiler.ops.flops import ATTENTION_FLOPS
-from rematpass.lab.measure.memory_and_time import Step, run_step
+from rematpass.compiler.ops.size_hints import hint
+from rematpass.lab.measure.memory_and_time import TrainingStep, run_step
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Whole numbers of FLOPs: of the forward alone, and of forward and backward with what is computed again."""
+    """FLOPs of forward alone, and of the whole step including recomputation."""
 
     forward: int
     step: int
 
 
-def eager_flops(step: Step, parameters: Iterable[torch.nn.Parameter]) -> Flops:
+def eager_flops(step: TrainingStep, parameters: Iterable[torch.nn.Parameter]) -> Flops:
     """Count one uncompiled step, checkpointed regions included.
 
     Raises:
-        MeasureError: as ``run_step`` does.
+        MeasureError: as ``run_step``.
     """
     after_forward: list[int] = []
     with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
@@ -45,9 +45,9 @@ def eager_flops(step: Step, parameters: Iterable[torch.nn.Parameter]) -> Flops:
 
 
 class GraphFlops(CustomGraphPass):
-    """Counts each graph that Inductor compiles. ``total`` is a step's as long as it runs every graph once.
+    """Counts each graph that Inductor compiles. ``total`` is the step's total if the step runs every graph once.
 
-    The id is new for each object, so that no cache keeps a graph from being seen; compiled code is never reused then.
+    Each object has a new id, so that Inductor's cache never hides a graph; compiled code is not reused.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class GraphFlops(CustomGraphPass):
 
 @contextmanager
 def compiled_flops() -> Iterator[GraphFlops]:
-    """Count the graphs that are compiled inside the ``with``; a backward is compiled when it first runs."""
+    """Count the graphs that are compiled inside the ``with``. A backward is compiled when it first runs."""
     counter = GraphFlops()
     with inductor_config.patch(post_grad_custom_pre_pass=counter):
         yield counter
@@ -80,7 +80,7 @@ def graph_flops(graph: fx.Graph) -> int:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        op, args, kwargs, value = _with_its_random_state_aside(node)
+        op, args, kwargs, value = _without_random_state(node)
         packet = getattr(op, "overloadpacket", None)
         if packet in formulas:
             args, kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
@@ -88,15 +88,16 @@ def graph_flops(graph: fx.Graph) -> int:
     return total
 
 
-def _with_its_random_state_aside(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
-    """The op that a node runs, its arguments and its result, also where torch hands it the state of a generator.
+def _without_random_state(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+    """The op that a node runs, its arguments and its result, unwrapped if torch also passes a generator's state.
 
-    It does so in checkpointed regions, with whatever could draw numbers: attention, be its dropout 0.
+    In checkpointed regions torch wraps each op that could draw random numbers, which includes attention without
+    dropout.
     """
     value = node.meta.get("val")
-    place = next((i for i, arg in enumerate(node.args[:2]) if hasattr(arg, "overloadpacket")), None)
-    if place is None:
+    wrapped = next((i for i, arg in enumerate(node.args[:2]) if hasattr(arg, "overloadpacket")), None)
+    if wrapped is None:
         return node.target, node.args, dict(node.kwargs), value
-    kwargs = {name: of for name, of in node.kwargs.items() if name != "rng_state"}
-    saves_the_state = node.target is run_and_save_rng_state
-    return node.args[place], node.args[place + 1 :], kwargs, value[1] if saves_the_state and value else value
+    kwargs = {name: arg for name, arg in node.kwargs.items() if name != "rng_state"}
+    returns_state = node.target is run_and_save_rng_state
+    return node.args[wrapped], node.args[wrapped + 1 :], kwargs, value[1] if returns_state and value else value

@@ -1,16 +1,16 @@
-"""What a training step really takes: peak bytes, exactly, and seconds.
+"""Measurements of a training step: peak bytes, exactly, and seconds.
 
-A step is a function without arguments that returns the loss; forward and backward of it are measured, gradients
-included and set to None before. The peak is what is alive beyond what stood before the step, so parameters, inputs
-and optimizer state are left out. Three figures tell the gradients apart, since a planner can do nothing about them:
+A step is a function without arguments that returns the loss. Its forward and backward are measured, with gradients that
+are None before. The peak counts bytes beyond those allocated before the step, which excludes parameters, inputs and
+optimizer state. Parameter gradients are reported separately, since no plan can avoid them:
 
-        bytes     ╭─╮      peak              all of it
-              ╭───╯ ╰─╮    peak_other        the highest point of what is no parameter gradient
-          ╭───╯  ▁▂▃▄▅╰─   gradients         what the parameters' gradients take once the step is done
-        ──╯▁▁▁▁▁▁▁▁▁▁▁▁▁   peak - gradients  what is left of the peak if all of them are taken off
+        bytes     ╭─╮      peak              everything
+              ╭───╯ ╰─╮    peak_other        the highest point, excluding parameter gradients
+          ╭───╯  ▁▂▃▄▅╰─   gradients         the parameter gradients at the end of the step
+        ──╯▁▁▁▁▁▁▁▁▁▁▁▁▁   peak - gradients  the peak less all parameter gradients
 
-Seconds are compared in rounds that run every candidate once, so that a machine that slows down for a while slows all
-of them down; quotients are taken within a round and their median is reported.
+Seconds are compared in rounds that run every candidate once, so that a slow phase of the machine affects all of them.
+Quotients are taken within a round, and their median is reported.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from rematpass.compiler import devices
 from rematpass.compiler.devices.allocator_trace import AllocatedBytes, live_bytes
 from rematpass.errors import MeasureError
 
-Step = Callable[[], torch.Tensor]
+TrainingStep = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one training step, beyond what stood before it.
+    """Bytes of one training step, beyond those allocated before it.
 
-    ``saved``: alive between forward and backward, the loss included. ``reserved``: what the CUDA allocator took from
-    the device for the step, ``requested``: what the step asked it for at most, where ``peak`` counts the blocks that
-    it handed out; None on the CPU, whose allocator keeps nothing back and hands out what it is asked for.
+    ``saved``: alive between forward and backward, including the loss. ``requested``: the most that the step requested
+    at a time, whereas ``peak`` counts the allocator's blocks. ``reserved``: what the allocator took from the device for
+    the step. Both are None on the CPU, whose allocator reserves nothing and does not round requests up.
     """
 
     peak: int
@@ -46,15 +46,15 @@ class StepMemory:
     saved: int
     reserved: int | None
     requested: int | None
-    course: tuple[AllocatedBytes, ...]
+    history: tuple[AllocatedBytes, ...]
 
     @property
     def peak_less_gradients(self) -> int:
-        """The peak, less all of the gradients, as if they had stood there from the start."""
+        """The peak as if all gradients had been allocated before the step."""
         return self.peak - self.gradients
 
 
-def loss_of(step: Step) -> torch.Tensor:
+def loss_of(step: TrainingStep) -> torch.Tensor:
     """Run forward and return its loss.
 
     Raises:
@@ -71,11 +71,13 @@ def loss_of(step: Step) -> torch.Tensor:
     return loss
 
 
-def run_step(step: Step, parameters: Iterable[torch.nn.Parameter], between: Callable[[], None] | None = None) -> None:
-    """Forward and backward, into fresh gradients. ``between`` is called when forward is done.
+def run_step(
+    step: TrainingStep, parameters: Iterable[torch.nn.Parameter], between: Callable[[], None] | None = None
+) -> None:
+    """Run forward and backward, into new gradients. ``between`` is called after forward.
 
     Raises:
-        MeasureError: the step returns no loss, or the loss depends on no parameter that is trained.
+        MeasureError: the step returns no loss, or the loss does not depend on a trained parameter.
     """
     parameters = list(parameters)
     for parameter in parameters:
@@ -89,14 +91,14 @@ def run_step(step: Step, parameters: Iterable[torch.nn.Parameter], between: Call
 
 
 def measure_memory(
-    step: Step, parameters: Iterable[torch.nn.Parameter], *, device: torch.device | str = "cpu", warm: int = 2
+    step: TrainingStep, parameters: Iterable[torch.nn.Parameter], *, device: torch.device | str = "cpu", warm: int = 2
 ) -> StepMemory:
-    """Run ``warm`` steps, which compile what has to be compiled, then measure one. Gradients are None afterwards.
+    """Run ``warm`` steps, which compile the model, then measure one. Gradients are None afterwards.
 
-    CUDA's caches are emptied before, so that ``reserved`` is this step's own.
+    The device's cache is emptied first, so that ``reserved`` counts only this step.
 
     Raises:
-        MeasureError: as ``run_step`` does; the device cannot be measured; a profiler is running.
+        MeasureError: as ``run_step``; the device cannot be measured; a profiler is running.
     """
     device = torch.device(device)
     parameters = list(parameters)
@@ -110,22 +112,22 @@ def measure_memory(
     return recorded if counted is None else replace(recorded, **vars(counted))
 
 
-def _recorded(step: Step, parameters: list[torch.nn.Parameter], device: torch.device) -> StepMemory:
+def _recorded(step: TrainingStep, parameters: list[torch.nn.Parameter], device: torch.device) -> StepMemory:
     with devices.record(device) as recording:
         run_step(step, parameters, between=lambda: recording.mark("backward"))
     grads = {p.grad.untyped_storage().data_ptr(): p.grad.untyped_storage().nbytes() for p in _with_grad(parameters)}
-    moments = live_bytes(recording.events, set(grads))
+    history = live_bytes(recording.events, set(grads))
     for parameter in parameters:
         parameter.grad = None
-    before_backward = [m.nbytes for m in moments if m.nanoseconds < recording.marks["backward"]]
+    before_backward = [m.nbytes for m in history if m.nanoseconds < recording.marks["backward"]]
     return StepMemory(
-        peak=max((m.nbytes for m in moments), default=0),
-        peak_other=max((m.nbytes - m.gradients for m in moments), default=0),
+        peak=max((m.nbytes for m in history), default=0),
+        peak_other=max((m.nbytes - m.gradients for m in history), default=0),
         gradients=sum(grads.values()),
         saved=before_backward[-1] if before_backward else 0,
         reserved=None,
         requested=None,
-        course=moments,
+        history=history,
     )
 
 
@@ -135,7 +137,7 @@ def _with_grad(parameters: Iterable[torch.nn.Parameter]) -> list[torch.nn.Parame
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every measured run, in the order of the rounds."""
+    """Seconds of each run, in the order of the rounds."""
 
     seconds: tuple[float, ...]
 
@@ -145,14 +147,14 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The lower and the upper quartile: half of all runs took a time between them."""
+        """The lower and the upper quartile, in seconds."""
         if len(self.seconds) < 2:
             return self.seconds[0], self.seconds[0]
         lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return lower, upper
 
     def relative_to(self, other: Timing) -> Timing:
-        """The quotients of the two within each round, which a slow minute of the machine cancels out of."""
+        """The quotients with ``other`` within each round; a phase in which the machine is slow cancels out."""
         return Timing(tuple(a / b for a, b in zip(self.seconds, other.seconds, strict=True)))
 
 
@@ -163,9 +165,9 @@ def interleaved_medians(
     device: torch.device | str = "cpu",
     after_round: Callable[[], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time every one of ``runs`` once per round, each round beginning with another one; the first call is not warm.
+    """Time each of ``runs`` once per round, starting each round with the next one. Nothing is warmed up before.
 
-    The garbage collector is off while a run is timed and called in between.
+    The garbage collector runs between the runs and is off while a run is timed.
     """
     device = torch.device(device)
     names = list(runs)
@@ -196,28 +198,28 @@ def seconds_of(run: Callable[[], object], device: torch.device | str = "cpu") ->
 
 
 def compile_seconds(run: Callable[[], object], *, device: torch.device | str = "cpu", warm: int = 2) -> float:
-    """What the first call takes longer than a warm one: the least of ``warm`` further calls."""
+    """Seconds of the first call minus those of the fastest of ``warm`` further calls."""
     first = seconds_of(run, device)
     return max(0.0, first - min(seconds_of(run, device) for _ in range(warm)))
 
 
 def gradient_error(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference of a gradient's entry from ``theirs``, relative to its parameter's largest entry there.
+    """The largest difference of an entry, relative to the largest entry of the same parameter's gradient in ``theirs``.
 
-    A parameter whose gradient is nothing but rounding (a key's bias under softmax) would make noise look like error,
-    so what is divided by is never below a thousandth of the largest entry of all gradients. A gradient that only one
-    of the two has, or that is not finite, is infinitely far off.
+    The divisor is at least a thousandth of the largest entry of all gradients: the gradient of some parameters (a key's
+    bias under softmax) is only rounding noise. The error is infinite if only one of the two has some gradient, or if a
+    difference is not finite.
     """
     if ours.keys() != theirs.keys():
         return math.inf
-    largest, off = {}, {}
+    largest, difference = {}, {}
     for name, gradient in theirs.items():
-        here = gradient.to(ours[name].device)  # a GPU compares a billion entries in no time, a CPU in seconds
+        here = gradient.to(ours[name].device)  # comparing a billion entries is fast on a GPU only
         largest[name] = float(here.abs().max())
-        off[name] = float((ours[name].float() - here.float()).abs().max())
+        difference[name] = float((ours[name].float() - here.float()).abs().max())
     least = 1e-3 * max(largest.values(), default=0.0)
     worst = 0.0
     for name in theirs:
-        error = off[name] / (max(largest[name], least) or 1.0)
+        error = difference[name] / (max(largest[name], least) or 1.0)
         worst = max(worst, error) if math.isfinite(error) else math.inf
     return worst

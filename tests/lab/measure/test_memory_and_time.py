@@ -23,11 +23,11 @@ class TestMeasureMemory:
         assert memory.peak_less_gradients == memory.peak - result
         assert memory.reserved is None
 
-    def test_course_ends_with_the_gradients_and_peaks_at_the_peak(self):
+    def test_history_ends_with_the_gradients_and_contains_the_peak(self):
         weight = nn.Parameter(torch.ones(1009))
         memory = measure_memory(lambda: weight.exp().sum(), [weight])
-        assert max(m.nbytes for m in memory.course) == memory.peak
-        assert memory.course[-1].gradients == 4 * 1009
+        assert max(m.nbytes for m in memory.history) == memory.peak
+        assert memory.history[-1].gradients == 4 * 1009
 
     def test_saved_values_of_a_chain(self):
         module = chain(layers=5, width=16, segments=5)
@@ -70,7 +70,7 @@ class TestMeasureMemory:
         assert memory.gradients == 5 * 4 * (256 * 256 + 256)
         assert 0 < memory.requested <= memory.peak
         assert memory.reserved > 0  # less than the peak where what stands leaves room in its segments
-        assert abs(max(m.nbytes for m in memory.course) - memory.peak) <= 512 * len(memory.course)
+        assert abs(max(m.nbytes for m in memory.history) - memory.peak) <= 512 * len(memory.history)
 
 
 class TestRunStep:
