@@ -48,6 +48,7 @@ from ortools.graph.python import max_flow
 from rematpass.core.cost import Costs
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import Op, Origin, Side, Value
+from rematpass.core.ragged import Bools, Floats
 from rematpass.core.solve.effort import DEFAULT_EFFORT
 from rematpass.errors import ContradictoryMarks, PlanError
 
@@ -82,7 +83,7 @@ class PairwiseCosts:
 
     not_recomputed: tuple[int, ...]
     recomputed: tuple[int, ...]
-    costs: NDArray[np.float64]
+    costs: Floats
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,7 @@ class Network:
         op = self._producer(value.id)
         return bool(value.cannot_save or (value.mutated and op < 0) or (op >= 0 and self.graph.ops[op].must_recompute))
 
-    def solve(
-        self, run: Sequence[float], keep: Sequence[float] | NDArray[np.float64], pairwise: PairwiseCosts | None = None
-    ) -> Cut:
+    def solve(self, run: Sequence[float], keep: Sequence[float] | Floats, pairwise: PairwiseCosts | None = None) -> Cut:
         """The cheapest cut.
 
         ``run[op]``: the cost of recomputing an op; ``keep[value]``: the cost of saving a value; ``pairwise``: costs of
@@ -201,21 +200,21 @@ class Network:
                 needed.update(op.reads)
         return wanted
 
-    def _run_costs(self, run: Sequence[float]) -> NDArray[np.float64]:
+    def _run_costs(self, run: Sequence[float]) -> Floats:
         """Capacities of ``source -> op``, before scaling."""
         costs = np.asarray(run, np.float64)[self._op_ids]
         costs[self._run_once] = _INFINITE
         costs[self._of_neither_side] = 0.0
         return costs
 
-    def _keep_costs(self, keep: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    def _keep_costs(self, keep: Sequence[float] | Floats) -> Floats:
         """Capacities of ``op -> value`` and ``source -> input``, before scaling."""
         costs = np.asarray(keep, np.float64)[self._value_ids]
         costs[self._static] = 0.0
         costs[self._not_saved] = _INFINITE
         return costs
 
-    def _contradiction(self, forbidden: NDArray[np.bool_]) -> ContradictoryMarks:
+    def _contradiction(self, forbidden: Bools) -> ContradictoryMarks:
         """The error for a cut of infinite capacity: it names a shortest path of arcs that must not be cut."""
         successors: dict[int, list[int]] = {}
         priced = zip(*(a.tolist() for a in self._priced_arcs), forbidden.tolist(), strict=True)
