@@ -11,7 +11,7 @@ import rematpass
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.capture import measured_cost
 from rematpass.compiler.ops.sample_call import sample_call_of
-from rematpass.compiler.planned import records
+from rematpass.compiler.planned import listening
 from rematpass.core.op import Kind
 
 CPU = torch.device("cpu")
@@ -24,14 +24,15 @@ def cache(tmp_path, monkeypatch):
 
 
 def train(module, x, **options):
-    """One step; the problem that was planned for it, and the gradients."""
+    """The record and the gradients of one step."""
     torch._dynamo.reset()
-    before = len(records())
+    planned = []
     compiled = torch.compile(module, backend=remat_aot_eager, options={"memory_budget": 0, **options})
-    compiled(x).sum().backward()
+    with listening(planned.append):
+        compiled(x).sum().backward()
     gradients = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
-    (record,) = records()[before:]
+    (record,) = planned
     return record, gradients
 
 
