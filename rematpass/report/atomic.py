@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(target)
     except OSError as error:
-        raise ReportError(f"cannot write {path}: {error.strerror or error}; give another directory") from error
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -46,6 +47,12 @@ def write_text(path: Path, text: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ReportError(f"cannot write {path}: {error.strerror or error}; give another directory") from error
+        raise _cannot_write(path, error) from error
     with replacing(path) as file:
         file.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def _cannot_write(path: Path, error: OSError) -> ReportError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "free some space or write elsewhere" if is_full else "give another directory"
+    return ReportError(f"cannot write {path}: {error.strerror or error}; {hint}")
