@@ -185,7 +185,7 @@ def test_an_infeasible_budget_states_what_other_calls_have_saved():
     problem, ladder = large_values(recompute=1.0)
     lowest = ladder.rungs[0]
     graph = dataclasses.replace(problem.graph, calls=3)
-    timeline = dataclasses.replace(lowest.timeline, of_others=8 * MIB)
+    timeline = dataclasses.replace(lowest.timeline, nbytes_of_others=8 * MIB)
     text = infeasible(
         dataclasses.replace(problem, graph=graph), dataclasses.replace(lowest, timeline=timeline), 64 * MIB, 40 * MIB
     )
