@@ -1,8 +1,8 @@
 """Estimated against measured seconds of the ops that run as kernels of their own: ``python benchmarks/costs.py``.
 
-For each model and all of them together: how many different calls there are, the rank correlation (Spearman's) of the
-roofline's seconds with the measured ones, and how far off they are in the middle. Ranks are what decides what is worth
-saving. Plans use the estimates, or, with ``REMAT_COST=measure``, the measured seconds.
+For each model and for all together the page lists the number of different calls, the rank correlation (Spearman's) of
+estimated and measured seconds, and the median of their quotient. The ranks decide what is worth saving. Plans use the
+roofline's estimates or, with ``REMAT_COST=measure``, measured seconds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from support.joint_graph import captured, look_at
+from support.joint_graph import captured, inspect_joint
 
+from rematpass.compiler import devices
 from rematpass.compiler.capture.measured_cost import seconds_of_call, timed_calls
 from rematpass.core import hardware
 from rematpass.core.cost import estimate
-from rematpass.lab.models import build
+from rematpass.lab.models.build import build
+from rematpass.report.atomic import write_text
 
 HERE = Path(__file__).parent
 Pairs = dict[str, tuple[float, float, int]]
@@ -28,26 +30,28 @@ Pairs = dict[str, tuple[float, float, int]]
 
 def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--models", default="llama,gpt2,vit,resnet50,mlp", metavar="LIST", help="of the catalog")
+    made.add_argument("--models", default="llama,gpt2,vit,resnet50,mlp", metavar="LIST", help="models of the catalog")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    made.add_argument("--hardware", default="", metavar="NAME", help="a preset or a file of rematpass calibrate")
-    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="where the page goes")
+    made.add_argument(
+        "--hardware", default="", metavar="NAME", help="a preset, or a file that rematpass calibrate wrote"
+    )
+    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="directory of the page")
     arguments = made.parse_args(argv)
     found = {name: pairs_of(name, arguments.device, arguments.hardware) for name in arguments.models.split(",")}
-    device = build.usable(arguments.device)
+    device = devices.usable(arguments.device)
     page = arguments.results / f"costs_{device.type}_{datetime.date.today().isoformat()}.md"
-    page.write_text(text(found, arguments.hardware or "the preset of the device"))
+    write_text(page, text(found, arguments.hardware or "the preset of the device"))
     print(page.read_text())
     return 0
 
 
 def pairs_of(name: str, device: str, preset: str) -> Pairs:
-    """For each different call, its estimated and measured seconds and how often the model makes it."""
-    model = build.build(name, device=device, seed=0)
-    place = build.usable(device)
+    """For each different call: its estimated seconds, its measured seconds, and how often the model makes it."""
+    model = build(name, device=device, seed=0)
+    place = devices.usable(device)
     found: Pairs = {}
 
-    def look(joint: Any, _: Any, kwargs: Any) -> None:
+    def inspect(joint: Any, _: Any, kwargs: Any) -> None:
         ours = captured(joint, kwargs)
         chosen = hardware.preset(preset) if preset else hardware.for_device(ours.graph.device)
         costs = estimate(ours.graph, chosen)
@@ -57,12 +61,12 @@ def pairs_of(name: str, device: str, preset: str) -> Pairs:
             else:
                 found[call.key] = (costs.run[op], seconds_of_call(call, place), 1)
 
-    look_at(model.module, model.step, look)
+    inspect_joint(model.module, model.step, inspect)
     return found
 
 
 def spearman(pairs: Pairs) -> float:
-    """The correlation of ranks, each call counted as often as the model makes it; nan where all estimates are equal."""
+    """The correlation of ranks, each call weighted by its number; nan if all estimates are equal."""
     if len({estimated for estimated, _, _ in pairs.values()}) < 2:
         return float("nan")
     estimated, measured = (np.repeat([p[i] for p in pairs.values()], [p[2] for p in pairs.values()]) for i in (0, 1))
@@ -70,7 +74,7 @@ def spearman(pairs: Pairs) -> float:
 
 
 def _ranks(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks, equal numbers sharing the mean of theirs."""
+    """Ranks; equal numbers share their mean rank."""
     _, inverse, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     mean: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]

@@ -1,7 +1,7 @@
-"""How near the planner is to what can be had: ``python benchmarks/gap.py --help``.
+"""The planner's gap to what is possible: ``python benchmarks/gap.py --help``.
 
-Two tables: the five models' plans against the proven bound, and plans of random graphs against the exact optimum. Both
-are in the seconds of the cost model and the bytes of the simulator: they are the same on every machine.
+The first table compares the plans of five models with the proven bound, the second one plans of random graphs with the
+exact optimum. Seconds are the cost model's and bytes the simulator's, so they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,59 +25,70 @@ from rematpass.core.op import Kind, Op, Origin, Value
 from rematpass.core.solve.bound import ASSUMES, lower_bound
 from rematpass.core.solve.exact import exact
 from rematpass.core.solve.problem import Problem
+from rematpass.report.atomic import write_text
 from rematpass.units import format_bytes
 
 MODELS = "llama,gpt2,vit,resnet50,mlp"
 FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.0)
-PROMISED = 0.25  # the gap is held to a figure from this fraction on
+PROMISED = 0.25  # the page summarizes the gaps at this budget and above
 SIZES = "4,8,12,16"
 
 
 def main(argv: list[str] | None = None) -> int:
     default_environment(TORCH_CPP_LOG_LEVEL="ERROR", KINETO_LOG_LEVEL="99")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=MODELS, metavar="LIST", help=f"of the catalog, or none (default: {MODELS})")
-    parser.add_argument("--sizes", default=SIZES, metavar="LIST", help=f"layers of random graphs (default: {SIZES})")
+    parser.add_argument(
+        "--models", default=MODELS, metavar="LIST", help=f"models of the catalog, or none (default: {MODELS})"
+    )
+    parser.add_argument(
+        "--sizes", default=SIZES, metavar="LIST", help=f"layers of the random graphs (default: {SIZES})"
+    )
     parser.add_argument("--graphs", type=int, default=10, metavar="N", help="random graphs of each size (default: 10)")
-    parser.add_argument("--effort", type=float, default=5, metavar="E", help="for each optimum (default: 5)")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--effort", type=float, default=5, metavar="E", help="effort for each optimum (default: 5)")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR",
+                        help="directory of the page")  # fmt: skip
     arguments = parser.parse_args(argv)
     names = [] if arguments.models == "none" else arguments.models.split(",")
-    rows = [_Against.bound(name, *_planned(name)) for name in names]
+    rows = [_ModelGaps.measure(name, *_planned(name)) for name in names]
     sizes = [int(size) for size in arguments.sizes.split(",")]
     groups = [list(_cases(size, arguments.graphs, arguments.effort)) for size in sizes]
     path = arguments.results / f"gap_{datetime.date.today()}.md"
-    path.write_text("\n".join([*_heading(), *_models(rows), *_random(sizes, groups, arguments.graphs)]) + "\n", "utf-8")
+    lines = [*_heading(), *_models(rows), *_random(sizes, groups, arguments.graphs)]
+    write_text(path, "\n".join(lines) + "\n")
     print(path.read_text("utf-8"))
     return 0
 
 
-# The five models, against the bound.
+# The models, against the bound.
 
 
 def _planned(name: str) -> tuple[Problem, Ladder]:
-    """A model's graph as Inductor hands it over, and its plans."""
+    """A model's joint graph as AOTAutograd hands it over, and its ladder."""
     from rematpass.compiler.plan_only import plan_only
-    from rematpass.lab.models import build
+    from rematpass.lab.models.build import build
 
-    model = build.build(name)
+    model = build(name)
     [record] = plan_only(model.module, model.step, Config.read({"memory_budget": 1}))
     return Problem(record.graph, record.problem.costs), record.ladder
 
 
 @dataclass(frozen=True)
-class _Against:
-    """One model's plans: ``gaps`` by budget; ``own``: of each rung at its own peak; ``seconds``: what proving took."""
+class _ModelGaps:
+    """The gaps of one model's plans to the bound, as shares of a step's seconds.
+
+    ``floors``: the proven one and the ladder's, in bytes. ``by_budget``: at each of ``FRACTIONS``. ``by_rung``: of each
+    rung at its own peak. ``proving_seconds``: of the bound at one budget, and at all budgets and peaks.
+    """
 
     name: str
     ops: int
-    floors: tuple[int, int]  # proven, the ladder's
-    gaps: tuple[float, ...]
-    own: tuple[float, ...]
-    seconds: tuple[float, float]
+    floors: tuple[int, int]
+    by_budget: tuple[float, ...]
+    by_rung: tuple[float, ...]
+    proving_seconds: tuple[float, float]
 
     @classmethod
-    def bound(cls, name: str, problem: Problem, ladder: Ladder) -> _Against:
+    def measure(cls, name: str, problem: Problem, ladder: Ladder) -> _ModelGaps:
         limits = [ladder.limit(fraction) for fraction in FRACTIONS]
         start = time.process_time()
         lower_bound(problem, limits[2:3])
@@ -99,10 +110,10 @@ class _Against:
 
 
 def random_graph(layers: int, seed: int) -> tuple[JointGraph, Costs]:
-    """``layers`` ops of one or two arguments, mostly recent ones, and backward as autograd would write it.
+    """``layers`` ops with one or two arguments, mostly recent values, and a backward as autograd would build it.
 
-    Backward's op for each of them reads the gradient of its result and its arguments or its result. Sizes are 1 to 9
-    bytes, seconds 1 to 9, whole numbers.
+    The backward op of a forward op reads the gradient of its result, and its arguments or its result. Sizes are 1 to 9
+    bytes and costs 1 to 9 seconds, whole numbers.
     """
     draw = random.Random(seed)
     values, ops = [Value(0, 3, Origin.INPUT)], list[Op]()
@@ -134,7 +145,7 @@ def random_graph(layers: int, seed: int) -> tuple[JointGraph, Costs]:
 
 @dataclass(frozen=True)
 class _Case:
-    """One graph under one limit: seconds of the planner's plan, of the oracle's, its own proof, and the bound."""
+    """One graph under one limit, in seconds: the planner's plan, the exact solver's plan and proof, and our bound."""
 
     planner: float
     optimum: float
@@ -162,10 +173,10 @@ def _cases(layers: int, graphs: int, effort: float) -> Iterator[_Case]:
 
 def _heading() -> list[str]:
     return [
-        "# How near the planner is to what can be had",
+        "# The planner's gap to what is possible",
         "",
-        f"Made by `benchmarks/gap.py` on {datetime.date.today()}. Seconds are the cost model's, bytes the simulator's: "
-        "nothing here is measured, and every machine gets the same figures (but for what proving took).",
+        f"Made by `benchmarks/gap.py` on {datetime.date.today()}. Seconds are the cost model's and bytes the "
+        "simulator's: nothing is measured, and all figures but the seconds of proving are the same on every machine.",
         "",
     ]
 
@@ -174,25 +185,25 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def _models(rows: Sequence[_Against]) -> list[str]:
+def _models(rows: Sequence[_ModelGaps]) -> list[str]:
     if not rows:
         return []
-    promised = [gap for row in rows for gap, f in zip(row.gaps, FRACTIONS, strict=True) if f >= PROMISED]
+    promised = [gap for row in rows for gap, f in zip(row.by_budget, FRACTIONS, strict=True) if f >= PROMISED]
     lines = [
         "## Five models, against the proven bound",
         "",
         "How much longer a step takes than the bound for the budget, at fractions of the way from floor to ceiling. "
-        f"No plan under the budget is below the bound; it is proven {ASSUMES}. What is left is the planner's loss, the "
-        "bound's weakness, and the memory that the next rung would not have fitted.",
+        f"No plan under the budget is faster than the bound; it is proven {ASSUMES}. The gap contains the planner's "
+        "loss, the weakness of the bound, and memory that is unused because the next rung does not fit.",
         "",
         "| model | ops | " + " | ".join(f"{f:g}" for f in FRACTIONS) + " | a rung at its own peak: mean | worst |"
         " floor | proven floor | proving one budget | all |",
         "|---|" + "---:|" * (len(FRACTIONS) + 7),
     ]
     for row in rows:
-        cells = [row.name, str(row.ops), *map(_percent, row.gaps), _percent(statistics.mean(row.own))]
-        cells += [_percent(max(row.own)), format_bytes(row.floors[1]), format_bytes(row.floors[0])]
-        lines.append("| " + " | ".join([*cells, *(f"{s:.2f} s" for s in row.seconds)]) + " |")
+        cells = [row.name, str(row.ops), *map(_percent, row.by_budget), _percent(statistics.mean(row.by_rung))]
+        cells += [_percent(max(row.by_rung)), format_bytes(row.floors[1]), format_bytes(row.floors[0])]
+        lines.append("| " + " | ".join([*cells, *(f"{s:.2f} s" for s in row.proving_seconds)]) + " |")
     mean, worst = statistics.mean(promised), max(promised)
     lines += ["", f"From {PROMISED:g} on: {_percent(mean)} on average, {_percent(worst)} at worst.", ""]
     return lines
@@ -203,8 +214,8 @@ def _random(sizes: Sequence[int], groups: Sequence[Sequence[_Case]], graphs: int
         "## Random graphs, against the optimum",
         "",
         f"{graphs} graphs of each size, at {', '.join(f'{f:g}' for f in FRACTIONS[1:])} of the way from the ladder's "
-        "floor to its ceiling. The optimum is the oracle's (`core/solve/exact.py`): any op may run again before any of "
-        "backward's own, as often as it helps, with at most one forward of recompute, as for the planner.",
+        "floor to its ceiling. The optimum is that of `core/solve/exact.py`: any op may run again before any backward "
+        "op, as often as it helps, with at most one forward of recompute in total, as for the planner.",
         "",
         "| forward ops | limits | optimum proven | planner finds it | planner above it: mean | worst "
         "| bound below it: mean | worst |",

@@ -1,9 +1,9 @@
 """Planned against measured bytes, for several models and budgets: ``python benchmarks/promise.py --help``.
 
-Faster than the store, since nothing is timed: the one question is whether a plan's peak is what the allocator sees. On
-a GPU two of its figures are told: the bytes that were asked for, and the bytes of the blocks that were handed out, each
-of which may be up to 1 MiB larger where a block was not split. The page is made from the JSON file beside it, which a
-second run on the same day goes on with. (Calls that an earlier model made as well are listed there only.)
+Nothing is timed, so this is faster than filling the store. The question is whether the allocator's peak equals the
+planned one. On a GPU the allocator reports two figures: the bytes requested, and the bytes of the blocks handed out; a
+block that is not split is up to 1 MiB larger than its request. The page is made from the JSON file beside it; a second
+run on the same day continues that file. A call that several models make is listed only for the first of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from rematpass.compiler.ops import workspace
 from rematpass.errors import cause_of
 from rematpass.lab.benchmark.results import slug
 from rematpass.lab.measure.memory_and_time import measure_memory, run_step
-from rematpass.lab.models import build
+from rematpass.lab.models.build import build
+from rematpass.report.atomic import write_text
 from rematpass.report.comparison import markdown_table
 from rematpass.units import format_bytes
 
@@ -37,24 +38,24 @@ MODELS = "llama-small,gpt2,llama-1b-4k,gpt2-medium,vit-l,resnet50-224,unet-512"
 
 def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--models", default=MODELS, metavar="LIST", help=f"of the catalog (default: {MODELS})")
+    made.add_argument("--models", default=MODELS, metavar="LIST", help=f"models of the catalog (default: {MODELS})")
     made.add_argument("--budgets", default="1,0.5,0", metavar="LIST", help="fractions or bytes (default: 1,0.5,0)")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="for page and JSON")
+    made.add_argument(
+        "--results", type=Path, default=HERE / "results", metavar="DIR", help="directory of page and JSON"
+    )
     made.add_argument(
         "--show", type=Path, metavar="FILE", help="measure nothing; make the page of this JSON file again"
     )
-    made.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="begin nothing after so many")
+    made.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="start nothing after M minutes")
     arguments = made.parse_args(argv)
     until = time.monotonic() + 60 * arguments.minutes
     if arguments.show:
         path = arguments.show
     else:
-        device = build.usable(arguments.device)
-        path = (
-            arguments.results
-            / f"promise_{slug(devices.of(device).name(device))}_{datetime.date.today().isoformat()}.json"
-        )
+        device = devices.usable(arguments.device)
+        stem = f"promise_{slug(devices.of(device).name(device))}_{datetime.date.today().isoformat()}"
+        path = arguments.results / f"{stem}.json"
         found = begun(path, device)
         for name in arguments.models.split(","):
             before = set(workspace.known())
@@ -66,18 +67,18 @@ def main(argv: list[str] | None = None) -> int:
                 new = [(call, n) for call, n in workspace.known().items() if n and call not in before]
                 if new:
                     found["scratch"][name] = sorted(new, key=lambda pair: -pair[1])[:3]
-                path.write_text(json.dumps(found, indent=1) + "\n")
+                write_text(path, json.dumps(found, indent=1) + "\n")
     if not path.exists():
-        print("nothing was measured: no time was left, or no model was named")
+        print("nothing was measured: the time is over, or --models is empty")
         return 1
     page = path.with_suffix(".md")
-    page.write_text(text(json.loads(path.read_text()), path.stem.rpartition("_")[2]))
+    write_text(page, text(json.loads(path.read_text()), path.stem.rpartition("_")[2]))
     print(page.read_text())
     return 0
 
 
 def begun(path: Path, device: torch.device) -> dict[str, Any]:
-    """What is in the file already, to go on with; else nothing yet."""
+    """The contents of the file, or an empty document."""
     if path.exists():
         there: dict[str, Any] = json.loads(path.read_text())
         return there
@@ -85,12 +86,12 @@ def begun(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:
-    """One model under one budget: its plan's peak, and what its step takes. What fails is said."""
+    """One model under one budget: the planned peak and the measured one, or the error."""
     torch._dynamo.reset()
     plans(clear=True)
     gc.collect()
     try:
-        model = build.build(name, device=device)
+        model = build(name, device=device)
         model.module.compile(backend=remat, options={"memory_budget": budget, "strict": 1})
         for _ in range(2):
             run_step(model.step, model.parameters)
@@ -113,7 +114,7 @@ def row(name: str, budget: str, device: torch.device) -> dict[str, Any]:
 
 
 def text(found: dict[str, Any], date: str) -> str:
-    head = ["model", "budget", "planned", "asked for", "off by", "handed out", "above planned"]
+    head = ["model", "budget", "planned", "requested", "off by", "handed out", "above planned"]
     body = []
     for r in found["rows"]:
         if "error" in r:
@@ -134,8 +135,8 @@ def text(found: dict[str, Any], date: str) -> str:
     lines = [
         f"# Planned against measured bytes, {found['device']}, torch {found['torch']}, {date}",
         "",
-        "Made by `python benchmarks/promise.py`: the peak of one training step beyond what stood before it.",
-        "*Asked for* is what the step requests of the allocator, *handed out* what the allocator counts for it.",
+        "Made by `python benchmarks/promise.py`: the peak of one training step beyond the bytes allocated before it.",
+        "*Requested* are the bytes that the step requests from the allocator, *handed out* those of its blocks.",
         *([found["note"]] if "note" in found else []),
         "",
         markdown_table(head, body).rstrip(),
@@ -143,8 +144,8 @@ def text(found: dict[str, Any], date: str) -> str:
     calls = [(name, call, nbytes) for name, found_ in found["scratch"].items() for call, nbytes in found_]
     if calls:
         rows = [[name, f"`{call[:110]}`", format_bytes(nbytes)] for name, call, nbytes in calls]
-        lines += ["", "Calls that take the most scratch memory, as measured while planning:", ""]
-        lines.append(markdown_table(["model", "call", "scratch"], rows, left=2))
+        lines += ["", "Calls with the largest workspace, measured during planning:", ""]
+        lines.append(markdown_table(["model", "call", "workspace"], rows, left=2))
     return "\n".join([*lines, ""])
 
 

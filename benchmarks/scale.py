@@ -1,8 +1,8 @@
 """How planning scales with the ops of a joint graph, beside torch's own partitioner: ``python benchmarks/scale.py``.
 
-Two tables: ladders of Llama-shaped graphs of any size (``shapes.py``), and, on the joint graph of a real Llama as
-AOTAutograd hands it over, ours beside torch's at activation budgets 1.0 and 0.5. Each row is measured in a process of
-its own, so that its memory is its own; seconds are those of the processor.
+The first table shows the ladders of synthetic Llama graphs of any size (``support/synthetic_llama.py``). The second one
+compares our ladder with torch's partitioner at activation budgets 1.0 and 0.5, on the joint graph of a real Llama as
+AOTAutograd hands it over. Each row is measured in a separate process, for its memory. Seconds are processor time.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rematpass.report.atomic import write_text
+
 HERE = Path(__file__).parent
 
 
 def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--ops", default="2000,20000,100000", metavar="LIST", help="sizes of Llama-shaped graphs")
-    made.add_argument("--layers", default="16,160", metavar="LIST", help="sizes of the real Llama")
-    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="where the page goes")
+    made.add_argument("--ops", default="2000,20000,100000", metavar="LIST", help="ops of the synthetic graphs")
+    made.add_argument("--layers", default="16,160", metavar="LIST", help="layers of the real Llama")
+    made.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR", help="directory of the page")
     made.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     arguments = made.parse_args(argv)
     if arguments.row:
@@ -35,13 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     shaped_rows = [row("shaped", size) for size in arguments.ops.split(",") if size]
     real_rows = [row("real", size) for size in arguments.layers.split(",") if size]
     page = arguments.results / f"scale_cpu_{datetime.date.today().isoformat()}.md"
-    page.write_text(text(shaped_rows, real_rows))
+    write_text(page, text(shaped_rows, real_rows))
     print(f"wrote {page}")
     return 0
 
 
 def row(what: str, size: str) -> dict[str, Any]:
-    """One row, measured in a process of its own."""
+    """One row, measured in a separate process."""
     print(f"measuring {what} {size}", file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, __file__, "--row", what, size], stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -49,7 +51,7 @@ def row(what: str, size: str) -> dict[str, Any]:
 
 
 def shaped(ops: int) -> dict[str, Any]:
-    """The ladder of a Llama-shaped graph of about ``ops`` ops."""
+    """The ladder of a synthetic Llama graph of about ``ops`` ops."""
     from support.synthetic_llama import OPS_PER_LAYER, llama
 
     graph = llama(max(1, round(ops / OPS_PER_LAYER)))
@@ -65,7 +67,7 @@ def ladder_of(graph: Any) -> dict[str, Any]:
     problem = Problem(graph, estimate(graph, hardware.preset("cpu")))
     cut = seconds(lambda: problem.network.solve(problem.costs.run, problem.costs.keep))[0]
     taken, ladder = seconds(lambda: frontier.build(problem))
-    taken += seconds(lambda: verify(graph, ladder.rungs[-1].plan))[0]  # as for any rung that is carried out
+    taken += seconds(lambda: verify(graph, ladder.rungs[-1].plan))[0]  # as for each rung that is emitted
     return {
         "ops": len(graph.ops),
         "one cut": cut,
@@ -78,9 +80,9 @@ def ladder_of(graph: Any) -> dict[str, Any]:
 
 
 def real(layers: int) -> dict[str, Any]:
-    """Torch's partitioner and ours on the joint graph of one Llama, narrow so that running it costs nothing."""
+    """Torch's partitioner and our ladder on the joint graph of a Llama, which is narrow so that it runs fast."""
     import torch
-    from support.joint_graph import captured, copied, look_at
+    from support.joint_graph import captured, copied, inspect_joint
     from torch._functorch import config as functorch_config
 
     from rematpass.compiler import _torch
@@ -89,7 +91,7 @@ def real(layers: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"layers": layers}
 
-    def look(joint: Any, inputs: Any, kwargs: Any) -> None:
+    def inspect(joint: Any, inputs: Any, kwargs: Any) -> None:
         for budget in (1.0, 0.5):
             again = copied(joint)
             with functorch_config.patch(activation_memory_budget=budget):
@@ -100,12 +102,12 @@ def real(layers: int) -> dict[str, Any]:
     module, inputs = transformers_zoo.llama(
         width=16, layers=layers, heads=2, kv_heads=1, mlp=32, vocabulary=64, batch=1, length=16
     )
-    look_at(module, lambda: module(**inputs), look)
+    inspect_joint(module, lambda: module(**inputs), inspect)
     return found
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """What a call takes of the processor, and what it returns."""
+    """Processor seconds of a call, and its result."""
     begun = time.process_time()
     found = call()
     return time.process_time() - begun, found
@@ -116,9 +118,9 @@ def text(shaped_rows: list[dict[str, Any]], real_rows: list[dict[str, Any]]) -> 
     lines = [
         f"# How planning scales ({today}, one CPU core)",
         "",
-        "Made by `python benchmarks/scale.py`. Seconds of the processor; memory is the process' peak.",
+        "Made by `python benchmarks/scale.py`. Seconds are processor time; memory is the peak of the process.",
         "",
-        "## Llama-shaped joint graphs",
+        "## Synthetic Llama graphs",
         "",
         "| ops | one cut, s | whole ladder, s | rungs | floor / ceiling | memory, MiB |",
         "|---|---|---|---|---|---|",

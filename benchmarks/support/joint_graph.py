@@ -1,4 +1,4 @@
-"""A model's joint graph as Inductor hands it to a partitioner, to look at; torch's own partitioner then goes on."""
+"""A model's joint graph as Inductor hands it to a partitioner."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rematpass.compiler import _torch
 from rematpass.compiler.capture.joint_graph import Captured, capture
 from rematpass.compiler.graph_passes.pipeline import rewrite_joint
 
-Look = Callable[[torch.fx.GraphModule, Any, Mapping[str, Any]], None]
+Inspect = Callable[[torch.fx.GraphModule, Any, Mapping[str, Any]], None]
 
 
-def look_at(module: torch.nn.Module, step: Callable[[], Any], look: Look) -> None:
-    """Run ``step``, which runs ``module`` forward; ``look(joint module, inputs, arguments of a partitioner)``.
+def inspect_joint(module: torch.nn.Module, step: Callable[[], Any], inspect: Inspect) -> None:
+    """Run ``step``, which runs ``module`` forward, and call ``inspect(joint module, inputs, partitioner's arguments)``.
 
-    The joint module is a copy: it may be changed.
+    The joint module is a copy and may be changed. The compilation continues with torch's own partitioner.
     """
 
-    class Looking(_torch.CustomPartitionerFn):  # type: ignore[misc]
+    class Inspector(_torch.CustomPartitionerFn):  # type: ignore[misc]
         def __call__(self, joint: torch.fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
-            look(copied(joint), inputs, kwargs)
+            inspect(copied(joint), inputs, kwargs)
             return _torch.default_partition(joint, inputs, **kwargs)
 
         def uuid(self) -> None:
@@ -37,7 +37,7 @@ def look_at(module: torch.nn.Module, step: Callable[[], Any], look: Look) -> Non
                 gm,
                 list(example_inputs),
                 inner_compile=lambda inner, _, **__: _torch.boxed_nop(inner, _),
-                config_patches={"custom_partitioner_fn": Looking()},
+                config_patches={"custom_partitioner_fn": Inspector()},
             )
 
     sys.setrecursionlimit(max(100_000, sys.getrecursionlimit()))  # graphs of many layers are deep

@@ -1,7 +1,7 @@
-"""Joint graphs in the shape of a Llama, of any number of layers, without torch: for how planning scales.
+"""Synthetic joint graphs in the shape of a Llama with any number of layers, made without torch, for ``scale.py``.
 
-Per layer, forward has the ops that AOTAutograd leaves of ``LlamaDecoderLayer`` (norms, projections, rotary embedding,
-attention, gated feed-forward); backward has, for each of them, one op per argument that needs a gradient.
+Per layer, forward has the ops that AOTAutograd makes of ``LlamaDecoderLayer`` (norms, projections, rotary embedding,
+attention, gated feed-forward). Backward has, for each of them, one op per argument that needs a gradient.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from rematpass.core.graph import JointGraph
 from rematpass.core.op import Kind, Op, Origin, Value
 
 OPS_PER_LAYER = 67
-_WHAT_READS_ITS_RESULT = (Kind.ATTENTION,)  # its backward reads what it has written, besides its arguments
+_BACKWARD_READS_RESULT = (Kind.ATTENTION,)  # besides the arguments
 
 
 class _Tape:
-    """Forward ops, each remembered for the way back. ``tokens``: rows of every activation; numbers are float32."""
+    """Records forward ops for backward. ``tokens``: rows of every activation; values are float32."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         self.ops: list[Op] = []
         self.values: list[Value] = []
-        self.done: list[tuple[Kind, tuple[int, ...], int, int]] = []  # kind, reads, the value written, its width
+        self.done: list[tuple[Kind, tuple[int, ...], int, int]] = []  # kind, reads, written value, width
 
     def value(self, nbytes: int, origin: Origin, name: str) -> int:
         self.values.append(Value(len(self.values), nbytes, origin, name=name, dtype="float32"))
@@ -47,12 +47,12 @@ class _Tape:
         return written
 
     def backward(self, outputs: Sequence[int]) -> JointGraph:
-        """The joint graph: one op per argument of each forward op, from the last to the first."""
+        """The joint graph, with one backward op per argument of each forward op, from the last to the first."""
         gradient: dict[int, int] = {v: self.value(self.values[v].nbytes, Origin.TANGENT, "tangent") for v in outputs}
         for kind, reads, written, _ in reversed(self.done):
             if written not in gradient:
                 continue
-            needs = [gradient[written], *reads, *([written] if kind in _WHAT_READS_ITS_RESULT else [])]
+            needs = [gradient[written], *reads, *([written] if kind in _BACKWARD_READS_RESULT else [])]
             for v in dict.fromkeys(reads):
                 if self.values[v].origin is Origin.INPUT:
                     continue
