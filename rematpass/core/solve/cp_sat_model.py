@@ -172,10 +172,10 @@ class ScheduleModel(Variables):
                     terms.append((nbytes, self._needed(stage, v, len(graph.ops) if is_own else op.id)))
         return terms
 
-    def _needed(self, stage: int, value: int, position: int) -> Literal:
-        """Whether ``value``, made before ``position``, is read there or later in the stage, or carried on."""
+    def _needed(self, stage: int, value: int, first: int) -> Literal:
+        """Whether ``value`` is read in the stage by the op with id ``first`` or a later one, or carried on."""
         graph, own = self.graph, self.stages[stage]
-        readers = [r for r in graph.readers[value] if r >= position and (stage, r) in self.again]
+        readers = [r for r in graph.readers[value] if r >= first and (stage, r) in self.again]
         read: list[Literal] = [self.again[stage, r] for r in readers]
         if own and value in graph.touched[own.id]:
             read.append(1)

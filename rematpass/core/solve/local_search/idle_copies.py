@@ -56,9 +56,9 @@ class IdleCopies:
         banned: set[frozenset[Eviction]],
     ) -> None:
         self.problem, self.timeline, self.banned = problem, timeline, banned
-        self.lives, self.saved = copies.trace, frozenset(plan.saved)
+        self.trace, self.saved = copies.trace, frozenset(plan.saved)
         graph, first = problem.graph, timeline.first_backward
-        own = graph.is_backward[self.lives.op[first:]].astype(np.int64)
+        own = graph.is_backward[self.trace.op[first:]].astype(np.int64)
         # For each run of backward, the index in ``backward_ops`` of the op that it is or is made for.
         self.own_index: list[int] = (np.cumsum(own) - own).tolist()
         intervals = sorted(timeline.intervals, key=lambda t: t.born)
@@ -73,15 +73,15 @@ class IdleCopies:
         self.cache: dict[tuple[int, int], PricedEviction | None] = {}  # by interval, and which of its reads is next
         self.born = np.array([t.born for t in self.intervals], np.int64)
         self.end = np.array([t.end for t in self.intervals], np.int64)
-        self.values, self.born_at = self.lives.value.tolist(), self.lives.born.tolist()
-        self.last_read = np.where(self.lives.outlives, len(timeline.runs), self.lives.last_read).tolist()
+        self.values, self.born_at = self.trace.value.tolist(), self.trace.born.tolist()
+        self.last_read = np.where(self.trace.outlives, len(timeline.runs), self.trace.last_read).tolist()
         self.virtual_copies = self._virtual_copies(copies.sources)
 
-    def _virtual_copies(self, made_of: Mapping[int, tuple[int, ...]]) -> dict[tuple[int, int], list[int]]:
+    def _virtual_copies(self, sources_of: Mapping[int, tuple[int, ...]]) -> dict[tuple[int, int], list[int]]:
         """(value, copy) in memory -> the virtual copies that are computed from it and are read in backward."""
-        first, numbers = self.timeline.first_backward, self.lives.number.tolist()
+        first, numbers = self.timeline.first_backward, self.trace.number.tolist()
         by_source: dict[int, list[int]] = {}
-        for copy, sources in made_of.items():
+        for copy, sources in sources_of.items():
             if self.last_read[copy] > first:
                 for s in sources:
                     by_source.setdefault(s, []).append(copy)
@@ -174,7 +174,7 @@ class IdleCopies:
     @cached_property
     def _uses(self) -> tuple[list[int], list[int]]:
         """The runs of backward that make or read each value, ascending, and where those of each value start."""
-        graph, ops = self.problem.graph, self.lives.op[self.timeline.first_backward :]
+        graph, ops = self.problem.graph, self.trace.op[self.timeline.first_backward :]
         reads, writes = graph.touched_rows.take(ops), graph.written_rows.take(ops)
         positions, values = (np.append(r, w) for r, w in zip(reads, writes, strict=True))
         order = np.lexsort((positions, values))
