@@ -9,7 +9,7 @@ from support.programs import afresh
 
 from rematpass import plans
 from rematpass.lab.measure.memory_and_time import measure_memory, run_step
-from rematpass.lab.models import build
+from rematpass.lab.models.build import build
 
 afresh = pytest.fixture(autouse=True)(afresh)
 
@@ -17,7 +17,7 @@ SIZES = {"layers": 2, "vocabulary": 512, "length": 64}
 
 
 def llama():
-    return build.build("llama", **SIZES)
+    return build("llama", **SIZES)
 
 
 def gradients(model, backend="", **options):

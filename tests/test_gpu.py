@@ -15,7 +15,7 @@ from rematpass.compiler.ops.workspace import measured_workspace
 from rematpass.compiler.planned import records
 from rematpass.core.op import Kind
 from rematpass.lab.measure.memory_and_time import gradient_error, measure_memory, run_step
-from rematpass.lab.models import build
+from rematpass.lab.models.build import build
 
 pytestmark = pytest.mark.gpu
 afresh = pytest.fixture(autouse=True)(afresh)
@@ -179,7 +179,7 @@ def test_a_budget_is_held_as_planned(name, part):
     # In float32 the algorithms of cuDNN differ by more than a wrong gradient might: by 0.0015 for the U-Net, and for
     # ResNet-50 plain Inductor differs from eager mode by 0.2.
     dtype, tolerance = (torch.float64, 1e-6) if name in ("resnet50", "unet") else (None, 1e-3)
-    plain, model = (build.build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
+    plain, model = (build(name, device="cuda", dtype=dtype, **sizes) for _ in range(2))
     run_step(plain.step, plain.parameters)
     expected = {n: p.grad for n, p in plain.module.named_parameters()}
     model.module.compile(backend="remat", options={"memory_budget": part, "strict": 1})

@@ -16,7 +16,7 @@ from rematpass.compiler.plan_only import plan_only
 from rematpass.config import Config
 from rematpass.core.frontier import least_budget
 from rematpass.lab.measure.memory_and_time import gradient_error, measure_memory, run_step
-from rematpass.lab.models import build
+from rematpass.lab.models.build import Model, build
 
 pytestmark = pytest.mark.slow
 afresh = pytest.fixture(autouse=True)(afresh)
@@ -66,13 +66,13 @@ def made(name):
     if name == "two losses":
         torch.manual_seed(0)
         module, x = TwoLosses(), torch.randn(1024, 64)
-        return build.Model(name, module, lambda: module(x), [])
+        return Model(name, module, lambda: module(x), [])
     sizes = {
         "unet": {"channels": 8, "levels": 3, "side": 32, "batch": 2},
         "t5": {**TOKENS, "layers": 1, "dropout": 0.0},
         "llama": {**TOKENS, "tied": True},
     }
-    return build.build(name, **sizes[name])
+    return build(name, **sizes[name])
 
 
 def gradients(model):
@@ -108,7 +108,7 @@ def test_attention_takes_what_the_simulator_says():
 
     Fused, the backward of a softmax takes one matrix of scores more: 34 MiB here instead of 27.
     """
-    model = build.build("vit", layers=1)
+    model = build("vit", layers=1)
     model.module.compile(backend="remat", options={"memory_budget": 0, "hold_outputs": 0, "strict": 1})
     with torch._inductor.config.patch(force_disable_caches=True):
         run_step(model.step, model.parameters)
@@ -139,10 +139,10 @@ def test_sizes_that_depend_on_data_are_planned_at_their_most(budget):
     """Inductor's word, not the simulator's: its dry run gave up where an op asks for a size and not for a tensor."""
     torch.manual_seed(0)
     module, x, mask = Chosen(), torch.randn(256, 32), torch.ones(256, dtype=torch.bool)
-    expected = gradients(build.Model("chosen", module, lambda: module(x, mask), []))
+    expected = gradients(Model("chosen", module, lambda: module(x, mask), []))
     options = {"memory_budget": budget, "strict": 1}
     compiled = torch.compile(module, backend="remat", options=options, fullgraph=True)
-    model = build.Model("chosen", module, lambda: compiled(x, mask), [])
+    model = Model("chosen", module, lambda: compiled(x, mask), [])
     with torch._inductor.config.patch(force_disable_caches=True):
         assert gradient_error(gradients(model), expected) < 1e-5
     (summary,) = plans()
@@ -160,10 +160,10 @@ def test_what_regions_and_branches_take_inside_themselves_is_planned(backend, bl
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(32, 32), *(block() for block in blocks), nn.Linear(32, 8))
     x = torch.randn(256, 32)
-    model = build.Model("blocks", module, lambda: module(x).sum(), [])
+    model = Model("blocks", module, lambda: module(x).sum(), [])
     expected = gradients(model)
     compiled = torch.compile(lambda x: module(x).sum(), backend=backend, options={"memory_budget": budget, "strict": 1})
-    model = build.Model("blocks", module, lambda: compiled(x), [])
+    model = Model("blocks", module, lambda: compiled(x), [])
     with torch._inductor.config.patch(force_disable_caches=True):
         assert gradient_error(gradients(model), expected) < 1e-5
     measured = measure_memory(model.step, model.parameters).peak

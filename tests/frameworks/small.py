@@ -7,7 +7,7 @@ import torch
 
 from rematpass.compiler.devices import record
 from rematpass.compiler.devices.allocator_trace import live_bytes
-from rematpass.lab.models import build
+from rematpass.lab.models.build import build
 
 LENGTH, VOCABULARY = 64, 128
 SIZES = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 160, "vocabulary": VOCABULARY, "length": LENGTH}
@@ -15,7 +15,7 @@ SIZES = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 160, "vocab
 
 def llama():
     """Llama of transformers, with the same weights each time; no weights are downloaded."""
-    return build.build("llama", **SIZES).module
+    return build("llama", **SIZES).module
 
 
 def tokens(count, seed=0):
