@@ -135,3 +135,15 @@ def test_every_peak_in_a_table_is_a_figure_of_a_results_page(document):
     for row in re.findall(r"^\|.*", quoted, re.MULTILINE):
         for figure in re.findall(r"\b\d+\.\d\d [MG]iB", row):
             assert figure in stored, row
+
+
+def test_troubleshooting_quotes_messages_as_they_are():
+    """Text in double quotes; "..." stands for what a message fills in."""
+    sources = "".join(text(source) for source in (ROOT / "rematpass").rglob("*.py"))
+    joined = re.sub(r"\"\s*\n\s*f?\"", "", sources)
+    page = " ".join(prose(ROOT / "rematpass" / "guide" / "troubleshooting.md").split())
+    quoted = re.findall(r"(?<!=)\"([a-z][^\"`]+)\"", re.sub(r"`[^`]*`", "", page))
+    assert len(quoted) >= 5
+    for message in quoted:
+        for piece in filter(None, re.split(r"\s*(?:\.\.\.|\(\.\.\.\))\s*", message)):
+            assert piece in joined, message
