@@ -25,7 +25,7 @@ from rematpass.errors import cause_of
 
 COMMANDS = (demo, compare, explain, plan, run, max_batch, calibrate, guide, env)  # in the order of --help
 EXAMPLES = """examples:
-  rematpass demo                               train a small GPT under a budget of 0.25 and measure it
+  rematpass demo                               train a small GPT under a budget, measure it
   rematpass demo --budget 80MiB                the same, in a peak of at most 80 MiB
   rematpass demo --device cuda                 the same, on a GPU
   rematpass compare                            a small Llama: remat beside its peers
@@ -39,7 +39,7 @@ EXAMPLES = """examples:
   rematpass env                                what a bug report needs
 
 without the commands:
-  REMAT_MEMORY_BUDGET=8GiB python train.py     where train.py has torch.compile(model, backend="remat")
+  REMAT_MEMORY_BUDGET=8GiB python train.py     for torch.compile(model, backend="remat")
 """
 
 

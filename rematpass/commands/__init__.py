@@ -1,1 +1,1 @@
-"""The commands, one file each: ``add_parser`` says what it takes, ``run`` does it and returns the exit code."""
+"""The commands, one file each: ``add_parser`` defines its arguments, ``run`` runs it and returns the exit code."""

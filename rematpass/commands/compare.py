@@ -13,7 +13,7 @@ _EXAMPLES = """examples:
   rematpass compare --quick                               four strategies, no step times
   rematpass compare --model vit --size batch=16 --budgets 1,0.5,0
   rematpass compare --model mypackage.train:make --budgets 1,8GiB --device cuda --json found.json
-  rematpass compare --peers none --rounds 0 --no-picture  bytes and gradients of remat, no step times
+  rematpass compare --peers none --rounds 0 --no-picture  bytes and gradients, no step times
   rematpass compare --per-block --budgets 1,0.5,0         the same model, compiled block by block
 """
 

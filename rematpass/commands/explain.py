@@ -1,4 +1,4 @@
-"""``rematpass explain``: plan a model, or a joint graph from a file, and tell all about the plan."""
+"""``rematpass explain``: plan a model, or a joint graph from a file, and write the report on the plan."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """examples:
   rematpass explain                                 a small GPT, without a budget
-  rematpass explain llama --budget 0.3              a model of the package's own, by name
-  rematpass explain train:make --budget 2GiB        your function make() in train.py: it returns (module, step)
-  rematpass explain reports/graph-0-0-*.graph.json  a joint graph that REMAT_REPORT_DIR has left; needs no torch
-  rematpass explain --open                          and show the page in the browser
+  rematpass explain llama --budget 0.3              a model of the catalog
+  rematpass explain train:make --budget 2GiB        make() in train.py, which returns (module, step)
+  rematpass explain reports/graph-0-0-*.graph.json  a joint graph from a file; needs no torch
+  rematpass explain --open                          show the page in the browser
 
-In a training run of your own: REMAT_REPORT_DIR=reports python train.py
+In your own training run: REMAT_REPORT_DIR=reports python train.py
 """
 
 
@@ -38,10 +38,10 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> argparse.Argument
     parser.add_argument("target", nargs="?", default="tiny-gpt", metavar="MODEL", help="a model's name, "
                         "package.module:function, or a joint graph's file (default: tiny-gpt)")  # fmt: skip
     add_planning_options(parser)
-    parser.add_argument("--hardware", metavar="NAME", help=f"reckon seconds for a preset: {', '.join(PRESETS)}")
-    parser.add_argument("--device", default="cpu", help="where a model is made: cpu or cuda (default: cpu)")
+    parser.add_argument("--hardware", metavar="NAME", help=f"the preset for the cost model: {', '.join(PRESETS)}")
+    parser.add_argument("--device", default="cpu", help="the model's device: cpu or cuda (default: cpu)")
     parser.add_argument("--output", type=Path, default=Path("rematpass-report"), metavar="DIR",
-                        help="where the report is written (default: rematpass-report)")  # fmt: skip
+                        help="the report's directory (default: rematpass-report)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the JSON report instead of text")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.set_defaults(run=run)
@@ -85,14 +85,12 @@ def _reports(arguments: argparse.Namespace, config: Config, aside: Console) -> l
         with aside.status("planning"):
             return [plan_graph(read_graph(Path(arguments.target)), config).report()]
     from rematpass.compiler.plan_only import plan_only
-    from rematpass.lab.models import build
+    from rematpass.lab.measure.memory_and_time import loss_of
+    from rematpass.lab.models.build import build, load
 
-    with aside.status(f"making {arguments.target}, capturing its joint graph, planning"):
-        if ":" in arguments.target:
-            model = build.load(arguments.target)
-        else:
-            model = build.build(arguments.target, device=arguments.device)
-        records = plan_only(model.module, model.step, config)
+    with aside.status(f"building {arguments.target}, capturing its joint graph, planning"):
+        model = load(arguments.target) if ":" in arguments.target else build(arguments.target, device=arguments.device)
+        records = plan_only(model.module, lambda: loss_of(model.step), config)
     if not records:
-        raise MeasureError(f"{arguments.target}: nothing was planned; does its step run the module under grad?")
-    return [record.report() for record in records]
+        raise MeasureError(f"{arguments.target}: nothing was planned; does its step run the module with gradients?")
+    return [record.report(arguments.target) for record in records]

@@ -14,9 +14,9 @@ from rematpass.errors import ConfigError
 
 _ORDER = ("budget", "measurements", "frameworks", "migrating", "offline", "troubleshooting", "limits", "design")
 _EXAMPLES = """examples:
-  rematpass guide                        the topics
-  rematpass guide budget                 how to choose a budget
-  rematpass guide troubleshooting | less
+  rematpass guide                  the topics
+  rematpass guide budget           how to choose a budget
+  rematpass guide troubleshooting  out of memory, graph breaks, compile time
 """
 
 

@@ -1,7 +1,7 @@
-"""``rematpass plan``: plan saved joint graphs, for another device if need be, and hold them to a committed plan.
+"""``rematpass plan``: plan saved joint graphs, for any device, and compare their peaks with committed ones.
 
-A lock file keeps, for each graph, the settings and the peak that came out. ``--check`` plans again under the same
-settings and fails when a peak has risen: a test of memory for a CI that has no GPU, and no torch either.
+A lock file stores, for each graph, the settings and the resulting peak. ``--check`` plans again under the same settings
+and fails if a peak has risen: a memory test for CI without a GPU and without torch.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ LOCK_FORMAT = 1
 _SETTINGS = ("memory_budget", "solver", "max_recompute", "device")
 _DEFAULTS = {"memory_budget": "1", "solver": "ladder", "max_recompute": "1", "device": ""}
 _EXAMPLES = """examples:
-  rematpass plan gpt.graph.json                              what the fastest plan takes
+  rematpass plan gpt.graph.json                              the fastest plan
   rematpass plan gpt.graph.json --device h200 --budget 8GiB  the same model on an H200
-  rematpass plan gpt.graph.json --frontier                   every peak that can be had, and its seconds
+  rematpass plan gpt.graph.json --frontier                   every plan: its peak and its seconds
   rematpass plan *.graph.json --budget 8GiB --lock plans.lock.json
-  rematpass plan *.graph.json --check plans.lock.json        exit code 1 when a peak has risen
+  rematpass plan *.graph.json --check plans.lock.json        exit code 1 if a peak has risen
 
-REMAT_REPORT_DIR=reports leaves the joint graph of every graph that is planned as reports/*.graph.json.
+REMAT_REPORT_DIR=reports writes the joint graph of every planned graph to reports/*.graph.json.
 """
 
 
@@ -47,7 +47,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> argparse.Argument
     parser.add_argument("graphs", nargs="+", type=Path, metavar="GRAPH.json", help="a joint graph's file")
     add_planning_options(parser)
     parser.add_argument("--device", metavar="NAME", help=f"a preset: {', '.join(PRESETS)} (default: the graph's own)")
-    parser.add_argument("--frontier", action="store_true", help="show every plan that can be had")
+    parser.add_argument("--frontier", action="store_true", help="show every plan of the ladder")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     lock = parser.add_mutually_exclusive_group()
     lock.add_argument("--lock", type=Path, metavar="FILE", help="write the settings and peaks to FILE")
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     locked = _read_lock(arguments.check) if arguments.check else {}
     entries, documents, risen = {}, [], False
     if arguments.lock or arguments.check:
-        _refuse_namesakes(arguments.graphs)
+        _refuse_equal_names(arguments.graphs)
     for path in arguments.graphs:
         was = _entry(locked, path, arguments.check) if arguments.check else {}
         settings = _settings(given, was)
@@ -82,15 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(given: dict[str, object], was: dict[str, Any]) -> dict[str, str]:
-    """The command line's settings, then the lock's, then (without a lock) the environment's and the defaults.
+    """The settings of the command line, then those of the lock, or without a lock the environment and the defaults.
 
-    A plan that is checked against a lock does not depend on the variables that happen to be set.
+    A check against a lock does not depend on environment variables.
     """
     if was:
         return {name: str(given[name] if given[name] is not None else was[name]) for name in _SETTINGS}
     config = Config.read({name: value for name, value in given.items() if name != "device"})
-    said = config.memory_budget.given.partition("=")[2]
-    found = {"memory_budget": said, "solver": config.solver, "max_recompute": f"{config.max_recompute:g}"}
+    given_budget = config.memory_budget.given.partition("=")[2]
+    found = {"memory_budget": given_budget, "solver": config.solver, "max_recompute": f"{config.max_recompute:g}"}
     found["device"] = str(given["device"] or config.hardware)
     return {name: found[name] or _DEFAULTS[name] for name in _SETTINGS}
 
@@ -115,46 +115,47 @@ def _read_lock(path: Path) -> dict[str, dict[str, Any]]:
     try:
         document = json.loads(path.read_text("utf-8"))
         if document["format"] != LOCK_FORMAT:
-            raise ReportError(f"{path} is of another format than {LOCK_FORMAT}; write it again with --lock")
+            raise ReportError(f"{path} has another format than {LOCK_FORMAT}; write it again with --lock")
         entries: dict[str, dict[str, Any]] = {_name(Path(k)): entry for k, entry in document["graphs"].items()}
         for entry in entries.values():
             int(entry["planned_peak"]), [entry[name] for name in _SETTINGS]
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror or error}; --lock writes it") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ReportError(f"{path} is no lock file; --lock writes one") from error
+        raise ReportError(f"{path} is not a lock file; --lock writes one") from error
     return entries
 
 
 def _name(graph: Path) -> str:
-    """What a lock calls a graph: its file, without the hash of the plan that a report's name ends in.
+    """The graph's name in a lock: its file name without the plan's hash, which report files have.
 
-    That hash is another one as soon as the model is, which is what a lock is there to be compared with.
+    The hash changes with the model, and a lock is compared with changed models.
     """
     return re.sub(r"-[0-9a-f]{12}(?=\.graph\.json$)", "", graph.name)
 
 
-def _refuse_namesakes(graphs: list[Path]) -> None:
+def _refuse_equal_names(graphs: list[Path]) -> None:
     first: dict[str, Path] = {}
     for graph in graphs:
         other = first.setdefault(_name(graph), graph)
         if other != graph:
             raise ConfigError(
-                f"{other} and {graph} are both {_name(graph)} to a lock; give one of them, "
-                "or leave reports of different programs in different directories"
+                f"{other} and {graph} have the same name in a lock, {_name(graph)}; give one of them, "
+                "or write the reports of different programs to different directories"
             )
 
 
 def _entry(locked: dict[str, dict[str, Any]], graph: Path, lock: Path) -> dict[str, Any]:
     if _name(graph) not in locked:
         raise ConfigError(
-            f"{lock} knows no {_name(graph)}; it knows {', '.join(locked) or 'none'}. --lock writes it anew"
+            f"{lock} does not contain {_name(graph)}; it contains {', '.join(locked) or 'nothing'}. "
+            "To write it again, use --lock"
         )
     return locked[_name(graph)]
 
 
 def _compare(peak: int, was: dict[str, Any]) -> tuple[str, bool]:
-    """How the peak stands to the committed one, in words, and whether it has risen."""
+    """Compare the peak with the committed one, in words, and return whether it has risen."""
     if not was:
         return "", False
     old = int(was["planned_peak"])
@@ -193,11 +194,11 @@ def _show(path: Path, planned: Planned, verdict: str, *, frontier: bool) -> None
     print(
         f"{path.name}: planned peak {format_bytes(summary.planned_peak)} (budget {summary.budget}; floor "
         f"{format_bytes(summary.floor)}, ceiling {format_bytes(summary.ceiling)}), a step "
-        f"{format_seconds(summary.step_seconds)} on {planned.hardware.name} by its cost model, of it "
-        f"{format_seconds(summary.recompute_seconds)} recomputing (+{format_percent(share)}){_above(summary.gap)}"
+        f"{format_seconds(summary.step_seconds)} on {planned.hardware.name} by its cost model, including "
+        f"{format_seconds(summary.recompute_seconds)} of recompute (+{format_percent(share)}){_above(summary.gap)}"
     )
     if verdict:
         print(f"{path.name}: {verdict}")
     if frontier:
         console = Console(highlight=False)
-        console.print(frontier_table(planned.report()))
+        console.print(frontier_table(planned.report(), narrow=console.width < 100))

@@ -1,4 +1,4 @@
-"""A joint graph from a file, planned on any machine: without torch, without a GPU, for any preset."""
+"""Plan a joint graph from a file, on any machine: without torch, without a GPU, for any hardware preset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rematpass.report.summary import Summary, infeasible, summarize
 
 @dataclass(frozen=True)
 class Planned:
-    """What planning made: all that a report needs."""
+    """The result of planning: everything that a report needs."""
 
     problem: Problem
     ladder: Ladder
@@ -46,10 +46,10 @@ class Planned:
 
 
 def read_graph(path: Path) -> JointGraph:
-    """The joint graph in a file.
+    """Read a joint graph from a file.
 
     Raises:
-        GraphError: there is no such file, or it holds no joint graph.
+        GraphError: the file cannot be read, or it does not contain a joint graph.
     """
     try:
         return JointGraph.from_json(path.read_text("utf-8"))
@@ -65,11 +65,11 @@ def read_graph(path: Path) -> JointGraph:
 def plan_graph(graph: JointGraph, config: Config, device: str = "") -> Planned:
     """Plan ``graph`` as the backend would, for the preset ``device``; empty: ``config.hardware``, or the graph's own.
 
-    Forward's outputs are held if both the graph and ``config`` say so.
+    Forward's outputs count in backward if both the graph and ``config`` say so.
 
     Raises:
-        ConfigError: no such preset, or the budget "auto", for which no device is there to ask.
-        BudgetInfeasible: no plan stays under a budget in bytes.
+        ConfigError: the preset is unknown, or the budget is "auto", which needs a device.
+        BudgetInfeasible: no plan stays under a byte budget.
     """
     name = device or config.hardware
     preset = hardware.preset(name) if name else hardware.for_device(graph.device)
@@ -100,7 +100,9 @@ def choose(problem: Problem, ladder: Ladder, config: Config, device: str) -> tup
     """The fastest rung within the budget, and the budget in bytes (None: no limit), both for ``device``."""
     budget = config.memory_budget
     if budget.kind is BudgetKind.AUTO:
-        raise ConfigError("the budget auto asks the device what is free, and a file has none; give bytes: 8GiB")
+        raise ConfigError(
+            "the budget auto needs a device, which a graph from a file does not have; give bytes, such as 8GiB"
+        )
     selection = frontier.select(ladder, budget, device, ask=lambda rung: rung)
     if not selection.fits:
         message = infeasible(problem, ladder.rungs[-1], ladder.floor, budget.nbytes, device)

@@ -46,7 +46,7 @@ def data(report: Report) -> dict[str, Any]:
     moments, columns = _moments(report), _Columns()
     accounts = [{**dataclasses.asdict(a), "fate": a.fate.value, "value": index[a.value]} for a in shown]
     return {
-        "origin": str(report.provenance),
+        "origin": str(dataclasses.replace(report.provenance, model="")),  # the title names the model
         "summary": dataclasses.asdict(report.summary),
         "hardware": report.hardware,
         "ops": len(report.graph.ops),

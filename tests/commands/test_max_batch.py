@@ -1,5 +1,6 @@
-"""``rematpass max-batch``: the search, by hand; the command, on a small model."""
+"""``rematpass max-batch``: the search on known functions, and the command on a small model."""
 
+import inspect
 import re
 
 import pytest
@@ -7,20 +8,20 @@ import pytest
 from rematpass import cli
 from rematpass.commands.max_batch import Peaks, largest_under
 from rematpass.core import frontier
-from rematpass.lab.models import catalog
+from rematpass.lab.models import catalog, names
 
 
 @pytest.mark.parametrize(
     "peak",
     [
         lambda n: 1000 + 37 * n,  # a straight line
-        lambda n: 1000 + 3 * n * n,  # a parabola, as of attention
+        lambda n: 1000 + 3 * n * n,  # a parabola, as for attention
         lambda n: 1000 + 1000 * (n // 100),  # steps
         lambda n: 64 * -(-n // 8),
     ],
 )
 @pytest.mark.parametrize("allowed", [0, 999, 1000, 1037, 1074, 5000, 123_456])
-def test_the_largest_size_and_none_above_it(peak, allowed):
+def test_the_search_finds_the_largest_size(peak, allowed):
     looked = []
 
     def counted(n):
@@ -32,10 +33,16 @@ def test_the_largest_size_and_none_above_it(peak, allowed):
     assert len(set(looked)) < 60
 
 
+def add(monkeypatch, spec):
+    """Add a model to the catalog, and to the names that are known without torch."""
+    monkeypatch.setitem(catalog.MODELS, spec.summary, spec)
+    monkeypatch.setitem(names.SIZES, spec.summary, tuple(inspect.signature(spec.make).parameters))
+
+
 @pytest.fixture
 def small(monkeypatch):
     sizes = {"width": 16, "layers": 1, "vocabulary": 32, "length": 8}
-    monkeypatch.setitem(catalog.MODELS, "small", catalog.Spec("small", catalog.MODELS["tiny-gpt"].make, sizes))
+    add(monkeypatch, catalog.Spec("small", catalog.MODELS["tiny-gpt"].make, sizes))
     return "small"
 
 
@@ -52,13 +59,13 @@ def rows(out):
     return [re.findall(r"[^│]+", line) for line in out.splitlines() if line.startswith("│")]
 
 
-def test_a_table_over_several_budgets(capsys, small):
+def test_several_budgets_make_a_table(capsys, small):
     code, out, _ = run(capsys, small, "--budget", "4MiB", "--budget", "1MiB", "--no-measure")
     assert code == 0
     one, four = [[cell.strip() for cell in row] for row in rows(out)]
     assert (one[0], four[0]) == ("1.00 MiB", "4.00 MiB")
-    assert int(one[2]) < int(one[1]) < int(four[1])  # without recomputing, with it, with it in four times as much
-    assert 3.5 < int(four[1]) / int(one[1]) < 8  # more than four: less of a step is spent on launching kernels
+    assert int(one[2]) < int(one[1]) < int(four[1])  # without recompute, with it, and with it in four times as much
+    assert 3.5 < int(four[1]) / int(one[1]) < 8  # more than four: kernel launches are a smaller part of a step
     assert (one[4], four[4]) == ("", "")
 
 
@@ -76,9 +83,9 @@ def test_the_size_is_confirmed_by_a_measured_step(capsys, small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["batch", "length"])
-def test_a_model_of_transformers_grows_in_either_size(capsys, monkeypatch, size):
+def test_a_transformers_model_grows_in_either_size(capsys, monkeypatch, size):
     sizes = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 80, "vocabulary": 96, "batch": 2, "length": 32}
-    monkeypatch.setitem(catalog.MODELS, "small", catalog.Spec("small", catalog.MODELS["llama"].make, sizes))
+    add(monkeypatch, catalog.Spec("small", catalog.MODELS["llama"].make, sizes))
     code, out, _ = run(capsys, "small", "--size", size, "--budget", "1MiB")
     assert code == 0
     [[_, found, unaided, _, measured]] = [[cell.strip() for cell in row] for row in rows(out)]
@@ -87,7 +94,7 @@ def test_a_model_of_transformers_grows_in_either_size(capsys, monkeypatch, size)
 
 
 def test_the_symbolic_peak_is_the_peak_of_a_graph_of_that_size(small):
-    """Traced at a batch of 7 with symbols, planned at 12; and traced at 12 without."""
+    """Traced at a batch of 7 with symbols and planned at 12; and traced at 12 without symbols."""
     import argparse
 
     import torch
@@ -95,18 +102,18 @@ def test_the_symbolic_peak_is_the_peak_of_a_graph_of_that_size(small):
     from rematpass.commands.max_batch import _traced
     from rematpass.compiler.plan_only import plan_only
     from rematpass.config import Config
-    from rematpass.lab.models import build
+    from rematpass.lab.models.build import build
 
     torch._dynamo.reset()
     graph, symbol = _traced(argparse.Namespace(target=small, size="batch", device="cpu"))
     assert dict(graph.hints)[symbol] == 7
     torch._dynamo.reset()
-    model = build.build(small, batch=12)
+    model = build(small, batch=12)
     [record] = plan_only(model.module, model.step, Config(), dynamic=False)
     assert Peaks(graph, symbol).ceiling(12) == pytest.approx(record.ladder.ceiling, rel=0.01)
 
 
-def test_a_budget_in_which_nothing_fits_is_exit_code_1(capsys, small):
+def test_a_budget_that_no_size_fits_is_exit_code_1(capsys, small):
     code, out, _ = run(capsys, small, "--budget", "2KiB", "--no-measure")
     assert code == 1
     assert "none fits" in out
@@ -115,11 +122,14 @@ def test_a_budget_in_which_nothing_fits_is_exit_code_1(capsys, small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["small", "--budget", "0.5"], "--budget 0.5: a largest size needs a budget in bytes, such as 8GiB"),
+        (["small", "--budget", "0.5"], "--budget 0.5: max-batch needs a budget in bytes, such as 8GiB"),
         (["small", "--budget", "64"], "option memory_budget='64': a number without a unit"),
-        (["nothing", "--budget", "1MiB"], "no model 'nothing'"),
+        (["nothing", "--budget", "1MiB"], "unknown model 'nothing'"),
         (["small"], "the following arguments are required: --budget"),
-        (["chain", "--size", "length", "--budget", "1MiB"], "chain has no size 'length'; it has layers, width, batch"),
+        (
+            ["chain", "--size", "length", "--budget", "1MiB"],
+            "chain: unknown size 'length'; valid names",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(capsys, small, arguments, message):

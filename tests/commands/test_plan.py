@@ -1,4 +1,4 @@
-"""``rematpass plan`` as a CI without a GPU uses it."""
+"""``rematpass plan``, as used in CI without a GPU."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def peaks(out):
 @pytest.mark.parametrize(
     "arguments", [["plan", "GRAPH", "--budget", "0.3", "--frontier"], ["explain", "GRAPH", "--output", "DIR"]]
 )
-def test_it_needs_no_torch(graph, tmp_path, arguments):
+def test_a_file_is_planned_without_torch(graph, tmp_path, arguments):
     given = [{"GRAPH": str(graph), "DIR": str(tmp_path / "out")}.get(a, a) for a in arguments]
     done = subprocess.run([sys.executable, "-c", BLOCKER, *given], capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
@@ -69,7 +69,7 @@ def test_it_needs_no_torch(graph, tmp_path, arguments):
     assert "▶ this plan" in done.stdout
 
 
-def test_one_line_says_what_it_takes(capsys, graph):
+def test_the_default_output_is_one_line(capsys, graph):
     code, out, err = run(capsys, "plan", graph, "--device", "h200", "--budget", "0")
     assert (code, err) == (0, "")
     assert out.startswith("gpt.graph.json: planned peak ")
@@ -77,7 +77,7 @@ def test_one_line_says_what_it_takes(capsys, graph):
     assert out.count("\n") == 1
 
 
-def test_json_has_the_whole_frontier_and_a_budget_chooses_from_it(capsys, graph):
+def test_json_has_the_whole_frontier_and_a_budget_selects_from_it(capsys, graph):
     documents = []
     for budget in ("0", "1"):
         code, out, _ = run(capsys, "plan", graph, "--budget", budget, "--json", "--device", "h100")
@@ -91,7 +91,7 @@ def test_json_has_the_whole_frontier_and_a_budget_chooses_from_it(capsys, graph)
     assert least["summary"]["planned_peak"] < fastest["summary"]["planned_peak"]
 
 
-def test_another_device_has_other_seconds(capsys, graph):
+def test_seconds_depend_on_the_device(capsys, graph):
     seconds = {}
     for device in ("h200", "cpu"):
         _, out, _ = run(capsys, "plan", graph, "--device", device, "--solver", "save_all", "--json")
@@ -99,19 +99,19 @@ def test_another_device_has_other_seconds(capsys, graph):
     assert seconds["h200"] < seconds["cpu"]
 
 
-def test_the_environment_counts_and_the_command_line_wins(capsys, graph, monkeypatch):
+def test_the_command_line_overrides_the_environment(capsys, graph, monkeypatch):
     monkeypatch.setenv("REMAT_MEMORY_BUDGET", "0")
     _, out, _ = run(capsys, "plan", graph, "--json")
     _, other, _ = run(capsys, "plan", graph, "--json", "--budget", "1")
     assert json.loads(out)["summary"]["planned_peak"] < json.loads(other)["summary"]["planned_peak"]
 
 
-def test_outputs_that_the_caller_lets_go_of_do_not_count(capsys, graph, monkeypatch):
+def test_outputs_that_the_caller_drops_do_not_count(capsys, graph, monkeypatch):
     _, held, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
     monkeypatch.setenv("REMAT_HOLD_OUTPUTS", "0")
-    _, let_go, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
-    held, let_go = json.loads(held)["summary"], json.loads(let_go)["summary"]
-    assert let_go["planned_peak"] == let_go["peak_without_outputs"] < held["planned_peak"]
+    _, dropped, _ = run(capsys, "plan", graph, "--json", "--budget", "0")
+    held, dropped = json.loads(held)["summary"], json.loads(dropped)["summary"]
+    assert dropped["planned_peak"] == dropped["peak_without_outputs"] < held["planned_peak"]
 
 
 def test_a_graph_of_an_eager_backend_is_planned_without_fusion(tmp_path):
@@ -143,7 +143,7 @@ class TestLock:
         document["graphs"][name].update(fields)
         lock.write_text(json.dumps(document))
 
-    def test_it_keeps_settings_and_peak(self, capsys, graph, lock):
+    def test_a_lock_stores_settings_and_peak(self, capsys, graph, lock):
         entry = json.loads(lock.read_text())["graphs"]["gpt.graph.json"]
         _, out, _ = run(capsys, "plan", graph, "--budget", "0.3", "--device", "h100", "--json")
         summary = json.loads(out)["summary"]
@@ -155,7 +155,7 @@ class TestLock:
             **{name: summary[name] for name in ("planned_peak", "floor", "ceiling", "plan_hash")},
         }
 
-    def test_nothing_has_changed(self, capsys, graph, lock):
+    def test_an_unchanged_peak_passes(self, capsys, graph, lock):
         code, out, _ = run(capsys, "plan", graph, "--check", lock)
         assert code == 0
         assert "gpt.graph.json: as committed: " in out
@@ -167,7 +167,7 @@ class TestLock:
         assert code == 1
         assert "gpt.graph.json: RISEN by 1.00 KiB (" in out
 
-    def test_a_fallen_peak_is_good_news(self, capsys, graph, lock):
+    def test_a_fallen_peak_passes_and_is_reported(self, capsys, graph, lock):
         peak = json.loads(lock.read_text())["graphs"]["gpt.graph.json"]["planned_peak"]
         self.edit(lock, planned_peak=peak + 1024)
         code, out, _ = run(capsys, "plan", graph, "--check", lock, "--json")
@@ -175,14 +175,14 @@ class TestLock:
         assert json.loads(out)["check"].startswith("fallen by 1.00 KiB (")
         assert json.loads(out)["check"].endswith("--lock commits it")
 
-    def test_the_environment_has_no_say_in_a_check(self, capsys, graph, lock, monkeypatch):
+    def test_a_check_ignores_the_environment(self, capsys, graph, lock, monkeypatch):
         monkeypatch.setenv("REMAT_MEMORY_BUDGET", "1")
         assert run(capsys, "plan", graph, "--check", lock)[0] == 0
 
-    def test_the_command_line_has(self, capsys, graph, lock):
+    def test_a_check_obeys_the_command_line(self, capsys, graph, lock):
         assert run(capsys, "plan", graph, "--check", lock, "--budget", "1")[0] == 1
 
-    def test_several_graphs_and_one_that_has_risen(self, capsys, graph, tmp_path):
+    def test_one_risen_peak_of_several_is_exit_code_1(self, capsys, graph, tmp_path):
         other = shutil.copy(TINY_GPT, tmp_path / "other.json")
         lock = tmp_path / "two.json"
         assert run(capsys, "plan", graph, other, "--solver", "save_all", "--lock", lock)[0] == 0
@@ -193,8 +193,8 @@ class TestLock:
         assert (checks[0][:5], checks[1][:12]) == ("RISEN", "as committed")
         assert len(set(peaks(out))) == 1
 
-    def test_a_report_of_a_changed_model_is_held_to_the_lock_of_the_one_before(self, capsys, graph, tmp_path):
-        """A report's files have the plan's hash in their names, which changes with the plan."""
+    def test_a_report_of_a_changed_model_is_compared_with_the_earlier_lock(self, capsys, graph, tmp_path):
+        """Report files have the plan's hash in their names, which changes with the plan."""
         before, after = (tmp_path / f"graph-0-0-{digits * 6}.graph.json" for digits in ("0f", "a3"))
         before.write_text(graph.read_text())
         lock = tmp_path / "reports.lock.json"
@@ -206,26 +206,27 @@ class TestLock:
         self.edit(lock, "graph-0-0.graph.json", planned_peak=1)
         assert run(capsys, "plan", after, "--check", lock)[0] == 1
 
-    def test_two_graphs_of_one_name_are_refused_before_anything_is_planned(self, capsys, graph, tmp_path):
+    def test_graphs_with_equal_names_are_refused_before_planning(self, capsys, graph, tmp_path):
         both = [tmp_path / f"graph-0-0-{digits * 6}.graph.json" for digits in ("0f", "a3")]
         for path in both:
             path.write_text(graph.read_text())
         code, out, err = run(capsys, "plan", *both, "--lock", tmp_path / "lock.json")
         assert (code, out) == (2, "")
-        assert f"{both[0]} and {both[1]} are both graph-0-0.graph.json to a lock" in err
+        assert f"{both[0]} and {both[1]} have the same name in a lock, graph-0-0.graph.json" in err
         assert not (tmp_path / "lock.json").exists()
         assert run(capsys, "plan", *both, "--json")[0] == 0
 
-    def test_a_graph_that_the_lock_does_not_know(self, capsys, tmp_path, lock):
+    def test_a_graph_that_is_not_in_the_lock_is_refused(self, capsys, tmp_path, lock):
         other = shutil.copy(TINY_GPT, tmp_path / "other.json")
         code, _, err = run(capsys, "plan", other, "--check", lock)
         assert code == 2
         assert err == (
-            f"rematpass: error: {lock} knows no other.json; it knows gpt.graph.json. --lock writes it anew\n"
+            f"rematpass: error: {lock} does not contain other.json; it contains gpt.graph.json. "
+            "To write it again, use --lock\n"
         )
 
-    def test_a_file_that_is_no_lock(self, capsys, graph, tmp_path, lock):
-        for text, reason in (("{", "is no lock file"), ('{"format": 7}', "is of another format than 1")):
+    def test_a_file_that_is_not_a_lock_is_refused(self, capsys, graph, tmp_path, lock):
+        for text, reason in (("{", "is not a lock file"), ('{"format": 7}', "has another format than 1")):
             (tmp_path / "x.json").write_text(text)
             code, _, err = run(capsys, "plan", graph, "--check", tmp_path / "x.json")
             assert code == 2
@@ -243,8 +244,11 @@ class TestLock:
         (["object.json"], "object.json: not a joint graph: expected a JSON object with the key 'format'. "),
         (["binary.json"], "binary.json: not a joint graph: not text. A joint graph is"),
         (["."], "cannot read .: Is a directory"),
-        (["GRAPH", "--device", "h300"], "unknown hardware 'h300'; valid names are a100, cpu,"),
-        (["GRAPH", "--budget", "auto"], "the budget auto asks the device what is free, and a file has none"),
+        (["GRAPH", "--device", "h300"], "unknown hardware 'h300'; did you mean h200? Valid names are a100, cpu,"),
+        (
+            ["GRAPH", "--budget", "auto"],
+            "the budget auto needs a device, which a graph from a file does not have;",
+        ),
         (["GRAPH", "--budget", "16"], "option memory_budget='16': a number without a unit; did you mean 16GiB?"),
         (["GRAPH", "--budget", "1048576", "--solver", "leader"], "did you mean ladder?"),
         (["GRAPH", "--budget", "0.5", "--max-recompute", "0"], "option max_recompute='0': must be above 0."),
