@@ -1,12 +1,14 @@
-"""The suite on several versions of torch, each in an environment of its own; a table of what passed.
+"""Run the suite on several versions of torch, each in an environment of its own, and print a table of the results.
 
-    python tests/versions.py                          # the oldest and newest supported, and the registry's newest
-    python tests/versions.py 2.11.0 2.13.0 --all      # these, with all tests, not those near private parts
+    python tests/versions.py                          # three versions: the oldest, one more, and the registry's newest
+    python tests/versions.py 2.11.0 2.13.0 --all      # these versions, all tests
+    python tests/versions.py 2.14.1 --only tests/compiler/inductor
     python tests/versions.py 2.12.0 --pip "--index-url URL"   # from another index: CPU builds are a tenth of the size
 
-Environments are made where ``--environments`` says, named after the version, and used again; a link to one that exists
-will do. Builds for CUDA run these tests on the CPU too. A version that pyproject.toml does not accept is named and not
-fetched; to try it, widen the range there and in compiler/_torch.py. Exit code 1 when anything failed.
+Environments are created in ``--environments``, named after the version, and reused; a link to an existing one works
+too. Builds for CUDA run these tests on the CPU as well. A version that pyproject.toml does not accept is reported and
+not downloaded; to try it, widen the range there and in compiler/_torch/version.py. The exit code is 1 if any test
+failed.
 """
 
 import argparse
@@ -26,16 +28,16 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 NEWEST = "newest"
-# Where torch's private interfaces are in use: what a new version breaks, breaks here.
-NEAR_TORCH = (
-    "auto_budget backend bodies capture check decisions dry_run dynamic_shapes emit end_to_end imports kept marks "
-    "never_wrong ops order partitioner plan_only probe subclasses torchs_choice written"
-).split()
+# The tests of code that uses torch's private interfaces, which a new version may break.
+NEAR_TORCH = [
+    "tests/compiler",
+    *(f"tests/test_{name}.py" for name in ("dynamic_shapes", "end_to_end", "imports", "never_wrong", "subclasses")),
+]
 
 
 @dataclass
 class Outcome:
-    """What came of one version: counts of tests, or the reason why there are none."""
+    """The result for one version: counts of tests, or the reason why there are none."""
 
     version: str
     passed: int = 0
@@ -53,14 +55,12 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", default=["2.11.0", "2.13.0", NEWEST], metavar="VERSION")
     parser.add_argument("--environments", type=Path, default=ROOT / ".versions", metavar="DIR")
     parser.add_argument("--all", action="store_true", help="the whole suite")
-    parser.add_argument(
-        "--only", default=NEAR_TORCH, type=lambda t: t.split(","), metavar="NAMES", help="as in ops,emit"
-    )
+    parser.add_argument("--only", default=NEAR_TORCH, nargs="+", metavar="PATH", help="files or directories of tests")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes of pytest (default: 1)")
-    parser.add_argument("--pip", default="", metavar="OPTIONS", help="handed to pip when it installs torch")
-    parser.add_argument("--pytest", default="", metavar="OPTIONS", help="handed to pytest, as in '-k dropout'")
+    parser.add_argument("--pip", default="", metavar="OPTIONS", help="passed to pip when it installs torch")
+    parser.add_argument("--pytest", default="", metavar="OPTIONS", help="passed to pytest, as in '-k dropout'")
     arguments = parser.parse_args()
-    files = ["tests"] if arguments.all else [f"tests/test_{name}.py" for name in arguments.only]
+    files = ["tests"] if arguments.all else arguments.only
     pytest_options = ["-n", str(arguments.workers), *shlex.split(arguments.pytest), *files]
     outcomes = []
     for given in arguments.versions:
@@ -80,7 +80,7 @@ def main() -> int:
 
 
 def accepted() -> Requirement:
-    """What the package says of torch."""
+    """The package's requirement on torch."""
     (found,) = re.findall(r'^ *"(torch[ <>=][^"]*)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
     return Requirement(found)
 
@@ -96,7 +96,7 @@ def newest() -> str:
 
 
 def environment(directory: Path, version: str, pip_options: list[str]) -> Path:
-    """Its interpreter, with this version of torch and what the tests need; made if it is not there."""
+    """The interpreter of an environment with this version of torch and what the tests need, created if missing."""
     home = directory / f"torch-{version}"
     python = home / "bin" / "python"
     if not _has(python, version):

@@ -164,6 +164,24 @@ def test_unused_results_are_freed_with_their_tuple():
     assert found.timeline[-2].nbytes == out + 4  # the loop that computes the sum, and the sum
 
 
+def test_both_branches_of_a_cond_are_on_the_timeline_and_the_larger_result_counts():
+    def f(x, w):
+        (y,) = torch.cond(x.sum() > 0, lambda x, w: (torch.tanh(x @ w) @ w,), lambda x, w: (x @ w,), (x, w))
+        return (y @ w,)
+
+    module = traced(f, (64, 5), (5, 5))
+    found = dry_run(module, inputs_of(module), is_backward=True)
+    nbytes, predicate = 64 * 5 * 4, 1
+    calls = [(entry.name.split(": ")[1], entry.nbytes) for entry in found.timeline if ": " in entry.name]
+    assert [call for call in calls if call[0] == "mm"] == [("mm", predicate + nbytes)] * 2
+    assert sorted(call for call in calls if call[0] not in ("input", "mm")) == [
+        ("mm_1", predicate + 2 * nbytes),
+        ("tanh", predicate + nbytes),  # in place
+    ]
+    assert found.timeline[-2:] == (LiveBytes("mm", predicate + 2 * nbytes), LiveBytes("output", nbytes))
+    assert not found.unknown
+
+
 def test_the_peak_of_a_step_is_the_higher_of_both_graphs():
     low, high = (DryRun((LiveBytes("k", n),), (), (), 0.0) for n in (3, 5))
     assert StepDryRun(low, high).peak_nbytes == 5
