@@ -104,7 +104,7 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
         holds = strategy.nbytes is None
         how = {"backend": remat, "options": {"memory_budget": strategy.budget, "hold_outputs": holds}}
     if strategy.runner != "eager":
-        modules = model.some_blocks if per_block else [model.module]
+        modules = model.required_blocks if per_block else [model.module]
         if per_block and any(isinstance(block, torch.nn.Sequential) for block in modules):
             raise MeasureError(
                 "the blocks are nn.Sequential, which compile() does not compile; make each block a module class"

@@ -1,7 +1,7 @@
-"""Real models, from their configurations alone: nothing is downloaded, weights are random, and a seed fixes them.
+"""Models with random weights, built from their configurations; nothing is downloaded, and a seed fixes the weights.
 
-``build("llama")`` returns a Model: a module, a step that returns its loss, and the blocks that per-block
-``torch.utils.checkpoint`` works on. ``catalog.MODELS`` lists them; ``load("package.module:function")`` takes a user's.
+``build("llama")`` builds a model of ``catalog.MODELS``; ``load("package.module:function")`` loads a user's model. Both
+return a Model: a module, a step that returns its loss, and the blocks for per-block ``torch.utils.checkpoint``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rematpass.lab.models.names import check_model, check_sizes
 class Model:
     """A module to train. ``step`` runs ``module`` on its own data and returns the loss, without backward.
 
-    ``blocks``: what per-block checkpointing wraps; empty where nothing repeats.
+    ``blocks``: the repeated blocks, for per-block checkpointing and compilation; empty if nothing repeats.
     """
 
     name: str
@@ -38,27 +38,27 @@ class Model:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Those that are trained."""
+        """The parameters that require a gradient."""
         return [p for p in self.module.parameters() if p.requires_grad]
 
     @property
-    def some_blocks(self) -> list[nn.Module]:
-        """``blocks``, of which there are some.
+    def required_blocks(self) -> list[nn.Module]:
+        """``blocks``, which must not be empty.
 
         Raises:
-            MeasureError: there are none.
+            MeasureError: the model has no blocks.
         """
         if not self.blocks:
-            raise MeasureError(f"{self.name} holds no list of equal blocks, so nothing can be done block by block")
+            raise MeasureError(f"{self.name} has no list of equal blocks to checkpoint or compile one by one")
         return self.blocks
 
     def checkpoint_blocks(self) -> None:
-        """Make every block a ``torch.utils.checkpoint`` region, in place: only its input is saved, and it runs again.
+        """Make every block a ``torch.utils.checkpoint`` region, in place: backward runs it again.
 
         Raises:
-            MeasureError: there are no blocks.
+            MeasureError: the model has no blocks.
         """
-        for block in self.some_blocks:
+        for block in self.required_blocks:
             block.forward = _checkpointed(block.forward)
 
 
@@ -77,13 +77,13 @@ def build(
     seed: int = 0,
     **sizes: Any,
 ) -> Model:
-    """Make a model of ``MODELS``, in training mode; ``sizes`` replace those of its configuration (``layers=2``).
+    """Build a model of ``MODELS``, in training mode; ``sizes`` override those of its configuration (``layers=2``).
 
-    The same seed gives the same weights and data, and torch's own random state is left as it was. Parameters and
-    floating-point inputs get ``dtype``, by default the configuration's.
+    The same seed gives the same weights and data; torch's random state is restored. Parameters and floating-point
+    inputs have ``dtype``, by default that of the configuration.
 
     Raises:
-        MeasureError: no model of that name, or no size; no such device; transformers is missing.
+        MeasureError: the name, a size or the device is unknown, or transformers is missing.
     """
     check_model(name, MODELS)
     spec, device = MODELS[name], devices.usable(device)
@@ -92,7 +92,7 @@ def build(
     dtype = dtype or spec.dtype
     with devices.of(device).fork_rng(device):
         torch.manual_seed(seed)
-        with device:  # large models are faster to initialize where they will live
+        with device:  # a GPU initializes large models faster
             module, inputs = spec.make(**{**spec.sizes, **sizes})
     module = module.to(device=device, dtype=dtype).train()
     inputs = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in inputs.items()}
@@ -105,10 +105,10 @@ def build(
 
 
 def find_blocks(module: nn.Module, of_class: str = "") -> list[nn.Module]:
-    """The blocks that repeat: all modules of class ``of_class``, or else the members of the outermost lists.
+    """The repeated blocks: all modules of class ``of_class``, or by default the members of the outermost lists.
 
-    A list is a ModuleList or Sequential with at least two members, all of one class, which have parts of their own
-    (ten Linear are no blocks). A model may hold several lists: an encoder's and a decoder's.
+    A list is a ModuleList or Sequential with at least two members of one class that have submodules (ten Linear are not
+    blocks). A model may have several lists, such as an encoder's and a decoder's.
     """
     if of_class:
         return [m for m in module.modules() if type(m).__name__ == of_class]
@@ -126,13 +126,13 @@ def find_blocks(module: nn.Module, of_class: str = "") -> list[nn.Module]:
 
 
 def load(target: str, **sizes: Any) -> Model:
-    """Call a user's function, given as "package.module:function"; it returns a module and a step.
+    """Call a user's function, given as "package.module:function", which returns a module and a step.
 
-    ``sizes`` are handed to the function (``batch=8``). The step takes no arguments, runs the module, and returns the
-    loss. The current directory can be imported from.
+    ``sizes`` are passed to the function (``batch=8``). The step takes no arguments, runs the module, and returns the
+    loss. The current directory is added to ``sys.path``.
 
     Raises:
-        MeasureError: it cannot be imported or fails, or it returns something else.
+        MeasureError: the function cannot be imported, raises, or returns something else.
     """
     module_name, _, function_name = target.partition(":")
     if (here := str(Path.cwd())) not in sys.path:

@@ -1,6 +1,6 @@
-"""The models that are measured, by name: what makes them, and in which sizes.
+"""The models that are measured, by name: how they are built, and their sizes.
 
-Those for a GPU are the sizes that people train; the others can be measured on two CPU cores in seconds.
+Models for a GPU have sizes that are common in training; a step of the others takes less than a second on two CPU cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Made = tuple[nn.Module, dict[str, torch.Tensor]]
 class Spec:
     """How to build a model: ``make(**sizes)`` returns the module and its arguments by name.
 
-    ``blocks``: the class of the blocks, where they are not the members of the outermost lists.
+    ``blocks``: the class of the blocks, if they are not the members of the outermost lists.
     """
 
     summary: str

@@ -1,6 +1,6 @@
-"""Networks in plain torch, for machines with nothing else installed. Each one's forward returns its loss.
+"""Networks in plain torch, which need nothing else installed. Their forward returns the loss.
 
-The loss is inside the module, so that compiling the module compiles all of the step and the plan covers all of it.
+The loss is inside the module, so that compiling the module compiles the whole step and the plan covers it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 class Stack(nn.Module):
-    """Layers one after the other in ``segments``, then the mean square of the output as loss."""
+    """A sequence of layers in ``segments``; the loss is the mean square of the output."""
 
     def __init__(self, layers: Sequence[nn.Module], segments: int) -> None:
         super().__init__()
@@ -26,19 +26,19 @@ class Stack(nn.Module):
 
 
 def mlp(layers: int = 32, width: int = 512, segments: int = 8) -> Stack:
-    """``layers`` x (Linear, GELU, LayerNorm), in about as many segments as a segment has values to save."""
+    """``layers`` x (Linear, GELU, LayerNorm), in segments of about equal size."""
     return Stack(
         [nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)) for _ in range(layers)], segments
     )
 
 
 def chain(layers: int = 64, width: int = 256, segments: int = 8) -> Stack:
-    """``layers`` x (Linear, Tanh): the plain chain of the literature."""
+    """``layers`` x (Linear, Tanh): the chain of the literature."""
     return Stack([nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(layers)], segments)
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each with group norm and SiLU; the channels change in the first."""
+    """Two 3x3 convolutions, each with group norm and SiLU; the first one changes the channels."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class DoubleConv(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net of Ronneberger et al. 2015 with group norms: every level's output is wanted again on the way up.
+    """The U-Net of Ronneberger et al. 2015 with group norms: every level's output is used again on the way up.
 
-    Takes images ``(batch, 3, side, side)``, where the side is a multiple of 2**(levels - 1), and a class per pixel.
+    Takes images ``(batch, 3, side, side)``, with a side that is a multiple of 2**(levels - 1), and a class per pixel.
     """
 
     def __init__(self, channels: int = 32, levels: int = 4, classes: int = 8) -> None:
@@ -79,7 +79,7 @@ class UNet(nn.Module):
 
 
 class GPTBlock(nn.Module):
-    """Causal self-attention and a four times wider perceptron, each behind a layer norm and around a residual."""
+    """Causal self-attention and a perceptron four times as wide, each after a layer norm and with a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class TinyGPT(nn.Module):
 
 
 def _small_weights(module: nn.Module) -> None:
-    """GPT-2's initialization, so that the first loss is about that of a guess: log(vocabulary)."""
+    """GPT-2's initialization, with which the first loss is close to that of guessing: log(vocabulary)."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -132,9 +132,9 @@ SUCCESSORS = 4
 
 
 def walk(batch: int, length: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
-    """Tokens ``(batch, length)`` that wander a fixed random graph, from each token to one of its four successors.
+    """Tokens ``(batch, length)`` of random walks on a fixed random graph, in which each token has four successors.
 
-    What there is to learn is the graph.
+    A model learns the graph.
     """
     graph = torch.randint(
         vocabulary, (vocabulary, SUCCESSORS), generator=torch.Generator().manual_seed(0), device="cpu"
@@ -147,5 +147,5 @@ def walk(batch: int, length: int, vocabulary: int, generator: torch.Generator) -
 
 
 def lowest_loss() -> float:
-    """What a model that knows the graph of ``walk`` has, in nats; about, since some successors are drawn twice."""
+    """The loss of a model that knows the graph of ``walk``, in nats; approximate, since successors may coincide."""
     return math.log(SUCCESSORS)

@@ -1,6 +1,6 @@
-"""Networks of transformers, made from a configuration with random weights; each function returns module and inputs.
+"""Models of transformers with random weights, built from a configuration; each function returns module and inputs.
 
-What is not given stays as transformers has it. transformers is imported inside the functions: it takes seconds.
+Other settings keep the defaults of transformers, which is imported inside the functions, since that takes seconds.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Inputs = dict[str, torch.Tensor]
 
 
 def _transformers() -> Any:
-    default_environment(HF_HUB_OFFLINE="1")  # a configuration is all that is needed: never ask the network
+    default_environment(HF_HUB_OFFLINE="1")  # a configuration is enough: never use the network
     try:
         import transformers
     except ImportError as error:
         raise MeasureError(
             "this model comes from transformers, which is missing: pip install 'rematpass[bench]'"
         ) from error
-    transformers.logging.set_verbosity_error()  # it warns of token ids beyond these small vocabularies
+    transformers.logging.set_verbosity_error()  # it warns about token ids beyond these small vocabularies
     return transformers
 
 
@@ -68,7 +68,7 @@ def gpt2(
     dropout: float = 0.1,
     attention: str = "eager",
 ) -> tuple[nn.Module, Inputs]:
-    """A causal language model with dropout everywhere; eager attention makes batch x heads x length x length maps."""
+    """A causal language model with dropout; eager attention has maps of batch x heads x length x length."""
     hf = _transformers()
     config = hf.GPT2Config(
         n_embd=width,
@@ -83,11 +83,11 @@ def gpt2(
         use_cache=False,
     )
     module = hf.GPT2LMHeadModel(config)
-    module.loss_type = "ForCausalLM"  # what it would take anyway, after a warning that breaks the compiled graph in two
+    module.loss_type = "ForCausalLM"  # the default, set here since choosing it logs a warning that breaks the graph
     return module, _tokens(vocabulary, batch, length)
 
 
-# What they would find out in the first step, and write down, so that the second one compiles the graph again.
+# Without this, the first step would infer it and set it, and the second step would recompile.
 _CLASSES = "single_label_classification"
 
 
@@ -119,7 +119,7 @@ def vit(
 def resnet50(
     *, depths: tuple[int, ...] = (3, 4, 6, 3), side: int = 128, classes: int = 2, batch: int = 8
 ) -> tuple[nn.Module, Inputs]:
-    """ResNet-50: bottlenecks of three convolutions with batch norms, ``depths`` of them a stage."""
+    """ResNet-50: bottlenecks of three convolutions with batch norms; ``depths``: the bottlenecks of each stage."""
     hf = _transformers()
     config = hf.ResNetConfig(depths=list(depths), num_labels=classes, problem_type=_CLASSES)
     return hf.ResNetForImageClassification(config), _images(batch, side, classes)
@@ -136,7 +136,7 @@ def t5(
     length: int = 256,
     dropout: float = 0.1,
 ) -> tuple[nn.Module, Inputs]:
-    """An encoder and a decoder of ``layers`` blocks each: the encoder's output is read in every decoder block."""
+    """An encoder and a decoder of ``layers`` blocks each; every decoder block reads the encoder's output."""
     hf = _transformers()
     config = hf.T5Config(
         d_model=width,

@@ -59,7 +59,7 @@ class TestEager:
     def test_without_blocks_it_says_so(self):
         found, step = tried("eager+checkpoint", sizes=SIZES | {"layers": 1})
         assert (found.status, step) == (FAILED, None)
-        assert "holds no list of equal blocks" in found.error
+        assert "has no list of equal blocks" in found.error
 
 
 class TestRemat:
@@ -82,7 +82,7 @@ class TestRemat:
 
     @pytest.mark.parametrize(
         ("layers", "why"),
-        [(1, "holds no list of equal blocks"), (4, "nn.Sequential, which compile() does not compile")],
+        [(1, "has no list of equal blocks"), (4, "nn.Sequential, which compile() does not compile")],
     )
     def test_without_blocks_that_can_be_nothing_is_compiled_one_by_one(self, layers, why):
         found, step = tried("remat@0", sizes=SIZES | {"layers": layers}, per_block=True)

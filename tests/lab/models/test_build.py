@@ -128,7 +128,7 @@ class TestFindBlocks:
     def test_model_without_blocks_cannot_be_checkpointed(self):
         model = build("chain", layers=2, width=8, batch=16)
         model.blocks = []
-        with pytest.raises(MeasureError, match="chain holds no list of equal blocks"):
+        with pytest.raises(MeasureError, match="chain has no list of equal blocks"):
             model.checkpoint_blocks()
 
 
