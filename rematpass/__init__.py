@@ -1,26 +1,25 @@
 """Train in less memory: a rematerialization backend for ``torch.compile``.
 
-What people call::
-
-    REMAT_MEMORY_BUDGET=8GiB python train.py        # where train.py has torch.compile(model, backend="remat")
+Usage::
 
     torch.compile(model, backend="remat", options={"memory_budget": "8GiB"})
-    rematpass.enable(memory_budget="8GiB")          # every torch.compile with Inductor, from here on
+    rematpass.enable(memory_budget="8GiB")          # from here on, every torch.compile with Inductor
     rematpass.plans()                               # what was planned in this process
 
-``rematpass guide`` in a terminal explains budgets, frameworks, troubleshooting and limits; ``rematpass --help`` lists
-the commands. The names in ``rematpass.__all__`` load what they need when they are first used: importing ``rematpass``
-does not load torch.
+    REMAT_MEMORY_BUDGET=8GiB python train.py        # the same for torch.compile(model, backend="remat") in train.py
+
+In a terminal, ``rematpass guide`` explains budgets, frameworks, troubleshooting and limits, and ``rematpass --help``
+lists the commands. Importing ``rematpass`` does not import torch: each public name is loaded on first use.
 
 How it works: the backend takes the joint graph of forward and backward, decides for every value that backward needs
-whether to save it or to recompute it, and hands both graphs to Inductor. One direction, one type handed on at each step::
+whether to save or recompute it, and hands both graphs to Inductor. Each step hands one type to the next::
 
     joint GraphModule --capture--> JointGraph --cost--> seconds --solve--> Plan --verify--> Plan --emit--> (fwd, bwd)
                                                                 Plan --simulate--> Timeline --report--> text, JSON, HTML
 
-The map lists the files in that order. A module imports only modules listed above it in its own top-level directory, the
+The map lists all files in that order. A module may import what is listed above it in its own top-level directory, the
 first four files, and the directories that its directory may use: ``report`` uses ``core``; ``compiler`` uses both;
-``lab`` uses all three.
+``lab`` uses all three; ``commands`` use everything.
 
     errors.py                     every exception, one class per cause
     units.py                      "8GiB" <-> bytes, seconds, percent
@@ -135,22 +134,22 @@ first four files, and the directories that its directory may use: ``report`` use
       plan_cache.py               plans kept for processes that take the compiled graph from the cache
       backend.py                  the backends, and enable()
       plan_only.py                a model's plans without compiling it
-    report/                       tells; never imports torch
+    report/                       presents plans and measurements; never imports torch
       atomic.py                   files that are complete or absent
-      summary.py                  one planned graph in one line; why a budget cannot be reached
-      measurement.py              a strategy by name, and what one measurement found
-      comparison.py               measurements in a table
+      summary.py                  one planned graph in one line; the message for an infeasible budget
+      measurement.py              strategies by name, and the result of one measurement
+      comparison.py               measurements as a table
       comparison_table.py         the same in a terminal of any width
-      speed.py                    a page of them: who is faster at the same peak
-      pictures.py                 measurements in pictures
-      occupancy.py                who holds the memory at each step
-      reasons.py                  what became of each value, and why
+      speed.py                    step times at equal peaks, as a Markdown page
+      pictures.py                 measurements as pictures
+      occupancy.py                what takes the memory at each step
+      reasons.py                  what the plan does with each value, and why
       layers.py                   totals per module of the model
-      report.py                   Report: all there is to tell about one planned graph
-      text.py                     for a terminal
-      trace.py                    for Perfetto and chrome://tracing
-      page.py                     one HTML page that works offline (its parts are in assets/)
-      files.py                    all of these in a directory
+      report.py                   Report: all data on one planned graph
+      text.py                     the report for a terminal
+      trace.py                    the report for Perfetto and chrome://tracing
+      page.py                     the report as one HTML page that works offline (its parts are in assets/)
+      files.py                    all forms of the report in a directory
     lab/                          measures
       models/                     what is measured
         names.py                  what the catalog holds, by name; loads no torch
@@ -182,7 +181,7 @@ first four files, and the directories that its directory may use: ``report`` use
       progress.py                 a bar, or a line for each strategy
       compare.py                  the command that shows them
     commands/                     one file each
-      arguments.py                arguments that several of them share
+      arguments.py                arguments that several commands share
       demo.py                     rematpass demo
       compare.py                  rematpass compare
       plan_file.py                plans a graph from a file, without torch
@@ -257,4 +256,4 @@ def _version() -> str:
     try:
         return version("rematpass")
     except PackageNotFoundError:
-        return "0+uninstalled"  # run from a checkout that was never installed
+        return "0+uninstalled"  # in a checkout that is not installed

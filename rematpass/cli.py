@@ -1,8 +1,9 @@
 """The command line: one parser, with a subparser from each file in ``commands/``, and errors as one line.
 
 Exit codes: 0 done; 1 done, with a bad result (a peak above the committed one, a script that failed); 2 refused, with
-one line that gives the reason; 3 a bug; 130 interrupted; 143 terminated. ``--debug`` shows the whole traceback. Colours and progress
-appear on terminals only; ``NO_COLOR`` turns colours off. Commands import torch only after they checked their arguments.
+one line that gives the reason; 3 a bug; 130 interrupted; 143 terminated. ``--debug`` shows the whole traceback. Colours
+and progress appear on terminals only; ``NO_COLOR`` turns colours off. Commands import torch only after they checked
+their arguments.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ A message states what happened, gives the numbers, names the cause, and ends wit
 class RematError(Exception):
     """The base class of all exceptions that rematpass raises."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+
 
 class ConfigError(RematError, ValueError):
     """A setting is invalid. The message names the variable or option, the given value, and the accepted values."""
