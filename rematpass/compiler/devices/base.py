@@ -1,9 +1,9 @@
 """The interface of a kind of device: everything that the compiler and the lab have to know about it.
 
-To add a third device, write a file beside ``cpu.py`` and ``cuda.py`` with a subclass of ``DeviceKind``, add it to
-``KINDS`` in ``__init__.py``, and add a preset to ``core/hardware.py``. The subclass sets the attributes and implements
-the abstract methods; the other methods have defaults for a device with nothing special. No code outside of this
-directory asks for the type of a device.
+To add a third device, write a file beside ``cpu.py`` and ``cuda.py`` with a subclass of ``DeviceKind``, list it in
+``KINDS`` (``__init__.py``) and in ``DEVICES`` (``lab/models/names.py``, for commands that have not loaded torch), and
+add a preset to ``core/hardware.py``. The subclass sets the attributes and implements the abstract methods; the other
+methods have defaults for a device with nothing special. No other code asks for the type of a device.
 """
 
 from __future__ import annotations
