@@ -59,11 +59,13 @@ class Budget:
 
 
 def parse_budget(value: object) -> Budget:
-    """Parse any form of a budget.
+    """Parse any form of a budget. A ``Budget`` is returned as it is, whatever its size.
 
     Raises:
         ValueError: ``value`` has no such form, or is less than ``LEAST_BUDGET_BYTES``.
     """
+    if isinstance(value, Budget):
+        return value
     if isinstance(value, str) and value.strip().lower() == "auto":
         return Budget(BudgetKind.AUTO)
     number = parse_number(value)

@@ -1,4 +1,4 @@
-"""What is packed: the package with the page's parts. (The tests are run from a checkout.)"""
+"""The wheel and the source distribution contain the whole package, with the guide and the page's parts."""
 
 import os
 import shutil
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rematpass.commands.guide import topics
+
 pytest.importorskip("setuptools")
 ROOT = Path(__file__).parents[1]
 PACKED = "rematpass pyproject.toml README.md LICENSE".split()
@@ -18,7 +20,7 @@ BUILD = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The directory with both, made from a copy: setuptools leaves files beside what it packs."""
+    """The directory with both, built from a copy, because setuptools leaves files beside the sources."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in PACKED:
         if (ROOT / name).is_dir():
@@ -40,7 +42,7 @@ def files(*directories):
     return {p.relative_to(ROOT).as_posix() for p in found}
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(built):
+def test_the_wheel_contains_the_package_and_nothing_else(built):
     (wheel,) = built.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n for n in names if ".dist-info/" not in n} == files("rematpass")
@@ -51,8 +53,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert any(n.endswith("LICENSE") for n in names)
 
 
-def test_the_source_distribution_holds_what_the_wheel_is_made_of(built):
+def test_the_source_distribution_contains_all_sources_of_the_wheel(built):
     (source,) = built.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= files("rematpass") | {"README.md", "LICENSE", "pyproject.toml"}
+
+
+def test_the_wheel_contains_every_topic_of_the_guide(built):
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert len(topics()) >= 8
+    assert {f"rematpass/guide/{topic}.md" for topic in topics()} <= set(names)

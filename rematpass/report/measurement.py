@@ -1,14 +1,14 @@
-"""What can be measured side by side, by name, and what one measurement found. Both are plain data: JSON in, JSON out.
+"""Strategies by name, and the result of one measurement. Both are plain data that is stored as JSON.
 
 A strategy is one way to train a model::
 
     eager                  no compilation
-    eager+checkpoint       the same, every block a torch.utils.checkpoint region
-    inductor               torch.compile as it comes
-    inductor+checkpoint    the same, every block checkpointed
+    eager+checkpoint       the same, with every block a torch.utils.checkpoint region
+    inductor               torch.compile with its defaults
+    inductor+checkpoint    the same, with every block checkpointed
     inductor@0.2           torch.compile with torch._functorch.config.activation_memory_budget = 0.2
-    remat@0.5              this package, at a fraction of the way from floor to ceiling
-    remat@64MiB            this package, under a peak in bytes
+    remat@0.5              rematpass, at a fraction of the way from floor to ceiling
+    remat@64MiB            rematpass, under a peak in bytes
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rematpass.config import BudgetKind, Config, nearest
+from rematpass.budget import Budget, BudgetKind
+from rematpass.config import Config, nearest
 from rematpass.errors import ConfigError, MeasureError
 
 RUNNERS = ("eager", "inductor", "remat")
 MEASURED, INFEASIBLE, FAILED = "measured", "infeasible", "failed"
-PER_BLOCK = ", per block"  # ends the name of a model whose blocks are compiled one by one
+PER_BLOCK = ", per block"  # suffix of the name of a model whose blocks are compiled one by one
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to train. ``budget`` is torch's for Inductor and ours for remat; empty where there is none.
+    """One way to train. ``budget``: torch's for Inductor, rematpass's for remat; empty for none.
 
-    ``like``: the peer whose measured peak the budget is; it names the row and does not make another strategy.
+    ``like``: the peer whose measured peak is the budget; it names the row and does not affect equality.
     """
 
     runner: str
@@ -41,24 +42,24 @@ class Strategy:
 
     @classmethod
     def parse(cls, name: str) -> Strategy:
-        """The strategy that a text names, in the forms that the module lists.
+        """Parse the name of a strategy, in one of the forms that the module's docstring lists.
 
         Raises:
-            MeasureError: none of them, with what is accepted.
+            MeasureError: the name has no such form, or its budget is not accepted.
         """
         how, at, budget = name.strip().partition("@")
         runner, plus, suffix = how.partition("+")
         strategy = cls(runner, checkpoint=bool(plus), budget=budget)
         if runner not in RUNNERS or suffix not in ("", "checkpoint") or bool(plus) != bool(suffix):
             meant = nearest(how, ("eager", "eager+checkpoint", "inductor", "inductor+checkpoint", "remat"))
-            hint = f"; did you mean {meant}?" if meant else ""
+            hint = f"; did you mean {meant}? " if meant else ". "
             raise MeasureError(
-                f"{name!r} is no strategy{hint} There are eager, eager+checkpoint, inductor, inductor+checkpoint, "
+                f"{name!r} is no strategy{hint}Valid are eager, eager+checkpoint, inductor, inductor+checkpoint, "
                 "inductor@0.5 and remat@BUDGET"
             )
         if bool(budget) != bool(at) or (runner == "eager" and budget) or (runner == "remat" and not budget):
             raise MeasureError(
-                f"{name!r}: inductor may have a budget, as in inductor@0.5, remat has to, and eager none"
+                f"{name!r}: inductor may have a budget, as in inductor@0.5; remat must have one; eager has none"
             )
         if budget:
             _check_budget(strategy, name)
@@ -74,29 +75,35 @@ class Strategy:
 
     @property
     def fraction(self) -> float | None:
-        """The budget as a fraction, 1.0 for Inductor without one; None for bytes, and for eager."""
+        """The budget as a fraction, 1.0 for Inductor without one; None for bytes and for eager."""
         if self.runner == "eager":
             return None
         if self.runner == "inductor":
             return float(self.budget or 1)
-        budget = Config.read({"memory_budget": self.budget}, environ={}).memory_budget
+        budget = self.memory_budget
         return budget.fraction if budget.kind is BudgetKind.FRACTION else None
 
     @property
     def nbytes(self) -> int | None:
-        """The budget in bytes, where it is given in bytes."""
+        """The budget in bytes, if it is given in bytes."""
         if self.runner != "remat":
             return None
-        budget = Config.read({"memory_budget": self.budget}, environ={}).memory_budget
-        return budget.nbytes if budget.kind is BudgetKind.BYTES else None
+        return self.memory_budget.nbytes if self.memory_budget.kind is BudgetKind.BYTES else None
+
+    @property
+    def memory_budget(self) -> Budget:
+        """remat's budget. A peer's measured peak, written as in "262154B", may be less than what users may give."""
+        if self.budget.endswith("B") and self.budget[:-1].isdecimal():
+            return Budget(BudgetKind.BYTES, nbytes=int(self.budget[:-1]))
+        return Config.read({"memory_budget": self.budget}, environ={}).memory_budget
 
 
 def _check_budget(strategy: Strategy, name: str) -> None:
     if strategy.runner == "remat":
         try:
-            Config.read({"memory_budget": strategy.budget}, environ={})
+            _ = strategy.memory_budget
         except ConfigError as error:
-            raise MeasureError(f"{name!r}: {str(error).removeprefix('option ')}") from error
+            raise _refused(name, error) from error
         return
     try:
         within = 0 <= float(strategy.budget) <= 1
@@ -106,19 +113,23 @@ def _check_budget(strategy: Strategy, name: str) -> None:
         raise MeasureError(f"{name!r}: torch's activation_memory_budget is a number from 0 to 1")
 
 
+def _refused(name: str, error: ConfigError) -> MeasureError:
+    return MeasureError(f"{name!r}: {str(error).removeprefix('option ')}")
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """What one strategy took on one model. Bytes and FLOPs are whole numbers of one training step; None: not measured.
+    """What one strategy took on one model. Bytes and FLOPs are integers, per training step; None: not measured.
 
-    ``device``: the device with its name; ``torch``: its version; ``source``: which code planned and ``carrier``: which
-    carried the plan out, of remat alone.
-    ``status``: measured, infeasible (a byte budget below ``floor``) or failed, with ``error`` in one line.
-    ``planned_peak``, ``floor``, ``ceiling``: the plan's, the largest of all graphs; ``drops_outputs``: it is made for
-    callers who drop forward's outputs before backward (REMAT_HOLD_OUTPUTS=0). ``saved``: alive when backward starts.
-    ``peak_other``: the highest point of what is no parameter gradient. ``eager_flops``: of eager's step.
-    ``gradient_error``: the largest difference from ``gradient_reference``'s gradients. ``step_ratio``: lower quartile,
-    median and upper quartile of step seconds over Inductor's in the same round. ``same_plan_as``: the strategy that
-    had this plan first and was measured, so that this one was not.
+    ``device``: the device and its name; ``torch``: its version; ``source`` and ``carrier``: hashes of the code that
+    planned and of the code that carried out the plan, for remat only.
+    ``status``: measured, infeasible (a byte budget below ``floor``) or failed; ``error``: the reason, in one line.
+    ``planned_peak``, ``floor``, ``ceiling``: the plan's, the largest of all graphs; ``drops_outputs``: the plan is for
+    callers that drop forward's outputs before backward (REMAT_HOLD_OUTPUTS=0). ``saved``: alive when backward starts.
+    ``peak_other``: the highest sum of everything but parameter gradients. ``eager_flops``: those of an eager step.
+    ``gradient_error``: the largest difference to the gradients of ``gradient_reference``. ``step_ratio``: lower
+    quartile, median and upper quartile of step seconds divided by Inductor's in the same round. ``same_plan_as``: the
+    strategy with the same plan that was measured in place of this one.
     """
 
     model: str
@@ -156,7 +167,7 @@ class Measurement:
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """What makes two measurements the same one."""
+        """The identity of a measurement: a later one with the same key replaces it."""
         return self.model, self.strategy, self.device, self.torch, self.source
 
     @property
@@ -165,22 +176,22 @@ class Measurement:
 
     @property
     def recomputed_share(self) -> float | None:
-        """FLOPs beyond eager's step, as a share of eager's forward."""
+        """FLOPs beyond those of an eager step, as a share of eager's forward."""
         if self.step_flops is None or self.eager_flops is None or not self.forward_flops:
             return None
         return (self.step_flops - self.eager_flops) / self.forward_flops
 
     def to_json(self) -> str:
-        """One line; what was not measured is left out."""
+        """One line of JSON without the fields that were not measured."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and v != ""}
         return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Measurement:
-        """The inverse of ``to_json``; fields that are not known are passed over.
+        """The inverse of ``to_json``; unknown fields are ignored.
 
         Raises:
-            MeasureError: not a JSON object with a model, a strategy, a device and a torch.
+            MeasureError: not a JSON object with a model, a strategy, a device and a torch version.
         """
         try:
             fields: dict[str, Any] = json.loads(text)
@@ -194,26 +205,31 @@ class Measurement:
 
 
 def parse_list(texts: str, runner: str = "") -> list[Strategy]:
-    """Strategies from a list with commas; with ``runner``, the items are its budgets alone. "none" is the empty list.
+    """Parse a comma-separated list of strategies, or with ``runner`` of its budgets. "none" is the empty list.
 
     Raises:
-        MeasureError: one of them is none.
+        MeasureError: an item is not a strategy, or its budget is not accepted.
     """
     if texts.strip() == "none":
         return []
     items = [item.strip() for item in texts.split(",")]
+    for item in items if runner == "remat" else ():
+        try:
+            Config.read({"memory_budget": item}, environ={})
+        except ConfigError as error:
+            raise _refused(f"remat@{item}", error) from error
     return unique(Strategy.parse(f"{runner}@{item}" if runner else item) for item in items)
 
 
 def unique(strategies: Iterable[Strategy]) -> list[Strategy]:
-    """The strategies in their order, each once."""
+    """The strategies without repetitions, in their order."""
     return list(dict.fromkeys(strategies))
 
 
 def resolve(rows: Iterable[Measurement], known: Iterable[Measurement] = ()) -> list[Measurement]:
-    """The rows, where those that have the plan of another one show its figures, under their own name and budget.
+    """Fill in rows whose plan was measured under another strategy: its figures, with their own name and budget.
 
-    The other one is looked for in ``known`` as well. A plan is the same one whichever planner made it.
+    The measured row may be in ``known`` as well. Plans with the same hash are the same, whichever planner made them.
     """
     rows = list(rows)
     firsts = {(r.model, r.strategy, r.device, r.torch, r.plan_hash): r for r in (*known, *rows)}

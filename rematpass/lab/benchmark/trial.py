@@ -102,7 +102,7 @@ def apply(strategy: Strategy, model: Model, per_block: bool = False) -> None:
     elif strategy.runner == "remat":
         # The step returns only its loss, so a budget in bytes need not count forward's other outputs.
         holds = strategy.nbytes is None
-        how = {"backend": remat, "options": {"memory_budget": strategy.budget, "hold_outputs": holds}}
+        how = {"backend": remat, "options": {"memory_budget": strategy.memory_budget, "hold_outputs": holds}}
     if strategy.runner != "eager":
         modules = model.required_blocks if per_block else [model.module]
         if per_block and any(isinstance(block, torch.nn.Sequential) for block in modules):
