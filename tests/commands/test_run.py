@@ -101,3 +101,14 @@ def test_bad_input_is_refused_before_anything_runs(at, arguments, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_the_script_has_pythons_own_handling_of_sigterm(at, tmp_path):
+    (tmp_path / "signals.py").write_text(
+        "import signal; print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('saving'))\n"
+        "signal.raise_signal(signal.SIGTERM); print('goes on')\n"
+    )
+    done = at("signals.py")
+    assert (done.returncode, done.stdout) == (0, "True\nsaving\ngoes on\n")
