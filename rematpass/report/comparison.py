@@ -1,4 +1,4 @@
-"""Measurements in a table, for the terminal and for a Markdown file, by one list of columns."""
+"""Measurements as a table: the cells of each row, and the table in Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rematpass.report.measurement import FAILED, INFEASIBLE, Measurement, Strate
 from rematpass.units import format_bytes, format_percent, format_seconds
 
 NOT_MEASURED = "not measured"
-OF_BLOCKS = "Blocks are compiled one by one: planned bytes are of them alone, measured ones of the whole step."
+OF_BLOCKS = "Blocks are compiled one by one: planned bytes cover the blocks only, measured bytes the whole step."
 TITLES = {
     "eager": "eager",
     "eager+checkpoint": "eager, checkpointed",
@@ -20,7 +20,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Column:
-    """``cell(strategy, row)`` is the text of a measured row; "" where the strategy has no such thing."""
+    """``cell(strategy, row)``: the text for a measured row; "" if the strategy has no such figure."""
 
     title: str
     cell: Callable[[Strategy, Measurement], str]
@@ -31,12 +31,12 @@ def _bytes(nbytes: int | None) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """Seconds for a cell."""
+    """Seconds as the text of a cell."""
     return NOT_MEASURED if seconds is None else format_seconds(seconds)
 
 
 def budget_text(strategy: Strategy) -> str:
-    """The budget for a cell."""
+    """The budget as the text of a cell."""
     return format_bytes(strategy.nbytes) if strategy.nbytes is not None else strategy.budget
 
 
@@ -54,7 +54,7 @@ def _ratio(strategy: Strategy, row: Measurement) -> str:
 
 
 def recomputed(strategy: Strategy, row: Measurement) -> str:
-    """The share of forward that ran again, for a cell."""
+    """The share of forward that ran again, as the text of a cell."""
     return NOT_MEASURED if row.recomputed_share is None else format_percent(row.recomputed_share)
 
 
@@ -85,11 +85,11 @@ COLUMNS = (
 )
 PEAK_OTHER = Column("peak of others", lambda _, row: _bytes(row.peak_other))
 WITH_OTHERS = (*COLUMNS[:4], PEAK_OTHER, *COLUMNS[4:])
-MEASURED_AT = 2  # where a row that has no measures says why
+MEASURED_AT = 2  # the column in which a row without measurements gives the reason
 
 
 def title(strategy: Strategy) -> str:
-    """The strategy in words, without its budget, which has a column of its own."""
+    """The strategy in words, without its budget, which has its own column."""
     if not strategy.is_peer:
         return "└ remat in as many bytes" if strategy.like else "remat"
     return TITLES.get(strategy.name.partition("@")[0], strategy.name)
@@ -115,7 +115,7 @@ def cells(
 
 
 def notes(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> list[str]:
-    """One line each on failures, fallbacks, and what the figures rest on."""
+    """One line for each failure, fallback, and condition of the figures."""
     found = []
     for strategy in strategies:
         if (row := rows.get(strategy.name)) is None:
@@ -131,33 +131,33 @@ def notes(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> li
 def _on_outputs(rows: Iterable[Measurement]) -> list[str]:
     if not any(row.drops_outputs for row in rows):
         return []
-    return ["bytes were given with REMAT_HOLD_OUTPUTS=0: this step returns its loss and drops forward's other outputs"]
+    return ["byte budgets are set with REMAT_HOLD_OUTPUTS=0: a step returns its loss and drops forward's other outputs"]
 
 
 def _on_gradients(rows: Sequence[Measurement]) -> list[str]:
     if all(row.gradient_reference != "Inductor" for row in rows):
         return []
-    return ["* off plain Inductor's under the same seed: dropout draws other numbers when a model is compiled"]
+    return ["* compared with plain Inductor and its seed: dropout draws different numbers in a compiled model"]
 
 
 def markdown(
     strategies: Sequence[Strategy], rows: Mapping[str, Measurement], columns: Sequence[Column] = WITH_OTHERS
 ) -> str:
-    """The same as a Markdown table, the notes below it as a list."""
+    """The rows as a Markdown table, with the notes below it as a list."""
     texts, listed = cells(strategies, rows, columns)
     made = markdown_table(["", *(column.title for column in columns)], texts)
     return made + "".join(f"\n- {note}" for note in listed) + ("\n" if listed else "")
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table whose first ``left`` columns stand flush left."""
+    """A Markdown table whose first ``left`` columns are left-aligned."""
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     rows = ("| " + " | ".join(text.replace("|", "/") for text in line) + " |" for line in (header, rule, *lines))
     return "\n".join(rows) + "\n"
 
 
 def same_peak(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -> list[str]:
-    """For each peer whose bytes remat was given: which of the two took less memory, and which less time."""
+    """For each peer whose measured peak was remat's budget: one sentence that compares bytes and seconds."""
     found = []
     for strategy in strategies:
         ours, theirs = rows.get(strategy.name), rows.get(strategy.like)
@@ -171,6 +171,6 @@ def same_peak(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) -
         times = ""
         if ours.step_ratio and theirs.step_ratio:
             times = f" and {ours.step_ratio[1] / theirs.step_ratio[1]:.2f} times its seconds"
-        over = "" if ours.peak <= theirs.peak else f" ({format_bytes(ours.peak - theirs.peak)} too much)"
+        over = "" if ours.peak <= theirs.peak else f" ({format_bytes(ours.peak - theirs.peak)} over the budget)"
         found.append(f"{given} takes {format_bytes(ours.peak)}{over}{times}.")
     return found

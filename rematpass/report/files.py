@@ -1,4 +1,4 @@
-"""A report's files in a directory: what ``REMAT_REPORT_DIR`` and ``rematpass explain`` leave behind."""
+"""The files of a report: what ``REMAT_REPORT_DIR`` and ``rematpass explain`` write."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FORMS = ("html", "text", "json", "trace", "graph")
 
 
 def write(report: Report, directory: Path) -> dict[str, Path]:
-    """Write all forms of the report, each under the graph's name and the plan's hash; the paths, by form.
+    """Write all forms of the report, named after the graph and the plan's hash, and return their paths by form.
 
-    ``html``: the page; ``text``; ``json``: everything; ``trace``: for ui.perfetto.dev; ``graph``: the joint graph, for
-    ``rematpass plan``. A file is there entirely or not at all, so that ranks may share a directory.
+    ``html``: the page; ``text``; ``json``: all data; ``trace``: for ui.perfetto.dev; ``graph``: the joint graph, for
+    ``rematpass plan``. Each file appears complete, so several ranks may share a directory.
 
     Raises:
-        ReportError: the directory cannot be made or written.
+        ReportError: the directory cannot be created, or a file cannot be written.
     """
     texts = render(report)
     for name, text in texts.items():
@@ -30,7 +30,7 @@ def write(report: Report, directory: Path) -> dict[str, Path]:
 
 
 def render(report: Report) -> dict[str, str]:
-    """The files' texts by their names, in the order of ``FORMS``."""
+    """The contents of the files by name, in the order of ``FORMS``."""
     stem = f"{slug(report.summary.graph)}-{report.summary.plan_hash}"
     return {
         f"{stem}.html": to_html(report),
@@ -42,5 +42,5 @@ def render(report: Report) -> dict[str, str]:
 
 
 def slug(name: str) -> str:
-    """A name as it can stand in a file's: "graph 0/0" is "graph-0-0"."""
+    """``name`` as part of a file name: "graph 0/0" becomes "graph-0-0"."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "graph"

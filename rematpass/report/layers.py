@@ -1,4 +1,4 @@
-"""Totals per module of the model: what its values and its ops take, with all that is inside it."""
+"""Totals per module of the model: the bytes of its values and the seconds of its ops, inner modules included."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NO_MODULE = "(outside of modules)"
 
 @dataclass
 class Totals:
-    """One module with everything inside it; ``path`` is empty for the whole graph. Bytes and seconds of one step.
+    """One module and everything inside it; ``path`` is empty for the whole graph. Bytes and seconds of one step.
 
-    ``recomputed_nbytes``: what would be saved if it were not recomputed; ``peak_nbytes``: its share of the peak.
+    ``recomputed_nbytes``: values that are recomputed instead of saved; ``peak_nbytes``: the part of the peak.
     """
 
     path: str
@@ -47,12 +47,12 @@ class _Table:
 
 
 def clean(module: str) -> str:
-    """A module's path without what Dynamo puts in front of a wrapped one: ``[0].model.norm`` is ``model.norm``."""
+    """A module's path without the prefix that Dynamo adds: ``[0].model.norm`` becomes ``model.norm``."""
     return re.sub(r"^(\[\d+\])+\.?|^_orig_mod\.?", "", module)
 
 
 def ancestors(path: str) -> Iterable[str]:
-    """The path and every module around it, the whole graph last: a.b.c, a.b, a, and the empty path."""
+    """The path and every enclosing module, innermost first: a.b.c, a.b, a, and the empty path for the whole graph."""
     while path:
         yield path
         path = "" if path == NO_MODULE else path.rpartition(".")[0]
@@ -60,9 +60,9 @@ def ancestors(path: str) -> Iterable[str]:
 
 
 def totals(
-    graph: JointGraph, plan: Plan, costs: Costs, told: Sequence[Account], occupancy: Occupancy, peak_at: int
+    graph: JointGraph, plan: Plan, costs: Costs, fates: Sequence[Account], occupancy: Occupancy, peak_at: int
 ) -> list[Totals]:
-    """A row per module, the whole graph first, then in the order in which forward enters them."""
+    """A row per module: the whole graph, then the modules in the order in which forward enters them."""
     own = _Table()
 
     def of_op(op: int | None) -> Totals:
@@ -78,7 +78,7 @@ def totals(
             row.forward_seconds += costs.run[op.id]
     for run in plan.recomputed():
         of_op(run.op).recompute_seconds += costs.run[run.op]
-    for account in told:
+    for account in fates:
         nbytes = graph.values[account.value].nbytes
         row = of_value(account.value)
         if account.fate is Fate.SAVED and graph.producer[account.value] is not None:
@@ -97,7 +97,7 @@ def totals(
 
 
 def _in_tree_order(paths: Iterable[str]) -> list[str]:
-    """The paths and all around them, each followed by what is inside it, in the order in which they come."""
+    """The paths and their ancestors in depth-first order; siblings keep the order of ``paths``."""
     children: dict[str, dict[str, None]] = {"": {}}
     for path in paths:
         inner, *around = ancestors(path)

@@ -1,9 +1,9 @@
-"""Who takes the memory: every interval of a timeline with its role, and the bytes of each role at every step.
+"""What takes the memory: the role of every live interval of a timeline, and the bytes of each role at every position.
 
-Saved values, recomputed values, gradients, outputs and temporaries add up to the timeline's own bytes at each step.
-Where an op overwrites an argument in place, the timeline counts those bytes once and the intervals twice; the difference
-is taken from what dies there. Where the timeline counts more than its intervals, as for a kernel's workspace, it counts
-as temporaries. What other calls of the same step have saved lies below all of it, the same at every step.
+The bytes of all roles add up to the timeline's bytes at each position. If an op overwrites an argument in place, the
+timeline counts those bytes once and the intervals count them twice; the difference is subtracted from the values that
+die there. If the timeline counts more than its intervals, such as a kernel's workspace, the difference is added to the
+temporaries. What other calls of the same step have saved is constant over all positions.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rematpass.core.simulate import LiveInterval, Timeline
 
 
 class Role(str, Enum):
-    """What a interval is there for, in the order in which a picture stacks them."""
+    """Why a live interval exists, in the order in which pictures stack them."""
 
-    OTHERS = "others"  # other calls of the same step have saved it
-    SAVED = "saved"  # forward hands it to backward
-    RECOMPUTED = "recomputed"  # backward makes it a second time
-    GRADIENTS = "gradients"  # backward returns it
-    OUTPUTS = "outputs"  # forward returns it
-    TEMPORARIES = "temporaries"  # everything else, gradients on their way among it
+    OTHERS = "others"  # saved by other calls of the same step
+    SAVED = "saved"  # saved by forward for backward
+    RECOMPUTED = "recomputed"  # created again by backward
+    GRADIENTS = "gradients"  # returned by backward
+    OUTPUTS = "outputs"  # returned by forward
+    TEMPORARIES = "temporaries"  # everything else, including intermediate gradients
 
 
 ROLES = tuple(Role)
@@ -34,7 +34,7 @@ _FIRST_TO_GIVE_WAY = tuple(reversed(ROLES))
 
 @dataclass(frozen=True)
 class Occupant:
-    """A interval and its role: ``nbytes`` from position ``born`` to position ``end``, both included."""
+    """A live interval and its role: ``nbytes`` from position ``born`` to position ``end``, both inclusive."""
 
     value: int
     copy: int
@@ -46,19 +46,19 @@ class Occupant:
 
 @dataclass(frozen=True)
 class Occupancy:
-    """``by_role[k][i]``: bytes of ``ROLES[k]`` while run ``i`` of the timeline runs."""
+    """``by_role[k][i]``: the bytes of ``ROLES[k]`` while run ``i`` of the timeline runs."""
 
     occupants: tuple[Occupant, ...]
     by_role: tuple[tuple[int, ...], ...]
 
     def at(self, position: int) -> list[Occupant]:
-        """Who is there while run ``position`` runs, the largest first."""
-        there = [o for o in self.occupants if o.born <= position <= o.end]
-        return sorted(there, key=lambda o: (-o.nbytes, o.value, o.copy))
+        """The occupants that are alive while run ``position`` runs, largest first."""
+        alive = [o for o in self.occupants if o.born <= position <= o.end]
+        return sorted(alive, key=lambda o: (-o.nbytes, o.value, o.copy))
 
 
 def occupancy(graph: JointGraph, plan: Plan, timeline: Timeline) -> Occupancy:
-    """The intervals of ``timeline``, which is ``plan``'s, told apart by role."""
+    """Assign a role to each live interval of ``timeline``, the timeline of ``plan``."""
     saved, gradients, outputs = set(plan.saved), set(graph.bwd_outputs), set(graph.fwd_outputs)
 
     def role(interval: LiveInterval) -> Role:
@@ -93,7 +93,7 @@ def _by_role(occupants: tuple[Occupant, ...], timeline: Timeline) -> tuple[tuple
         excess = sum(level[position] for level in levels.values()) - live
         if excess < 0:
             levels[Role.TEMPORARIES][position] -= excess
-        for role in _FIRST_TO_GIVE_WAY:  # of what dies here first, then of whatever is there
+        for role in _FIRST_TO_GIVE_WAY:  # first from values that die here, then from any
             taken = min(max(excess, 0), dying[role][position])
             levels[role][position] -= taken
             excess -= taken

@@ -1,8 +1,7 @@
-"""The report as one HTML page: self-contained, works offline, follows the reader's light or dark setting.
+"""The report as one HTML page: self-contained, works offline, and follows the reader's light or dark setting.
 
-The page's parts lie in ``assets/``; ``to_html`` puts them and the numbers into one file. A page stays small whatever
-the graph: beyond some thousands of ops it keeps the moments of most memory, beyond some thousands of values the
-largest (the JSON report has them all).
+``to_html`` combines the parts in ``assets/`` and the data into one file. The size of a page is bounded: of thousands of
+ops it keeps the moments with the most bytes, of thousands of values the largest. The JSON report has all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _SCRIPTS = ("common.js", "frontier.js", "timeline.js", "tables.js", "main.js")
 
 
 def to_html(report: Report) -> str:
-    """The whole page."""
+    """The complete page."""
     parts = {
         "title": html.escape(" · ".join(filter(None, (report.provenance.model, report.summary.graph)))),
         "style": _asset("page.css"),
@@ -38,9 +37,9 @@ def to_html(report: Report) -> str:
 
 
 def data(report: Report) -> dict[str, Any]:
-    """What the page's script reads. Tables stand in columns, and texts once, in ``strings``."""
-    told = [a for a in report.accounts if a.in_memory]
-    shown, rest = told[:MOST_ACCOUNTS], told[MOST_ACCOUNTS:]
+    """The data for the page's script. Tables are stored by column, and each text once, in ``strings``."""
+    in_memory = [a for a in report.accounts if a.in_memory]
+    shown, rest = in_memory[:MOST_ACCOUNTS], in_memory[MOST_ACCOUNTS:]
     intervals = sorted(report.occupancy.occupants, key=lambda o: -o.nbytes)[:MOST_INTERVALS]
     index = {v: i for i, v in enumerate(dict.fromkeys([*(a.value for a in shown), *(o.value for o in intervals)]))}
     moments, columns = _moments(report), _Columns()
@@ -74,7 +73,7 @@ def data(report: Report) -> dict[str, Any]:
 
 
 class _Columns:
-    """Turns rows into columns: a text becomes its index in ``strings``, seconds keep five digits."""
+    """Turns rows into columns: a text becomes its index in ``strings``; seconds are rounded to five digits."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -84,7 +83,7 @@ class _Columns:
         return list(self._index)
 
     def of(self, rows: list[dict[str, Any]]) -> dict[str, dict[str, list[Any]]]:
-        """The columns of texts and the others, by name; every row has the same fields."""
+        """The columns of texts and of numbers, by name; all rows have the same fields."""
         columns: dict[str, dict[str, list[Any]]] = {"texts": {}, "numbers": {}}
         for name, first in rows[0].items() if rows else ():
             cells = [row[name] for row in rows]
@@ -98,7 +97,7 @@ class _Columns:
 
 
 def _intervals(intervals: list[Occupant], moments: list[int]) -> list[dict[str, Any]]:
-    """Those that live at one of the moments at least, their lives counted in moments."""
+    """The intervals that contain at least one of the moments, with their ends as moments."""
     rows = []
     for o in intervals:
         born, end = bisect_left(moments, o.born), bisect_right(moments, o.end) - 1
@@ -108,7 +107,7 @@ def _intervals(intervals: list[Occupant], moments: list[int]) -> list[dict[str, 
 
 
 def _runs(report: Report, moments: list[int]) -> list[dict[str, Any]]:
-    """A row per moment; its seconds are those of all runs from it to the next one, or from the very first."""
+    """A row per moment. Its seconds cover all runs up to the next moment; the first row includes earlier runs."""
     starts, rows = [0.0, *itertools.accumulate(report.seconds)], []
     bounds = [0, *moments[1:], len(report.seconds)]
     for moment, (since, until) in zip(moments, itertools.pairwise(bounds), strict=False):
@@ -120,7 +119,7 @@ def _runs(report: Report, moments: list[int]) -> list[dict[str, Any]]:
 
 
 def _moments(report: Report) -> list[int]:
-    """The positions to show: all of them, or, of each of so many groups, the one at which most is alive."""
+    """The positions to show: all, or from each of ``MOST_MOMENTS`` groups the one with the most live bytes."""
     live = report.timeline.live
     groups = min(len(live), MOST_MOMENTS)
     bounds = [len(live) * g // groups for g in range(groups + 1)] if groups else []
@@ -140,42 +139,42 @@ def _value(report: Report, id: int) -> dict[str, Any]:
 
 
 def shortened(source: str) -> str:
-    """The file with its folder, and the line: "llama/modeling_llama.py:372"."""
+    """The file with its directory, and the line: "llama/modeling_llama.py:372"."""
     return "/".join(re.split(r"[/\\]", source)[-2:])
 
 
 def _fine_print(report: Report) -> str:
     planned, peak = report.summary.planned_peak, report.timeline.peak
     simulated = (
-        f"The planned peak, {format_bytes(planned)}, is the compiler's own word on this plan; the pictures show what "
-        f"the simulator says, {format_bytes(peak)}. "
+        f"The planned peak of {format_bytes(planned)} is the compiler's exact figure for this plan; the pictures show "
+        f"the simulated plan, with a peak of {format_bytes(peak)}. "
         if planned != peak
         else ""
     )
     s = report.summary
     several = (
-        f"A step calls this graph {s.calls} times: what one call takes is drawn, above what the others have saved. "
+        f"A step calls this graph {s.calls} times: the picture shows one call, above what the others have saved. "
         if s.calls > 1
         else ""
     )
     return (
-        f"Seconds come from a roofline model of {report.hardware}, not from a clock. Bytes are what the plan's own "
-        "simulation counts: everything that the compiled forward and backward of a step allocate. "
-        f"{format_bytes(report.held_nbytes)} of parameters and buffers, the inputs and the optimizer's state stand "
-        f"before the step and are not counted. {several}{simulated}What recomputing a saved value would cost is "
-        f"the price of giving up that value alone. The bound below which no plan can be is proven {ASSUMES}."
+        f"Seconds are estimated by a roofline model of {report.hardware}, not measured. Bytes are simulated: "
+        "everything that the compiled forward and backward of a step allocate. "
+        f"{format_bytes(report.held_nbytes)} of parameters and buffers, the inputs and the optimizer's state exist "
+        f"before the step and are not counted. {several}{simulated}The cost of recomputing a saved value assumes that "
+        f"only this value is no longer saved. The lower bound is proven {ASSUMES}."
     )
 
 
 def _left_out(report: Report, rest: int) -> str:
     fused = sum(not a.in_memory for a in report.accounts)
-    texts = [f"{fused:,} more are computed inside the kernels that read them and take no memory."] if fused else []
-    texts += [f"{rest:,} smaller ones are left to the JSON report."] if rest else []
+    texts = [f"{fused:,} more are fused into the kernels that read them and take no memory."] if fused else []
+    texts += [f"{rest:,} smaller values are in the JSON report only."] if rest else []
     return " ".join(texts)
 
 
 def _embedded(document: dict[str, Any]) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """The document as JSON that cannot close its script element."""
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -1,4 +1,4 @@
-"""Measurements in pictures: SVG or PNG, by the file's name. The same measurements give the same file."""
+"""Measurements as pictures: SVG or PNG, by the file's name. Equal measurements give equal files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MIB = 2**20
 
 
 def matplotlib() -> Any:
-    """matplotlib's Figure, set so that files can be repeated and their text be searched.
+    """matplotlib's ``Figure``, configured for reproducible files with searchable text.
 
     Raises:
-        MeasureError: it is not installed.
+        MeasureError: matplotlib is not installed.
     """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MeasureError(
-            "pictures are drawn with matplotlib, which is missing: pip install 'rematpass[bench]'"
+            "pictures need matplotlib, which is not installed: pip install 'rematpass[bench]'"
         ) from error
     matplotlib.rcParams.update(
         {"svg.hashsalt": "rematpass", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
@@ -35,20 +35,20 @@ def matplotlib() -> Any:
 
 
 def check(path: Path) -> None:
-    """Raise now what drawing would raise later.
+    """Check before measuring that a picture can be drawn to ``path``.
 
     Raises:
-        MeasureError: a format that is not drawn, no such directory, or no matplotlib.
+        MeasureError: the format is not supported, the directory does not exist, or matplotlib is missing.
     """
     if path.suffix.lower() not in FORMATS:
-        raise MeasureError(f"{str(path)!r} ends in neither .svg nor .png, and pictures are drawn as one of them")
+        raise MeasureError(f"{str(path)!r} ends in neither .svg nor .png, the two formats for pictures")
     if not path.parent.is_dir():
         raise MeasureError(f"there is no directory {str(path.parent)!r} to write {path.name!r} to")
     matplotlib()
 
 
 def seconds_against_peak(rows: Sequence[Measurement], heading: str, path: Path) -> bool:
-    """Step time over measured peak: peers as points with names, remat as a line. False, and no file, without times."""
+    """Draw step time against measured peak: peers as points, remat as a line. False, and no file, without times."""
     timed = [(Strategy.parse(row.strategy), row) for row in rows if row.peak is not None and row.step_ratio]
     if not timed:
         return False
@@ -81,8 +81,8 @@ def seconds_against_peak(rows: Sequence[Measurement], heading: str, path: Path) 
 
 
 def _name(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
-    """A name beside each point, the lowest first; one that would cover another is moved up."""
-    axes.figure.draw_without_rendering()  # from here on places are known
+    """Write a name beside each point, lowest first; a name that would cover another is moved up."""
+    axes.figure.draw_without_rendering()  # text has a size only after drawing
     placed: list[Any] = []
     for name, at in sorted(points.items(), key=lambda point: (point[1][1], point[0])):
         note = axes.annotate(name, at, textcoords="offset points", xytext=(6, 5), fontsize=8)
@@ -92,9 +92,9 @@ def _name(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:
 
 
 def _frame(ratios: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """From where to where seconds are drawn: all medians, and what is not far from them; longer bars are cut.
+    """The limits of the axis of seconds: all medians, and what is near them; longer bars are cut.
 
-    On a machine that was not quiet one quartile can be several times a median, and would flatten all others.
+    On a busy machine a quartile can be several times its median, and would flatten all others.
     """
     lower, medians, upper = zip(*ratios, strict=True)
     reach = 0.5 * (max(medians) - min(medians)) + 0.05
@@ -106,7 +106,7 @@ def _frame(ratios: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
 def _line(
     axes: Any, points: Sequence[tuple[int, tuple[float, float, float]]], label: str, color: str, form: str
 ) -> None:
-    """Medians, with the quartiles as bars."""
+    """Draw medians with the quartiles as bars."""
     medians = [ratio[1] for _, ratio in points]
     down = [ratio[1] - ratio[0] for _, ratio in points]
     up = [ratio[2] - ratio[1] for _, ratio in points]
@@ -115,11 +115,11 @@ def _line(
 
 
 def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: str, path: Path) -> bool:
-    """Per model the measured peak at every budget, torch's and ours. False, and no file, if nothing can be drawn.
+    """Draw each model's measured peak at every budget, torch's and remat's. False, and no file, if there is nothing.
 
-    Both run from 0 to 1, on scales of their own: torch's is a share of what could be saved, ours lies between floor
-    and ceiling, where byte budgets have their place as well; those of another ladder than budget 0's, which a planner
-    before this one has made, are left out. What was planned is a thin dashed line.
+    Both budgets run from 0 to 1 on different scales: torch's is a share of what could be saved, remat's lies between
+    floor and ceiling. Byte budgets are placed on the same scale, unless they belong to another ladder than budget 0,
+    made by an earlier planner. A thin dashed line shows the planned peaks.
     """
     lines = {name: _budget_lines(rows) for name, rows in models.items()}
     drawn = {name: found for name, found in lines.items() if any(found)}
@@ -127,7 +127,7 @@ def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: st
         return False
     columns = min(3, len(drawn))
     down = -(-len(drawn) // columns)
-    beside = 3 if columns > 1 else 1  # of the legend: three texts are wider than one axes
+    beside = 3 if columns > 1 else 1  # entries of the legend: three are wider than one axes
     figure = matplotlib()(figsize=(4 * columns, 3.2 * down + 0.2 * (3 - beside)), layout="constrained")
     grid = figure.subplots(down, columns, squeeze=False).flatten()
     for axes, (name, (torchs, ours, planned)) in zip(grid, drawn.items(), strict=False):
@@ -143,10 +143,10 @@ def peak_against_budget(models: Mapping[str, Sequence[Measurement]], heading: st
     for axes in grid[len(drawn) :]:
         axes.set_axis_off()
     handles = {text: handle for axes in grid for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    place = "outside lower center"
-    figure.legend(list(handles.values()), list(handles), loc=place, ncols=beside, frameon=False, fontsize=8)
+    position = "outside lower center"
+    figure.legend(list(handles.values()), list(handles), loc=position, ncols=beside, frameon=False, fontsize=8)
     for axes in grid:
-        axes.set_xlabel("budget, each on its own scale", fontsize=8)  # supxlabel would stand on the legend
+        axes.set_xlabel("budget, each on its own scale", fontsize=8)  # supxlabel would cover the legend
     figure.supylabel("measured peak of a training step, MiB", fontsize=9)
     figure.suptitle(heading, fontsize=10)
     _save(figure, path)
@@ -179,7 +179,7 @@ def _budget_lines(rows: Sequence[Measurement]) -> tuple[Points, Points, Points]:
 
 
 def _ladder(row: Measurement) -> tuple[int | None, int | None, str]:
-    """What a place between floor and ceiling is of: another planner may have other plans there."""
+    """The identity of a ladder: an earlier planner may have had other plans between floor and ceiling."""
     return row.floor, row.ceiling, row.source
 
 

@@ -225,20 +225,20 @@ def explain(
     """
     problem = dataclasses.replace(problem, deadline=math.inf)  # the time limit is for planning only
     graph, plan, timeline = problem.graph, rung.plan, rung.timeline
-    who = occupancy(graph, plan, timeline)
-    told = accounts(graph, plan, timeline, problem.costs)
+    occupants = occupancy(graph, plan, timeline)
+    fates = accounts(graph, plan, timeline, problem.costs)
     peak_at = timeline.live.index(timeline.peak) if timeline.live else 0
     return Report(
         summary=summary,
         hardware=hardware,
         graph=graph,
         timeline=timeline,
-        occupancy=who,
+        occupancy=occupants,
         seconds=tuple(problem.costs.run[run.op] for run in timeline.runs),
         frontier=tuple(Point(r.plan.solver, r.peak, r.seconds) for r in ladder.rungs),
         others=tuple(_baselines(problem, saved_by_torch)),
-        accounts=tuple(told),
-        modules=tuple(totals(graph, plan, problem.costs, told, who, peak_at)),
+        accounts=tuple(fates),
+        modules=tuple(totals(graph, plan, problem.costs, fates, occupants, peak_at)),
         bound=lower_bound(problem, _some(sorted({rung.peak, *(r.peak for r in ladder.rungs)}), _MOST_BOUNDS)),
         provenance=provenance,
     )

@@ -1,4 +1,4 @@
-"""Who is faster at the same peak, and what compiling takes: the store's rows as one Markdown page."""
+"""Step times at equal peaks, and compile times, as one Markdown page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rematpass.report.comparison import NOT_MEASURED, markdown_table, recomputed
 from rematpass.report.measurement import Measurement, Strategy
 from rematpass.units import format_bytes
 
-EXPLAINED = """remat is given exactly the bytes that a peer was measured with. Recomputed: FLOPs beyond eager's step, in
-percent of forward's. Step times are medians of quotients with plain Inductor's in the same round; a peer and the remat
-row beside it are of one session where a run measured both. How near each plan is to a proven bound, by the cost model,
-is in `gap_*.md`.
+EXPLAINED = """remat's budget is the measured peak of a peer. Recomputed: FLOPs beyond those of an eager step, as a
+percentage of forward's. Step times are medians of the ratio to plain Inductor in the same round; a peer and the remat
+row beside it come from one session if a run measured both. `gap_*.md` shows how near each plan is to a proven bound, by
+the cost model.
 """
 
 
@@ -26,21 +26,21 @@ class Pair:
 
     @property
     def flops_no_higher(self) -> bool | None:
-        """None where one of the two was not counted."""
+        """Whether remat needs no more FLOPs; None if one of the two was not counted."""
         if self.theirs.step_flops is None or self.ours.step_flops is None:
             return None
         return self.ours.step_flops <= self.theirs.step_flops
 
     @property
     def step(self) -> float | None:
-        """Our step seconds over theirs."""
+        """remat's step seconds divided by the peer's; None if one of the two was not timed."""
         if not self.theirs.step_ratio or not self.ours.step_ratio:
             return None
         return self.ours.step_ratio[1] / self.theirs.step_ratio[1]
 
 
 def pairs(models: Mapping[str, Sequence[Measurement]]) -> list[Pair]:
-    """All that were measured, by model, the larger peak first."""
+    """All pairs that were measured, by model, largest peak first."""
     found = []
     for model, rows in models.items():
         given = {s.nbytes: row for row in rows if (s := Strategy.parse(row.strategy)).nbytes and row.peak is not None}
@@ -52,17 +52,17 @@ def pairs(models: Mapping[str, Sequence[Measurement]]) -> list[Pair]:
 
 
 def page(models: Mapping[str, Sequence[Measurement]], heading: str, pictures: Mapping[str, str]) -> str:
-    """``pictures``: a file's name for each model that has one."""
+    """The page. ``pictures``: the name of the picture's file, by model."""
     found = pairs(models)
     text = [f"# Speed, {heading}\n", EXPLAINED, "## At a peer's own peak\n", _at_the_same_peak(found)]
     counted = [p.flops_no_higher for p in found if p.flops_no_higher is not None]
     timed = [p.step for p in found if p.step is not None]
     text.append(
-        f"Of {len(found)} pairs remat takes no more bytes in {sum(_fits(p) for p in found)}, no more FLOPs in "
+        f"Of {len(found)} pairs, remat takes no more bytes in {sum(_fits(p) for p in found)}, no more FLOPs in "
         f"{sum(counted)} of {len(counted)}, and at most 1.02 times the seconds in {sum(s <= 1.02 for s in timed)} of "
-        f"{len(timed)} (two in a hundred is what such times scatter by).\n"
+        f"{len(timed)} (such times scatter by 2%).\n"
     )
-    text += ["## Without a budget, and what compiling takes\n", _unlimited(models)]
+    text += ["## Without a budget, and compile times\n", _unlimited(models)]
     text += [f"![{model}: step time against peak]({file})\n" for model, file in pictures.items()]
     return "\n".join(text)
 
@@ -93,7 +93,7 @@ def _at_the_same_peak(found: Sequence[Pair]) -> str:
 
 
 def _unlimited(models: Mapping[str, Sequence[Measurement]]) -> str:
-    """Inductor beside remat at budgets 1 and 0."""
+    """Inductor and remat at budgets 1 and 0."""
     header = ("model", "", "peak", "step / Inductor", "compile", "of it planning")
     lines = []
     for model, rows in models.items():

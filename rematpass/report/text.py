@@ -170,11 +170,11 @@ def _role_at(report: Report, moment: int, level: int) -> Role | None:
 
 
 def _value_table(report: Report, most: int, *, wide: bool) -> Table:
-    told = [a for a in report.accounts if a.in_memory]
-    title = f"The largest values ({min(most, len(told))} of {len(told)} in memory; * at the peak)"
+    in_memory = [a for a in report.accounts if a.in_memory]
+    title = f"The largest values ({min(most, len(in_memory))} of {len(in_memory)} in memory; * at the peak)"
     table = _table(title, "value", "bytes", *["type"] * wide, "module", "fate and reason", numbers=0)
     table.columns[1].justify, table.columns[1].no_wrap = "right", True
-    for account in told[:most]:
+    for account in in_memory[:most]:
         value, nbytes, type_, module, reason = _cells(report, account)
         cells = (value, nbytes, *[type_] * wide, module, reason)
         table.add_row(*cells, style=_FATE_STYLES.get(account.fate, ""))

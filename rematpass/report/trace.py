@@ -1,6 +1,6 @@
-"""The timeline as a trace, for ui.perfetto.dev and chrome://tracing: ops, memory by role, and the lives of values.
+"""The timeline as a trace for ui.perfetto.dev and chrome://tracing: ops, memory by role, and lifetimes of values.
 
-The clock is the cost model's: an op starts when those before it are done. Times are microseconds, bytes are counters.
+Times are those of the cost model, in microseconds: each op starts when the previous one ends. Bytes are counters.
 
 Source: the Trace Event Format ("X" complete events, "C" counters, "b" and "e" asynchronous events, "M" metadata).
 """
@@ -24,7 +24,7 @@ Event = dict[str, Any]
 
 
 def to_trace(report: Report) -> str:
-    """The trace as a JSON document."""
+    """The trace as a JSON document, with the report's origin as its metadata."""
     events = [*_names(report), *_ops(report), *_counters(report), *_lives(report)]
     origin = {"model": report.provenance.model, "date": report.provenance.date, **dict(report.provenance.versions)}
     document = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": origin}
@@ -32,7 +32,7 @@ def to_trace(report: Report) -> str:
 
 
 def _starts(report: Report) -> list[float]:
-    """When each run starts, in microseconds, and when the last one ends."""
+    """The start of each run and the end of the last one, in microseconds."""
     return list(itertools.accumulate((s * 1e6 for s in report.seconds), initial=0.0))
 
 
@@ -76,7 +76,7 @@ def _counters(report: Report) -> Iterator[Event]:
 
 
 def _lives(report: Report) -> Iterator[Event]:
-    """From birth to death of the largest intervals."""
+    """The lifetimes of the largest values."""
     starts = _starts(report)
 
     def of_size(occupant: Occupant) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Tables: what each cell says when all was measured, and when it was not."""
+"""Tables of measurements: the text of each cell, with and without a measurement."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def one(strategy, *rows):
     return dict(zip(["", *(column.title for column in COLUMNS)], texts[0], strict=True)), notes
 
 
-def test_measured_row():
+def test_a_measured_row_has_all_figures():
     row, notes = one(LIKE, OURS)
     assert row == {
         "": "└ remat in as many bytes",
@@ -39,23 +39,23 @@ def test_measured_row():
         "compile": "17.00 s",
         "plan": "500.00 ms",
     }
-    assert notes == ["* off plain Inductor's under the same seed: dropout draws other numbers when a model is compiled"]
+    assert notes == ["* compared with plain Inductor and its seed: dropout draws different numbers in a compiled model"]
 
 
-def test_it_is_said_whose_peak_a_plan_is_for():
+def test_a_note_says_that_outputs_are_dropped():
     _, (note, _) = one(LIKE, replace(OURS, drops_outputs=True))
     assert note == (
-        "bytes were given with REMAT_HOLD_OUTPUTS=0: this step returns its loss and drops forward's other outputs"
+        "byte budgets are set with REMAT_HOLD_OUTPUTS=0: a step returns its loss and drops forward's other outputs"
     )
 
 
-def test_what_a_peer_does_not_have_is_empty():
+def test_figures_that_a_peer_lacks_are_empty():
     row, notes = one(Strategy("eager"), EAGER)
     assert [row[name] for name in ("budget", "planned", "compile", "plan")] == [""] * 4
     assert (row["gradients off"], notes) == ("0e+00", [])
 
 
-def test_what_was_not_measured_says_so():
+def test_missing_measurements_are_labelled():
     row, _ = one(Strategy("inductor", budget="0.2"))
     assert row.pop("") == "Inductor"
     assert row.pop("budget") == "0.2"
@@ -66,7 +66,7 @@ def test_what_was_not_measured_says_so():
     ] * 2
 
 
-def test_row_that_failed_and_row_below_the_floor():
+def test_a_failed_row_and_an_infeasible_row_give_the_reason():
     failed = Measurement(strategy="inductor", status=FAILED, error="CppCompileError: no compiler", **FULL)
     row, notes = one(Strategy("inductor"), failed)
     assert row["measured"] == "failed"
@@ -76,19 +76,19 @@ def test_row_that_failed_and_row_below_the_floor():
     assert (row["measured"], row["planned"], notes) == ("the floor is 17.00 KiB", "", [])
 
 
-def test_fallback_is_told():
+def test_a_fallback_has_a_note():
     _, notes = one(Strategy("remat", budget="0"), Measurement(strategy="remat@0", fallback="PlanError: x", **FULL))
     assert notes == ["remat 0: the planner fell back: PlanError: x"]
 
 
-def test_who_is_faster_at_the_same_peak():
+def test_one_sentence_compares_bytes_and_seconds_at_equal_peaks():
     rows = {row.strategy: row for row in (EAGER, OURS)}
     assert same_peak([LIKE], rows) == [
         "Given the 13.00 KiB of eager, remat takes 11.00 KiB and 0.80 times its seconds."
     ]
     over = Measurement(strategy="remat@13312B", peak=14 * KIB, **FULL)
     assert same_peak([LIKE], {"eager": EAGER, over.strategy: over}) == [
-        "Given the 13.00 KiB of eager, remat takes 14.00 KiB (1.00 KiB too much)."
+        "Given the 13.00 KiB of eager, remat takes 14.00 KiB (1.00 KiB over the budget)."
     ]
     below = Measurement(strategy="remat@13312B", status=INFEASIBLE, error="the floor is 17.00 KiB", **FULL)
     assert same_peak([LIKE], {"eager": EAGER, below.strategy: below}) == [
@@ -102,9 +102,9 @@ def test_markdown_has_a_line_per_row_and_the_notes():
     lines = text.splitlines()
     assert lines[0].startswith("|  | budget | planned | measured | less gradients | peak of others |")
     assert lines[2].startswith("| eager |  |  | 13.00 KiB | 10.00 KiB | not measured | 1.50 (1.00-2.00) |")
-    assert lines[-1].startswith("- * off plain Inductor's")
+    assert lines[-1].startswith("- * compared with plain Inductor")
 
 
-def test_titles():
+def test_titles_leave_out_the_budget():
     assert title(Strategy("inductor", checkpoint=True)) == "Inductor, checkpointed"
     assert title(Strategy("remat", budget="0")) == "remat"

@@ -10,7 +10,7 @@ from rematpass.report.files import slug, write
 from rematpass.report.text import to_text
 
 
-def test_a_report_is_five_files_named_after_graph_and_plan(tmp_path):
+def test_a_report_has_five_files_named_after_graph_and_plan(tmp_path):
     report = tiny_report()
     paths = write(report, tmp_path / "made" / "reports")
     assert {form: path.relative_to(tmp_path).as_posix() for form, path in paths.items()} == {
@@ -47,5 +47,5 @@ def test_what_cannot_be_written_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("name", "file"), [("graph 0/0", "graph-0-0"), ("../../etc", "etc"), ("", "graph"), ("a.b_c-1", "a.b_c-1")]
 )
-def test_any_name_makes_a_file_name(name, file):
+def test_any_name_becomes_a_file_name(name, file):
     assert slug(name) == file

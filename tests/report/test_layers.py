@@ -26,11 +26,11 @@ def rows(saved):
     return {m.path: m for m in found}, timeline
 
 
-def test_each_module_is_followed_by_what_is_inside_it():
+def test_modules_are_in_depth_first_order():
     assert list(rows([2])[0]) == ["", "net", "net.0", "net.1", "net.1.norm", NO_MODULE]
 
 
-def test_totals_hold_all_that_is_inside():
+def test_totals_include_inner_modules():
     found, timeline = rows([2])
     assert [found[p].ops for p in found] == [7, 6, 2, 4, 2, 1]
     assert (found["net.0"].saved_nbytes, found["net.1"].saved_nbytes, found["net"].saved_nbytes) == (7, 0, 7)
@@ -49,7 +49,7 @@ def test_totals_hold_all_that_is_inside():
 
 def test_tangents_and_inputs_belong_to_no_module():
     found, _ = rows([0, 2])
-    assert found[""].saved_nbytes == 7  # the input is the caller's
+    assert found[""].saved_nbytes == 7  # the input belongs to the caller
     assert found[""].peak_nbytes - found["net"].peak_nbytes == found[NO_MODULE].peak_nbytes
 
 
@@ -57,11 +57,11 @@ def test_tangents_and_inputs_belong_to_no_module():
     ("module", "path"),
     [("[0].model.norm", "model.norm"), ("_orig_mod.layers.3", "layers.3"), ("layers.3", "layers.3"), ("[0]", "")],
 )
-def test_what_dynamo_puts_in_front_is_taken_off(module, path):
+def test_the_prefix_of_dynamo_is_removed(module, path):
     assert clean(module) == path
 
 
-def test_the_modules_around_a_module():
+def test_ancestors_are_listed_from_the_inside():
     assert list(ancestors("a.b.c")) == ["a.b.c", "a.b", "a", ""]
     assert list(ancestors(NO_MODULE)) == [NO_MODULE, ""]
     assert list(ancestors("")) == [""]

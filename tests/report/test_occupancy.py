@@ -15,20 +15,20 @@ from rematpass.report.occupancy import ROLES, Occupant, Role, occupancy
 COSTS = Costs(run=(1.0,) * 7, keep=(0.0,) * 10)
 
 
-def told_apart(saved):
+def roles_of(saved):
     graph = three_layers()
     plan = schedule_late(graph, saved, "test")
     timeline = simulate(graph, plan, COSTS, fuse=False)
     return plan, timeline, occupancy(graph, plan, timeline)
 
 
-def test_what_is_saved_what_is_recomputed_and_what_is_neither():
-    plan, _, found = told_apart([2])
+def test_each_interval_has_a_role():
+    plan, _, found = roles_of([2])
     roles = {(o.value, o.copy): o.role for o in found.occupants}
     assert 3 not in plan.saved
     assert roles == {
         (2, 0): Role.SAVED,
-        (3, 0): Role.TEMPORARIES,  # forward's copy, let go
+        (3, 0): Role.TEMPORARIES,  # forward's copy, freed
         (3, 1): Role.RECOMPUTED,
         (4, 0): Role.OUTPUTS,
         (5, 0): Role.TEMPORARIES,  # the tangent
@@ -39,8 +39,8 @@ def test_what_is_saved_what_is_recomputed_and_what_is_neither():
     }
 
 
-def test_bytes_of_each_role_at_each_step():
-    _, timeline, found = told_apart([2])
+def test_each_role_has_bytes_at_each_position():
+    _, timeline, found = roles_of([2])
     by_role = dict(zip(ROLES, found.by_role, strict=True))
     runs = [(run.op, run.copy) for run in timeline.runs]
     assert by_role[Role.SAVED] == tuple(7 if r in range(runs.index((5, 0)) + 1) else 0 for r in range(len(runs)))
@@ -52,8 +52,8 @@ def test_bytes_of_each_role_at_each_step():
     assert {by_role[Role.RECOMPUTED][r] for r in recomputed} == {11}
 
 
-def test_who_is_there_at_a_step_the_largest_first():
-    _, timeline, found = told_apart([2])
+def test_occupants_at_a_position_are_sorted_by_size():
+    _, timeline, found = roles_of([2])
     last = len(timeline.runs) - 1
     assert [(o.value, o.nbytes) for o in found.at(last)] == [(9, 29), (8, 23), (7, 19), (4, 13)]
 
@@ -80,7 +80,7 @@ def test_the_roles_add_up_to_the_timeline(data):
         (3, 0, 3),  # nothing is negative
     ],
 )
-def test_a_difference_to_the_tenants_is_put_where_it_belongs(live, temporaries, saved):
+def test_a_difference_between_timeline_and_intervals_is_assigned(live, temporaries, saved):
     b = Builder()
     x = b.input(3)
     kept, gone = b.op([x], 7), b.op([x], 5)

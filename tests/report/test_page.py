@@ -1,4 +1,4 @@
-"""The page's structure; ``test_page_in_browser.py`` looks at it with a browser."""
+"""The page's structure; ``test_page_in_browser.py`` opens it in a browser."""
 
 import dataclasses
 import json
@@ -42,18 +42,18 @@ def table(columns, strings):
     return [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
 
 
-def test_the_page_is_whole_and_needs_nothing_else():
+def test_the_page_is_complete_and_self_contained():
     text = to_html(report_of())
     reader = Reader(text)
     assert reader.open == []
     assert reader.links == []
     assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|import\(", text)
-    assert set(re.findall(r"https?://[^\s\"'`]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert set(re.findall(r"https?://[^\s\"'`]+", text)) == {"http://www.w3.org/2000/svg"}  # a namespace
     assert {"frontier", "timeline", "values", "modules", "cards"} <= reader.ids
     assert "{{" not in text
 
 
-def test_what_the_script_reads_is_what_the_report_says():
+def test_the_data_of_the_script_is_that_of_the_report():
     report = tiny_report()
     found = json.loads(Reader(to_html(report)).scripts[0])
     assert found == json.loads(json.dumps(data(report)))
@@ -98,10 +98,10 @@ def test_a_large_graph_keeps_its_peak_and_its_largest_values(long_report, monkey
     assert sum(r["seconds"] for r in runs) == pytest.approx(sum(long_report.seconds), rel=1e-3)
     assert all(0 <= t["born"] <= t["end"] < 300 for t in intervals)
     assert len(table(found["accounts"], found["strings"])) == 300
-    assert f"{len(long_report.accounts) - 300:,} smaller ones are left to the JSON report." in found["left_out"]
+    assert f"{len(long_report.accounts) - 300:,} smaller values are in the JSON report only." in found["left_out"]
 
 
-def test_a_large_graph_makes_a_page_of_half_a_megabyte_at_most(long_report):
+def test_the_page_of_a_large_graph_is_at_most_half_a_megabyte(long_report):
     assert len(long_report.timeline.runs) > 2400
     assert len(to_html(long_report)) < 500_000
 
@@ -110,5 +110,5 @@ def test_a_large_graph_makes_a_page_of_half_a_megabyte_at_most(long_report):
     ("source", "short"),
     [("/usr/lib/llama/modeling.py:372", "llama/modeling.py:372"), ("C:\\a\\b.py:3", "a/b.py:3"), ("", "")],
 )
-def test_a_file_is_named_with_its_folder(source, short):
+def test_a_file_is_named_with_its_directory(source, short):
     assert shortened(source) == short

@@ -1,4 +1,4 @@
-"""Pictures: that they are drawn, say what they show, and are the same for the same measurements."""
+"""Pictures: they are drawn, labelled, and equal for equal measurements."""
 
 import sys
 
@@ -35,7 +35,7 @@ ROWS = [
 ]
 
 
-def test_seconds_against_peak(tmp_path):
+def test_seconds_against_peak_is_drawn_reproducibly(tmp_path):
     path, again = tmp_path / "a.svg", tmp_path / "b.svg"
     assert seconds_against_peak(ROWS, "a heading", path)
     assert seconds_against_peak(ROWS, "a heading", again)
@@ -62,7 +62,7 @@ def test_a_quartile_far_away_does_not_flatten_the_others():
     assert _frame([(1.0, 1.0, 1.0)]) == (0.95, 1.05)
 
 
-def test_names_of_near_points_do_not_cover_each_other():
+def test_names_of_near_points_do_not_overlap():
     axes = matplotlib()(figsize=(8, 4.5), layout="constrained").subplots()
     axes.set(xlim=(0, 10), ylim=(0, 1))
     _name(axes, {"far": (2, 0.5), "upper": (5, 0.51), "lower": (5, 0.5), "third": (5.1, 0.505)})
@@ -72,12 +72,12 @@ def test_names_of_near_points_do_not_cover_each_other():
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_without_times_nothing_is_drawn(tmp_path):
+def test_without_times_no_file_is_written(tmp_path):
     assert not seconds_against_peak([row("eager", 13)], "a heading", tmp_path / "a.svg")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_peak_against_budget(tmp_path):
+def test_peak_against_budget_is_drawn_for_each_model(tmp_path):
     path = tmp_path / "a.svg"
     assert peak_against_budget({"one": ROWS, "two": ROWS[:3], "nothing": ROWS[:1]}, "a heading", path)
     text = path.read_text()
@@ -87,7 +87,7 @@ def test_peak_against_budget(tmp_path):
     assert not peak_against_budget({"nothing": ROWS[:1]}, "a heading", tmp_path / "b.svg")
 
 
-def test_byte_budgets_of_another_ladder_are_not_in_the_line():
+def test_byte_budgets_of_another_ladder_are_left_out():
     floor = row("remat@0", 5, planned_peak=5 * MIB, floor=5 * MIB, ceiling=11 * MIB)
     older = row("remat@7340032B", 3, planned_peak=3 * MIB, floor=3 * MIB, ceiling=12 * MIB)
     others = row("remat@7340032B", 6, planned_peak=6 * MIB, floor=5 * MIB, ceiling=11 * MIB, source="another planner")
@@ -97,23 +97,23 @@ def test_byte_budgets_of_another_ladder_are_not_in_the_line():
     assert (4 / 9, 3.0) in _budget_lines([*ROWS, older])[1]
 
 
-def test_png_by_the_name(tmp_path):
+def test_the_file_name_selects_png(tmp_path):
     seconds_against_peak(ROWS, "a heading", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
 
 
 class TestCheck:
-    def test_format(self, tmp_path):
+    def test_an_unknown_format_is_refused(self, tmp_path):
         with pytest.raises(MeasureError, match=r"'.*a\.pdf' ends in neither \.svg nor \.png"):
             check(tmp_path / "a.pdf")
 
-    def test_directory(self, tmp_path):
+    def test_a_missing_directory_is_refused(self, tmp_path):
         with pytest.raises(MeasureError, match=r"there is no directory '.*none' to write 'a\.svg' to"):
             check(tmp_path / "none" / "a.svg")
 
-    def test_missing_extra(self, tmp_path, monkeypatch):
+    def test_missing_matplotlib_is_reported(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        with pytest.raises(MeasureError, match=r"matplotlib, which is missing: pip install 'rematpass\[bench\]'"):
+        with pytest.raises(MeasureError, match=r"matplotlib, which is not installed: pip install 'rematpass\[bench\]'"):
             check(tmp_path / "a.svg")
 
 

@@ -16,7 +16,7 @@ def events(report):
     return found
 
 
-def test_every_run_is_an_event_at_its_time():
+def test_every_run_is_an_event_at_its_start():
     report = tiny_report()
     runs = events(report)["X"]
     assert [e["name"] for e in runs] == [report.graph.ops[run.op].name for run in report.timeline.runs]
@@ -25,7 +25,7 @@ def test_every_run_is_an_event_at_its_time():
     assert [e["args"]["bytes alive"] for e in runs] == list(report.timeline.live)
 
 
-def test_forward_backward_and_recompute_have_a_track_each():
+def test_forward_backward_and_recompute_are_separate_tracks():
     report = tiny_report()
     found = events(report)
     tracks = {e["tid"]: e["args"]["name"] for e in found["M"] if e["name"] == "thread_name"}
@@ -39,14 +39,14 @@ def test_forward_backward_and_recompute_have_a_track_each():
     }
 
 
-def test_the_counters_add_up_to_what_is_alive():
+def test_counters_add_up_to_the_live_bytes():
     report = report_of()
     counters = events(report)["C"]
     assert [sum(e["args"].values()) for e in counters] == list(report.timeline.live)
     assert {tuple(e["args"]) for e in counters} == {tuple(r.value for r in ROLES)}
 
 
-def test_each_life_begins_and_ends_once():
+def test_each_lifetime_begins_and_ends_once():
     report = report_of()
     found = events(report)
     begun, ended = ({e["id"]: e for e in found[ph]} for ph in "be")

@@ -1,4 +1,4 @@
-"""Files that are made from a store, and the runner that fills it."""
+"""Tables and pictures made from a store, and the benchmark runners."""
 
 import dataclasses
 import importlib.metadata
@@ -16,7 +16,6 @@ pytest.importorskip("matplotlib")
 
 from test_session import Workers
 
-from rematpass.lab.benchmark import workers
 from rematpass.lab.benchmark.job import Job, blank
 from rematpass.lab.benchmark.results import write_results
 from rematpass.lab.benchmark.store import Store
@@ -77,7 +76,7 @@ def test_speed_at_the_same_peak(tmp_path):
         "| not measured |\n"
         "| llama | Inductor, checkpointed | 7.00 MiB | 6.00 MiB | 47.0% | 41.0% | 1.20 | 0.90 | 0.75 |\n"
     ) in text
-    assert "Of 2 pairs remat takes no more bytes in 1, no more FLOPs in 1 of 1, and at most 1.02 times " in text
+    assert "Of 2 pairs, remat takes no more bytes in 1, no more FLOPs in 1 of 1, and at most 1.02 times " in text
     assert "| llama | inductor | 17.00 MiB | 1.00 | 11.00 s |  |\n" in text
     assert "| llama | remat@1 | 16.00 MiB | not measured | 19.00 s | 2.00 s |\n" in text
     assert text.endswith("_llama.svg)\n")
@@ -85,10 +84,10 @@ def test_speed_at_the_same_peak(tmp_path):
 
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
-    """``benchmarks/run.py`` with workers that answer from a table: exit code, store, and what was asked of whom."""
+    """``benchmarks/run.py`` with fake workers; a call returns the exit code and the measured strategies."""
     module = load(Path("benchmarks/run.py"))
     used = Workers()
-    monkeypatch.setattr(workers, "Worker", used)
+    monkeypatch.setattr("rematpass.lab.benchmark.workers.Worker", used)
     path = tmp_path / "measurements.jsonl"
 
     def call(*arguments):
@@ -103,7 +102,7 @@ def runner(tmp_path, monkeypatch):
 SOME = ("--models", "llama,chain", "--checkpoints", "eager", "--torch-budgets", "1.0,0.2", "--budgets", "1,0")
 
 
-def test_a_second_run_measures_nothing_anew(runner, capsys):
+def test_a_second_run_measures_nothing(runner, capsys):
     code, asked = runner(*SOME)
     assert (code, asked) == (0, ["inductor", "eager", "remat@1", "remat@0", "inductor@0.2"] * 2)
     lines = runner.path.read_text()
@@ -114,12 +113,12 @@ def test_a_second_run_measures_nothing_anew(runner, capsys):
     assert models == {"llama", "chain"}
 
 
-def test_one_half(runner):
+def test_only_measures_peers_or_remat(runner):
     assert runner(*SOME, "--only", "peers", "--models", "mlp")[1] == ["inductor", "eager", "inductor@0.2"]
     assert runner(*SOME, "--only", "remat", "--models", "mlp")[1] == ["inductor", "remat@1", "remat@0"]
 
 
-def test_budget_of_one_is_inductor_by_itself(runner):
+def test_torchs_budget_of_one_is_plain_inductor(runner):
     code, asked = runner("--models", "mlp", "--only", "peers", "--checkpoints", "none", "--torch-budgets", "1.0")
     assert (code, asked) == (0, ["inductor"])
 
@@ -143,17 +142,17 @@ def test_show_measures_nothing(runner, capsys):
         (["--size", "batch"], "error: 'batch' is no size"),
     ],
 )
-def test_bad_input(runner, capsys, arguments, message):
+def test_invalid_arguments_are_refused(runner, capsys, arguments, message):
     assert runner(*arguments) == (2, [])
     assert message in capsys.readouterr().err
 
 
-class TestOnAGPUMachine:
+class TestGpuSlices:
     @pytest.fixture
     def gpu(self):
         return load(Path("benchmarks/gpu/run.py"))
 
-    def test_commands_of_all_slices_are_understood(self, gpu, monkeypatch):
+    def test_the_commands_of_all_slices_parse(self, gpu, monkeypatch):
         from rematpass.cli import _parser as commands
         from rematpass.lab.models.catalog import MODELS
 
@@ -177,13 +176,13 @@ class TestOnAGPUMachine:
         sizes = [name for name, spec in MODELS.items() if spec.for_gpu]
         assert sizes == [p.command[6] for p in gpu.SLICES.values() if "--alive" in p.command]
 
-    def test_as_many_at_a_time_as_the_gpu_has_room_for(self, gpu):
-        """Eight U-Nets at once were out of memory on a GPU of 140 GiB, and so were the tests beside them."""
+    def test_jobs_are_limited_by_the_gpus_memory(self, gpu):
+        """Eight U-Nets at once run out of memory on a GPU with 140 GiB."""
         unet = dataclasses.replace(gpu.SLICES["unet"], jobs=8)
         assert [unet.jobs_on(gib) for gib in (16, 80, 140, 1000, math.inf)] == [1, 2, 4, 8, 8]
         assert dataclasses.replace(gpu.SLICES["tests"], jobs=4).jobs_on(16) == 4
 
-    def test_what_is_missing_and_not_carried(self, gpu, monkeypatch, tmp_path):
+    def test_missing_modules_without_wheels_are_named(self, gpu, monkeypatch, tmp_path):
         monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "ortools" else name)
         monkeypatch.setattr(gpu, "WHEELS", gpu.ROOT / "benchmarks" / "gpu" / "none")
         assert gpu.provide() == (
@@ -192,7 +191,7 @@ class TestOnAGPUMachine:
         monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
         assert gpu.provide() == "torch is not installed, and is too large to carry along"
 
-    def test_every_wheel_that_is_installed_is_carried(self, gpu):
+    def test_wheels_txt_lists_every_installed_wheel(self, gpu):
         lines = (ROOT / "benchmarks/gpu/wheels.txt").read_text().splitlines()
         listed = {line.partition(">")[0].partition("<")[0] for line in lines}
         assert set(" ".join(gpu.NEEDED.values()).split()) <= listed
@@ -207,7 +206,7 @@ class TestOnAGPUMachine:
         ours = {entry.name: entry.value for entry in there.entry_points.select(group=gpu.BACKENDS)}
         assert ours == {e.name: e.value for e in found if e.value.startswith("rematpass")} != {}
 
-    def test_slice_has_the_environment_and_says_how_many_compilers_there_may_be(self, gpu, monkeypatch):
+    def test_a_slice_inherits_the_environment_and_limits_compilers(self, gpu, monkeypatch):
         names = ("FROM_OUTSIDE", "TORCHINDUCTOR_COMPILE_THREADS", "PYTHONPATH")
         look = f"import os; raise SystemExit(not all(name in os.environ for name in {names}))"
         monkeypatch.setenv("FROM_OUTSIDE", "1")
@@ -215,7 +214,7 @@ class TestOnAGPUMachine:
         arguments = type("Arguments", (), {"minutes": 1})
         assert gpu.run("compare", arguments, PLACES) == 0
 
-    def test_slice_that_takes_too_long_is_ended(self, gpu, monkeypatch, capsys):
+    def test_a_slice_that_takes_too_long_is_ended(self, gpu, monkeypatch, capsys):
         monkeypatch.setitem(gpu.SLICES, "tests", gpu.Slice("sleep", ("-c", "import time; time.sleep(60)")))
         arguments = type("Arguments", (), {"minutes": 0.5 / 60})
         begun = time.monotonic()
