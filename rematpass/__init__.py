@@ -70,6 +70,7 @@ first four files, and the directories that its directory may use: ``report`` use
         partitioning.py           around the decision of torch's own partitioner
         random_state.py           running an op again from the random state of its first run
         call_stack.py             what torch is doing now
+        compiled_modules.py       how torch.compile changes modules
       source_hash.py              a hash of the sources that a plan depends on
       devices/                    one file per kind of device: the only place that knows how they differ
         allocator_trace.py        allocations and releases during a span of code, and the bytes alive

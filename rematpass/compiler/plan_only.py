@@ -6,6 +6,7 @@ Inductor's decompositions and its passes over the joint graph have run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,18 +36,10 @@ def plan_only(
         with _torch.functorch_config.patch(enable_autograd_cache=False):  # a hit would plan nothing
             return _torch.compile_fx(gm, list(example_inputs), inner_compile=_as_it_is, config_patches=patches)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        # Module.compile would compile _call_impl itself, and Dynamo skips that for torch's own classes (Sequential).
-        return module._call_impl(*args, **kwargs)
-
     found: list[Record] = []
-    eager = module._compiled_call_impl
-    module._compiled_call_impl = torch.compile(call, backend=plan, dynamic=dynamic)
-    try:
-        with listening(found.append):
-            step()
-    finally:
-        module._compiled_call_impl = eager
+    compiled = functools.partial(torch.compile, backend=plan, dynamic=dynamic)
+    with _torch.called_through(module, compiled), listening(found.append):
+        step()
     return found
 
 

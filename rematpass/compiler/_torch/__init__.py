@@ -7,6 +7,7 @@ otherwise, a name exists in torch 2.11 to 2.15.
     partitioning.py     around the decision of torch's own partitioner
     random_state.py     running an op again from the random state of its first run
     call_stack.py       what torch is doing now
+    compiled_modules.py how torch.compile changes modules
 """
 
 # ruff: noqa: E402  (the version is checked before anything private is imported)
@@ -24,7 +25,6 @@ check_version(torch.__version__)
 
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
-from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters as dynamo_counters
 from torch._dynamo.utils import (
@@ -78,6 +78,7 @@ from rematpass.compiler._torch.call_stack import (
     region_being_partitioned,
     saved_tensor_hooks_are_active,
 )
+from rematpass.compiler._torch.compiled_modules import called_through, is_compiled_in_place, wrapped_modules
 from rematpass.compiler._torch.partitioning import (
     extract_fwd_bwd_modules,
     insert_offloads,
@@ -111,6 +112,7 @@ __all__ = [
     "backward_is_traced",
     "boxed_nop",
     "cache_directory",
+    "called_through",
     "check_version",
     "cleanup_recompute_tags",
     "compile_fx",
@@ -136,6 +138,7 @@ __all__ = [
     "inductor_metrics",
     "inductor_scheduler",
     "insert_offloads",
+    "is_compiled_in_place",
     "is_impure",
     "is_opaque_node",
     "is_sym_node",
@@ -190,8 +193,3 @@ def fake_mode_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
     """The fake mode of a joint graph's example values, under which more of them are made."""
     mode = getattr(tensor, "fake_mode", None)
     return mode if mode is not None else nullcontext()
-
-
-def wrapped_modules(root: torch.nn.Module) -> list[torch.nn.Module]:
-    """The modules in ``root`` that ``torch.compile`` has wrapped."""
-    return [m._orig_mod for m in root.modules() if isinstance(m, OptimizedModule)]

@@ -48,7 +48,7 @@ def _alike(mine: nn.Module, root: nn.Module) -> int:
         """Without dtypes: FSDP keeps the parameters of the running module in another dtype than the rest."""
         held = [*module.named_parameters(), *module.named_buffers()]
         is_wrapped = any(module is other for other in wrapped)
-        compiled = [module._compiled_call_impl is not None, "forward" in vars(module), is_wrapped]
+        compiled = [_torch.is_compiled_in_place(module), "forward" in vars(module), is_wrapped]
         return [*compiled, *((name, tensor.shape, tensor.requires_grad) for name, tensor in held)]
 
     this = signature(mine)
