@@ -1,4 +1,4 @@
-"""Freed memory that stays: page faults are counted, in a process of its own, since it changes all of one."""
+"""Kept memory, measured by page faults; in a separate process, since the setting affects all of a process."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ print(*found)
 """
 
 
-def test_pages_stay_until_they_are_given_back():
+def test_freed_pages_are_kept_until_they_are_given_back():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
     if "not glibc" in done.stderr:
         pytest.skip("another C library")

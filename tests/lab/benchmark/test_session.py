@@ -1,4 +1,4 @@
-"""Strategies side by side, with workers that answer from a table: what is measured, what is not, and in which order."""
+"""Sessions with fake workers that answer from a table: what is measured, what is not, and in which order."""
 
 import dataclasses
 import errno
@@ -13,7 +13,6 @@ import pytest
 from rematpass.core.frontier import least_budget
 from rematpass.errors import MeasureError
 from rematpass.lab.benchmark import job
-from rematpass.lab.benchmark import workers as worker_processes
 from rematpass.lab.benchmark.session import Session
 from rematpass.lab.benchmark.spec import Settings, Wanted
 from rematpass.lab.benchmark.store import Store
@@ -26,7 +25,7 @@ SECONDS = {"eager": 6.0, "inductor": 4.0, "inductor@0.2": 8.0, "remat@1": 5.0, "
 
 
 class Workers:
-    """Stands in for the class: each call makes a worker, each request is written down."""
+    """Replaces the class Worker: each call makes a fake worker; ``asked`` records all requests."""
 
     def __init__(self, peaks=PEAKS, seconds=SECONDS):
         self.peaks, self.seconds = peaks, seconds
@@ -94,7 +93,7 @@ class Worker:
 def workers(monkeypatch):
     def use(**options):
         made = Workers(**options)
-        monkeypatch.setattr(worker_processes, "Worker", made)
+        monkeypatch.setattr("rematpass.lab.benchmark.workers.Worker", made)
         return made
 
     return use
@@ -134,7 +133,7 @@ def test_a_second_run_measures_nothing(workers):
     assert (len(used.asked), store.added) == (asked, added)
 
 
-def test_an_interruption_is_gone_on_from(workers):
+def test_a_run_after_an_interruption_continues(workers):
     store = Store()
     workers(peaks=PEAKS | {"inductor@0.2": KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
@@ -142,7 +141,7 @@ def test_an_interruption_is_gone_on_from(workers):
     used = workers()
     _, rows, pending = run(store)
     assert pending == []
-    assert "eager" in used.measured  # its bytes were known, its seconds were not
+    assert "eager" in used.measured  # its bytes are known, its step times are not
     assert rows["inductor@0.2"].peak == 17 * KIB
 
 
@@ -168,8 +167,8 @@ def test_byte_budgets_between_floor_and_ceiling(workers):
     ]
 
 
-def test_the_least_byte_budget_is_the_floor_by_inductors_word():
-    """The simulator's floor stands in every row; what was planned at 0 may be a little above it."""
+def test_the_least_byte_budget_is_the_floor_according_to_inductor():
+    """Every row has the simulator's floor; the peak planned at budget 0 may be slightly above it."""
     rows = [
         Measurement("m", name, "cpu", "2", floor=floor, ceiling=10 * KIB)
         for name, floor in (("remat@1", 5 * KIB), ("remat@0", 6 * KIB))
@@ -192,7 +191,7 @@ def test_budget_below_the_floor_is_a_row(workers):
         ({"failed": "ValueError: odd"}, "ValueError: odd"),
     ],
 )
-def test_one_that_fails_is_a_row_and_the_others_go_on(workers, answer, error):
+def test_a_strategy_that_fails_has_a_row_and_the_others_continue(workers, answer, error):
     store = Store()
     workers(peaks=PEAKS | {"inductor@0.2": answer})
     _, rows, pending = run(store)
@@ -206,20 +205,20 @@ def test_one_that_fails_is_a_row_and_the_others_go_on(workers, answer, error):
     assert rows["inductor@0.2"].peak == 17 * KIB
 
 
-def test_without_inductor_seconds_have_nothing_to_be_divided_by(workers):
+def test_without_inductor_there_are_seconds_and_no_ratios(workers):
     workers(peaks=PEAKS | {"inductor": {"failed": "CppCompileError: none"}})
     _, rows, _ = run(Store())
     assert (rows["eager"].step_seconds, rows["eager"].step_ratio) == (6.0, None)
 
 
-def test_a_model_that_is_none_ends_it(workers):
+def test_a_model_that_cannot_be_imported_ends_the_session(workers):
     workers(peaks={"inductor": {"error": "cannot import 'x:y'", "traceback": "Traceback: over there"}})
     with pytest.raises(MeasureError, match="cannot import 'x:y'") as raised:
         run(Store())
     assert str(raised.value.__cause__) == "Traceback: over there"
 
 
-def test_seconds_can_be_taken_again(workers):
+def test_retime_takes_step_times_again(workers):
     store = Store()
     workers()
     run(store)
@@ -227,7 +226,7 @@ def test_seconds_can_be_taken_again(workers):
     _, rows, pending = run(store, settings=Settings(rounds=5, retime=True))
     assert (rows["eager"].step_ratio, rows["eager"].rounds, rows["inductor"].step_seconds) == ((2.0, 2.0, 2.0), 5, 1.0)
     assert pending == []
-    # A plan is not the same as itself: the row keeps what was measured.
+    # A row does not refer to itself as the same plan: it keeps its figures.
     assert [rows[name].same_plan_as for name in ("remat@1", "remat@0")] == ["", ""]
     assert rows["remat@1"].peak is not None
     assert rows["remat@1"].rounds == 5
@@ -238,7 +237,7 @@ def of_another_planner(monkeypatch, source="planner 2", carrier="carrier"):
     monkeypatch.setattr(job, "carrier_hash", lambda device: carrier)
 
 
-def test_another_planner_is_measured_where_its_plans_are_others(workers, monkeypatch):
+def test_another_planner_is_measured_only_where_its_plans_differ(workers, monkeypatch):
     store = Store()
     of_another_planner(monkeypatch, "planner 1")
     workers()
@@ -251,7 +250,7 @@ def test_another_planner_is_measured_where_its_plans_are_others(workers, monkeyp
     assert used.timed == pending == []
 
 
-def test_a_plan_of_another_strategy_is_not_measured_again_either(workers, monkeypatch):
+def test_an_equal_plan_of_another_strategy_is_not_measured_again(workers, monkeypatch):
     store = Store()
     of_another_planner(monkeypatch, "planner 1")
     workers()
@@ -266,9 +265,9 @@ def test_a_plan_of_another_strategy_is_not_measured_again_either(workers, monkey
 @pytest.mark.parametrize(
     ("carrier", "settings"),
     [
-        ("another", Settings(rounds=3)),  # the plan is carried out by other code
-        ("carrier", Settings(rounds=3, retime=True)),  # times are asked for
-        ("carrier", Settings(rounds=0)),  # then the row before was not timed
+        ("another", Settings(rounds=3)),  # other code emits the plan
+        ("carrier", Settings(rounds=3, retime=True)),  # step times are taken again
+        ("carrier", Settings(rounds=0)),  # the earlier row has no step times
     ],
 )
 def test_equal_plans_of_another_planner_are_measured_again(workers, monkeypatch, carrier, settings):
@@ -282,7 +281,7 @@ def test_equal_plans_of_another_planner_are_measured_again(workers, monkeypatch,
     assert (rows["remat@1"].peak, rows["remat@1"].same_plan_as, rows["remat@1"].rounds) == (99 * KIB, "", 3)
 
 
-def test_no_rounds_no_seconds(workers):
+def test_without_rounds_there_are_no_step_times(workers):
     used = workers()
     _, rows, pending = run(Store(), settings=Settings(rounds=0))
     assert used.timed == []
@@ -290,7 +289,7 @@ def test_no_rounds_no_seconds(workers):
     assert pending == []
 
 
-def test_few_stay_alive_at_once(workers):
+def test_alive_limits_the_workers_at_once(workers):
     used = workers()
     _, rows, pending = run(Store(), settings=Settings(rounds=1, alive=3))
     assert used.most_alive == 3
@@ -298,7 +297,7 @@ def test_few_stay_alive_at_once(workers):
     assert pending == []
 
 
-def test_after_the_time_nothing_is_begun(workers):
+def test_nothing_starts_after_the_time_is_over(workers):
     used = workers()
     _, rows, pending = run(Store(), settings=Settings(rounds=1, until=time.monotonic() - 1))
     assert used.measured == []
@@ -306,8 +305,8 @@ def test_after_the_time_nothing_is_begun(workers):
     assert len(pending) == 5
 
 
-def test_what_an_interruption_ended_is_no_failure(workers, monkeypatch):
-    """One job is interrupted, the other's worker is ended under its hands: neither leaves a row."""
+def test_workers_that_an_interruption_ends_are_not_recorded_as_failed(workers, monkeypatch):
+    """One job is interrupted, and the worker of the other one is closed meanwhile: neither leaves a row."""
     store, used = Store(), workers()
     others_turn, closed = threading.Event(), threading.Event()
     ask, close = Worker.ask, Worker.close
@@ -335,7 +334,7 @@ def test_what_an_interruption_ended_is_no_failure(workers, monkeypatch):
     assert used.alive == 0
 
 
-def test_what_a_killed_workers_compilers_still_write_is_left(workers, monkeypatch):
+def test_a_directory_that_compilers_still_write_to_is_left(workers, monkeypatch):
     def not_empty(*_, **__):
         raise OSError(errno.ENOTEMPTY, "Directory not empty")
 
@@ -353,8 +352,8 @@ def test_sizes_are_a_part_of_the_name(workers):
 
 
 @pytest.mark.parametrize("draws", [False, True])
-def test_who_waits_for_whom(workers, monkeypatch, draws):
-    """Eager runs beside the warming up; remat beside Inductor, unless its gradients are to be compared with its."""
+def test_which_strategies_wait_for_others(workers, monkeypatch, draws):
+    """Eager runs beside the warm-up; remat runs beside Inductor, unless it needs Inductor's gradients as reference."""
     used = workers()
     asked = {name: threading.Event() for name in ("eager", "remat@1")}
     beside_inductor = []
@@ -381,7 +380,7 @@ def test_who_waits_for_whom(workers, monkeypatch, draws):
 
 @pytest.mark.parametrize("first_fails", [False, True])
 def test_equal_plans_at_the_same_time_are_measured_once(workers, monkeypatch, first_fails):
-    """Two workers come to one plan, and neither is done when the other asks; one that fails leaves it to the other."""
+    """Two workers have the same plan at the same time. If the first one fails, the other one measures."""
     budgets = {"remat@13KiB", "remat@12KiB"}
     used = workers(peaks=dict.fromkeys(budgets, 9) | PEAKS, seconds=dict.fromkeys(budgets, 1.0) | SECONDS)
     both_asked = threading.Barrier(2)
@@ -414,7 +413,7 @@ def test_equal_plans_at_the_same_time_are_measured_once(workers, monkeypatch, fi
         assert set(used.timed) == {"inductor", one}
 
 
-def test_graphs_that_share_one_plan_of_several_are_begun_twice_at_most(workers, monkeypatch):
+def test_strategies_that_share_one_plan_of_several_start_at_most_twice(workers, monkeypatch):
     used = workers(peaks={"remat@1": 10, "remat@0.5": 8, "remat@0": 5} | PEAKS, seconds={"remat@0.5": 5.0} | SECONDS)
     measure = Worker.measure
 
@@ -422,7 +421,7 @@ def test_graphs_that_share_one_plan_of_several_are_begun_twice_at_most(workers, 
         row = Measurement.from_json(measure(worker, request, lambda _: False)["found"])
         if worker.name != "inductor":
             stopped = is_known("shared")
-            time.sleep(0.05)  # so that some are under way together
+            time.sleep(0.05)  # so that several run at the same time
             fields = {"plan_hash": "shared", "peak": None} if stopped else {"plan_hash": f"shared+{worker.name}"}
             row = dataclasses.replace(row, **fields)
         return {"found": row.to_json()}

@@ -1,4 +1,4 @@
-"""A file of measurements: what is in it after additions, interruptions and other people's edits."""
+"""The store's file after additions, interruptions, and edits by others."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ def path(tmp_path):
     return tmp_path / "made on demand" / "measurements.jsonl"
 
 
-def test_what_was_added_is_there_again(path):
+def test_added_rows_are_read_again(path):
     store = Store(path)
     for row in (ROW, OURS):
         store.add(row)
@@ -27,7 +27,7 @@ def test_what_was_added_is_there_again(path):
     assert (store.added, again.added) == (2, 0)
 
 
-def test_last_line_of_a_key_counts(path):
+def test_the_last_line_of_a_key_counts(path):
     timed = dataclasses.replace(ROW, step_seconds=0.5)
     for row in (ROW, OURS, timed):
         Store(path).add(row)
@@ -35,14 +35,14 @@ def test_last_line_of_a_key_counts(path):
     assert Store(path).rows() == [OURS, timed]
 
 
-def test_line_that_an_interruption_cut_off_is_dropped(path):
+def test_an_incomplete_last_line_is_removed(path):
     Store(path).add(ROW)
     path.write_text(path.read_text() + OURS.to_json()[:20])
     Store(path).add(OURS)
     assert Store(path).rows() == [ROW, OURS]
 
 
-def test_other_lines_that_are_no_measurements_are_named(path):
+def test_another_invalid_line_is_named_in_the_error(path):
     Store(path).add(ROW)
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(MeasureError, match="line 1: not a measurement: 'nonsense'"):
@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_planner_measured_last():
     assert store.get(OURS) == OURS
 
 
-def test_file_that_cannot_be_written(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(MeasureError, match=r"cannot write .*: File exists"):

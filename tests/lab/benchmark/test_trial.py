@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from rematpass.compiler import source_hash as source_hashes
+from rematpass.compiler import source_hash
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.planned import records
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError
-from rematpass.lab.benchmark import job as jobs
-from rematpass.lab.benchmark import subject as subjects
-from rematpass.lab.benchmark import trial
-from rematpass.lab.benchmark.job import Job, blank, carrier_hash, source_hash
+from rematpass.lab.benchmark import job, trial
+from rematpass.lab.benchmark.job import Job, blank
 from rematpass.lab.benchmark.subject import prepare, save_eager_step
 from rematpass.lab.benchmark.trial import measure
 from rematpass.report.measurement import FAILED, INFEASIBLE, MEASURED, Strategy
@@ -35,13 +33,13 @@ def tried(strategy, target="chain", sizes=SIZES, is_known=lambda _: False, **fie
 
 @pytest.fixture(autouse=True)
 def op_by_op(monkeypatch):
-    """remat without code generation, which takes seconds."""
+    """Replace remat by the backend that generates no code, which is faster."""
     torch._dynamo.reset()
     monkeypatch.setattr(trial, "remat", remat_aot_eager)
 
 
 class TestEager:
-    def test_figures_by_hand(self):
+    def test_figures_equal_those_computed_by_hand(self):
         found, step = tried("eager")
         assert (found.status, found.model) == (MEASURED, "chain,batch=64,layers=4,width=16")
         assert found.saved == 4 * VALUE + LOSS
@@ -56,7 +54,7 @@ class TestEager:
         assert found.step_flops - found.eager_flops == 4 * ONE
         assert (found.recomputed_share, found.gradient_error) == (1, 0)
 
-    def test_without_blocks_it_says_so(self):
+    def test_a_model_without_blocks_fails_with_the_reason(self):
         found, step = tried("eager+checkpoint", sizes=SIZES | {"layers": 1})
         assert (found.status, step) == (FAILED, None)
         assert "has no list of equal blocks" in found.error
@@ -64,7 +62,7 @@ class TestEager:
 
 class TestRemat:
     @pytest.mark.parametrize(("strategy", "holds"), [("remat@0.5", True), ("remat@64MiB", False)])
-    def test_bytes_are_given_with_the_word_that_outputs_are_dropped(self, strategy, holds):
+    def test_a_budget_in_bytes_does_not_hold_outputs(self, strategy, holds):
         found, _ = tried(strategy)
         (record,) = records()
         assert record.graph.holds_outputs is holds
@@ -84,13 +82,13 @@ class TestRemat:
         ("layers", "why"),
         [(1, "has no list of equal blocks"), (4, "nn.Sequential, which compile() does not compile")],
     )
-    def test_without_blocks_that_can_be_nothing_is_compiled_one_by_one(self, layers, why):
+    def test_blocks_that_cannot_be_compiled_alone_fail_with_the_reason(self, layers, why):
         found, step = tried("remat@0", sizes=SIZES | {"layers": layers}, per_block=True)
         assert (found.status, step) == (FAILED, None)
         assert why in found.error
         assert tried("eager", sizes=SIZES | {"layers": layers}, per_block=True)[0].status == MEASURED
 
-    def test_plan_is_recorded(self):
+    def test_the_plan_is_recorded(self):
         found, _ = tried("remat@0")
         assert found.status == MEASURED
         assert found.floor - 4 == found.planned_peak <= found.ceiling  # the floor counts the loss, an output
@@ -101,7 +99,7 @@ class TestRemat:
         assert found.gradient_error == 0
         assert found.planning_seconds > 0
 
-    def test_plan_that_is_known_is_not_compiled(self):
+    def test_a_known_plan_is_not_compiled(self):
         first, _ = tried("remat@1")
         torch._dynamo.reset()
         found, step = tried("remat@1", is_known={first.plan_hash}.__contains__)
@@ -109,19 +107,19 @@ class TestRemat:
         assert found.status == MEASURED
         assert found.planned_peak == first.planned_peak
 
-    def test_one_plan_with_a_limit_and_without_is_carried_out_in_two_ways(self):
+    def test_a_plan_with_a_limit_and_without_has_two_hashes(self):
         free, _ = tried("remat@1")
         torch._dynamo.reset()
         limited, _ = tried("remat@1GiB")
         assert free.plan_hash == f"{limited.plan_hash}, no limit"
 
-    def test_budget_below_the_floor(self):
+    def test_a_budget_below_the_floor_is_infeasible(self):
         found, step = tried("remat@1KiB")
         floor = tried("remat@0")[0].floor
         assert (found.status, found.floor, found.budget_nbytes, step) == (INFEASIBLE, floor - LOSS, 1024, None)
         assert found.error.startswith("the floor is ")
 
-    def test_error_of_the_compiler_is_one_line(self, monkeypatch):
+    def test_a_compiler_error_is_recorded_as_one_line(self, monkeypatch):
         def broken(module, inputs, **options):
             raise ValueError("first line\nsecond line")
 
@@ -129,7 +127,7 @@ class TestRemat:
         found, step = tried("remat@0")
         assert (found.status, found.error, step) == (FAILED, "ValueError: first line", None)
 
-    def test_infeasible_through_dynamo_s_wrapping(self):
+    def test_an_infeasible_budget_is_found_inside_dynamos_error(self):
         error = RuntimeError("backend raised")
         error.inner_exception = BudgetInfeasible("none", budget=3, floor=5 * 2**20)
         assert trial._failed(blank(Job("chain", Strategy("eager"))), error).error == (
@@ -171,7 +169,7 @@ USERS = {
 
 
 @pytest.mark.parametrize("name", USERS)
-def test_what_a_user_may_not_give(name, monkeypatch):
+def test_an_unusable_model_of_a_user_is_refused(name, monkeypatch):
     made, message = USERS[name]
     module = type(sys)("users")
     module.make = made
@@ -185,11 +183,11 @@ def test_what_a_user_may_not_give(name, monkeypatch):
 def sources(tmp_path, monkeypatch):
     """A copy of the package's sources, hashed anew each time."""
     copied = tmp_path / "rematpass"
-    shutil.copytree(source_hashes.ROOT, copied)
-    monkeypatch.setattr(source_hashes, "ROOT", copied)
+    shutil.copytree(source_hash.ROOT, copied)
+    monkeypatch.setattr(source_hash, "ROOT", copied)
     for name in ("sources_hash", "behavior_hash"):
-        monkeypatch.setattr(source_hashes, name, getattr(source_hashes, name).__wrapped__)
-    monkeypatch.setattr(jobs, "behavior_hash", source_hashes.behavior_hash)
+        monkeypatch.setattr(source_hash, name, getattr(source_hash, name).__wrapped__)
+    monkeypatch.setattr(job, "behavior_hash", source_hash.behavior_hash)
     return copied
 
 
@@ -202,40 +200,40 @@ def sources(tmp_path, monkeypatch):
         ("compiler/emit.py", True),
     ],
 )
-def test_only_what_has_a_say_in_how_a_plan_is_carried_out_changes_its_hash(sources, changed, matters):
-    carrier, source = carrier_hash(torch.device("cpu")), source_hash(torch.device("cpu"))
+def test_only_sources_that_affect_emitted_code_change_the_carrier_hash(sources, changed, matters):
+    carrier, source = job.carrier_hash(torch.device("cpu")), job.source_hash(torch.device("cpu"))
     (sources / changed).write_text("changed = True\n")
-    assert (carrier_hash(torch.device("cpu")) != carrier) == matters
-    assert source_hash(torch.device("cpu")) != source
+    assert (job.carrier_hash(torch.device("cpu")) != carrier) == matters
+    assert job.source_hash(torch.device("cpu")) != source
 
 
-def test_a_measurement_outlives_a_moved_file_and_a_better_sentence(sources):
-    before = source_hashes.sources_hash(), source_hash(torch.device("cpu"))
+def test_moved_files_and_comments_do_not_change_the_hashes(sources):
+    before = source_hash.sources_hash(), job.source_hash(torch.device("cpu"))
     (sources / "core" / "verify.py").rename(sources / "core" / "solve" / "judge.py")
-    assert (source_hashes.sources_hash(), source_hash(torch.device("cpu"))) == before
+    assert (source_hash.sources_hash(), job.source_hash(torch.device("cpu"))) == before
     text = (sources / "core" / "cost.py").read_text()
     for better in ('"""Other words."""\n' + text, "# A comment.\n" + text, "from rematpass.core import graph\n" + text):
         (sources / "core" / "cost.py").write_text(better)
-        assert source_hashes.sources_hash() != before[0]
-        assert source_hash(torch.device("cpu")) == before[1]
+        assert source_hash.sources_hash() != before[0]
+        assert job.source_hash(torch.device("cpu")) == before[1]
     (sources / "core" / "cost.py").write_text(text.replace("else 2)", "else 3)"))
-    assert source_hash(torch.device("cpu")) != before[1]
+    assert job.source_hash(torch.device("cpu")) != before[1]
 
 
-class TestEagerStepOfAnotherProcess:
+class TestSavedEagerStep:
     def test_is_read_for_a_model_of_the_catalog(self, tmp_path, monkeypatch):
         job = Job("chain", Strategy("eager"), sizes=SIZES, eager_step=str(tmp_path / "eager_step"))
         first = prepare(job)
         save_eager_step(job, first)
         assert [path.name for path in tmp_path.iterdir()] == ["eager_step"]
-        monkeypatch.delattr(subjects, "eager_flops")  # no further step
+        monkeypatch.delattr("rematpass.lab.benchmark.subject.eager_flops")  # no further step
         second = prepare(job)
         assert (second.flops, second.draws_random) == (first.flops, False)
         assert second.gradients.keys() == first.gradients.keys()
         assert all(torch.equal(gradient, first.gradients[name]) for name, gradient in second.gradients.items())
         assert all(map(torch.equal, second.model.parameters, first.model.parameters))
 
-    def test_is_not_for_a_function_of_ones_own(self, tmp_path, monkeypatch):
+    def test_is_not_used_for_a_users_function(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "users", users := types.ModuleType("users"))
         users.model = lambda: ((module := nn.Linear(2, 1)), lambda: module(torch.ones(1, 2)).sum())
         job = Job("users:model", Strategy("eager"), eager_step=str(tmp_path / "eager_step"))

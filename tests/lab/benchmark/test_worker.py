@@ -1,4 +1,4 @@
-"""A process of its own: answers, errors, crashes and time limits. Each test starts one, which takes seconds."""
+"""Worker processes: answers, errors, crashes and time limits. Each test starts a process, which takes seconds."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ def worker(tmp_path, monkeypatch, request):
     made.close()
 
 
-@pytest.mark.parametrize("worker", ["cpu", "cuda"], indirect=True)  # forked, and started from nothing
+@pytest.mark.parametrize("worker", ["cpu", "cuda"], indirect=True)  # forked and spawned
 def test_measure_then_time(worker):
     stages = []
     answer = worker.ask(dict(JOB), on_stage=stages.append)
@@ -38,20 +38,20 @@ def test_measure_then_time(worker):
     assert worker.ask({"do": "time"})["seconds"] > 0
 
 
-def test_crash_says_how_and_the_last_words(worker):
+def test_a_crash_reports_the_signal_and_the_last_output(worker):
     with pytest.raises(WorkerDied, match="the process was killed by SIGABRT; its last output: about to go"):
         worker.ask(JOB | {"target": "users:crash", "sizes": {}})
     with pytest.raises(WorkerDied, match="SIGABRT"):
         worker.ask({"do": "time"})
 
 
-def test_time_limit(worker):
+def test_a_request_beyond_its_time_limit_fails(worker):
     with pytest.raises(WorkerDied, match=r"^not done after 0\.5 s$"):
         worker.ask(JOB | {"target": "users:hang", "sizes": {}}, timeout=0.5)
 
 
-def test_closed_by_several_while_it_is_asked(worker):
-    """As a session closes all its workers, and each thread its own, when one of them has failed."""
+def test_several_threads_may_close_a_worker_that_is_asked(worker):
+    """When a worker fails, the session closes all workers while each thread closes its own."""
     with ThreadPoolExecutor(5) as pool:
         asking = pool.submit(worker.ask, JOB | {"target": "users:hang", "sizes": {}})
         closing = [pool.submit(worker.close) for _ in range(4)]
@@ -60,19 +60,19 @@ def test_closed_by_several_while_it_is_asked(worker):
             asking.result(30)
 
 
-def test_what_others_print_is_no_answer(worker):
+def test_output_of_the_model_is_not_an_answer(worker):
     answer = worker.ask(JOB | {"target": "users:talk", "sizes": {}})
     assert answer["error"] == "users:talk raised KeyError: 'x'"
     assert "Traceback" in answer["traceback"]
 
 
-def test_it_is_as_if_the_parent_had_started_it(worker, tmp_path):
+def test_the_process_has_its_parents_environment(worker, tmp_path):
     answer = worker.ask(JOB | {"target": "users:tell", "sizes": {}})
-    told = "quiet", str(tmp_path / "cache"), worker._process.pid  # which leads a session of its own
+    told = "quiet", str(tmp_path / "cache"), worker._process.pid  # which leads its own session
     assert answer["error"] == f"users:tell raised KeyError: {told}"
 
 
-def test_requests_in_this_process():
+def test_requests_are_answered_by_serve():
     ours, its = Pipe()
     thread = threading.Thread(target=serve, args=(its,))
     thread.start()

@@ -1,4 +1,4 @@
-"""The preset of this machine: rates are rates, and the file goes on to the planner."""
+"""Calibration: plausible rates, and a preset that the planner reads."""
 
 import json
 
@@ -11,20 +11,20 @@ from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.compiler.planned import records
 from rematpass.config import Config
 from rematpass.core.hardware import preset
-from rematpass.lab.measure import calibrate as lab
+from rematpass.lab.measure import calibrate
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(lab, "_matrix_rate", lambda size, dtype, _: 1e9 * torch.finfo(dtype).bits)
-    monkeypatch.setattr(lab, "_bandwidth", lambda nbytes, _: 1e10)
-    monkeypatch.setattr(lab, "_vector_rate", lambda elements, _: 3e9)
-    monkeypatch.setattr(lab, "_mask_seconds", lambda elements, _: 2e-9)
+    monkeypatch.setattr(calibrate, "_matrix_rate", lambda size, dtype, _: 1e9 * torch.finfo(dtype).bits)
+    monkeypatch.setattr(calibrate, "_bandwidth", lambda nbytes, _: 1e10)
+    monkeypatch.setattr(calibrate, "_vector_rate", lambda elements, _: 3e9)
+    monkeypatch.setattr(calibrate, "_mask_seconds", lambda elements, _: 2e-9)
 
 
 @pytest.mark.slow
-def test_rates_are_of_this_machine():
-    found = lab.calibrate()
+def test_measured_rates_are_plausible():
+    found = calibrate.calibrate()
     assert {dtype for dtype, _ in found.flops} == {"float32", "bfloat16", "float16", "float64"}
     assert all(1e6 < rate < 1e15 for _, rate in found.flops)
     assert 1e8 < found.bandwidth < 1e13
@@ -34,7 +34,7 @@ def test_rates_are_of_this_machine():
     assert found.name.startswith("cpu, ")
 
 
-def test_the_command_writes_a_preset_that_the_planner_takes(small, tmp_path, capsys):
+def test_the_command_writes_a_preset_that_the_planner_reads(small, tmp_path, capsys):
     path = tmp_path / "here.json"
     assert cli.main(["calibrate", "--output", str(path)]) == 0
     assert f"wrote {path}" in "".join(capsys.readouterr().out.split("\n"))
@@ -47,9 +47,9 @@ def test_the_command_writes_a_preset_that_the_planner_takes(small, tmp_path, cap
     assert records()[-1].hardware == preset(str(path)).name
 
 
-def test_another_content_of_the_same_file_is_another_plan_to_the_caches(small, tmp_path):
+def test_a_preset_with_other_content_changes_the_cache_key(small, tmp_path):
     path = tmp_path / "here.json"
-    path.write_text(lab.calibrate().to_json())
+    path.write_text(calibrate.calibrate().to_json())
     config = Config.read({"hardware": str(path)}, {})
     first, again = (RematPartitioner(config).uuid() for _ in range(2))
     assert first == again
@@ -57,7 +57,7 @@ def test_another_content_of_the_same_file_is_another_plan_to_the_caches(small, t
     assert RematPartitioner(config).uuid() != first
 
 
-def test_what_cannot_be_written_or_measured_is_said_in_a_line(small, tmp_path, capsys):
+def test_errors_are_one_line(small, tmp_path, capsys):
     assert cli.main(["calibrate", "--output", str(tmp_path / "none" / "here.json")]) == 2
     assert "cannot write" in capsys.readouterr().err
     assert cli.main(["calibrate", "--device", "abacus"]) == 2

@@ -10,14 +10,14 @@ from rematpass.lab.models.networks import chain
 
 
 class TestFlops:
-    def test_linear_layers_by_hand(self):
+    def test_linear_layers_equal_a_count_by_hand(self):
         module = chain(layers=3, width=5, segments=3)
         x = torch.randn(7, 5)
         one = 2 * 7 * 5 * 5
         found = eager_flops(lambda: module(x), module.parameters())
         assert found == Flops(forward=3 * one, step=3 * one + (2 * 3 - 1) * one)
 
-    def test_recomputed_regions_count_again(self):
+    def test_recomputed_regions_count_twice(self):
         module = chain(layers=3, width=5, segments=3)
         x = torch.randn(7, 5, requires_grad=True)
 
@@ -28,7 +28,7 @@ class TestFlops:
         assert again.step == plain.step + plain.forward
 
     @pytest.mark.slow
-    def test_compiled_graphs_have_what_eager_has(self):
+    def test_compiled_graphs_have_the_flops_of_eager_mode(self):
         module = chain(layers=2, width=5, segments=1)
         x = torch.randn(7, 5)
         eager = eager_flops(lambda: module(x), module.parameters())
@@ -37,12 +37,12 @@ class TestFlops:
             run_step(lambda: compiled(x), module.parameters())
         assert (counter.total, counter.graphs) == (eager.step, 2)
 
-    def test_what_inductor_is_only_asked_about_does_not_count(self):
-        """A budget makes the planner ask Inductor; what is compiled then is eager's step and the recomputation."""
+    def test_dry_runs_of_inductor_do_not_count(self):
+        """A budget makes the planner run Inductor dry; the compiled graphs are eager's step and the recomputation."""
         module = chain(layers=4, width=5, segments=1)
         x = torch.randn(7, 5)
         eager = eager_flops(lambda: module(x), module.parameters())
-        rematpass.plans(clear=True)  # other tests' plans may still be listed
+        rematpass.plans(clear=True)  # plans of other tests may be listed
         with compiled_flops() as counter:
             compiled = torch.compile(module, backend="remat", options={"memory_budget": 0})
             run_step(lambda: compiled(x), module.parameters())
@@ -50,8 +50,8 @@ class TestFlops:
         assert summary.exact
         assert (counter.total, counter.graphs) == (eager.step + summary.recomputed_flops, 2)
 
-    def test_checkpointed_attention_counts_though_it_is_handed_a_random_state(self):
-        """Torch wraps attention in an op that saves the generator's state, and in one that runs it in that state."""
+    def test_checkpointed_attention_with_a_random_state_counts(self):
+        """Torch wraps attention in an op that saves the generator's state, and in one that restores it."""
         heads = torch.randn(1, 2, 16, 8, requires_grad=True)
 
         def attend(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Measures: bytes against what can be counted by hand, seconds against a clock that the test moves."""
+"""Measured bytes against counts by hand, measured seconds against a fake clock."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ class TestMeasureMemory:
         assert memory.saved == 5 * 4 * 64 * 16 + 4
         assert memory.gradients == 5 * 4 * (16 * 16 + 16)
 
-    def test_the_same_again_whatever_was_measured_before(self):
+    def test_a_peak_does_not_depend_on_earlier_measurements(self):
         module = chain(layers=3, width=16, segments=3)
         inputs = torch.randn(64, 16), torch.randn(128, 16)
 
@@ -47,17 +47,17 @@ class TestMeasureMemory:
         assert small < large
         assert [peak(x) for x in inputs * 3] == [small, large] * 3
 
-    def test_gradients_are_gone_afterwards(self):
+    def test_gradients_are_none_afterwards(self):
         weight = nn.Parameter(torch.ones(7))
         measure_memory(lambda: weight.exp().sum(), [weight])
         assert weight.grad is None
 
-    def test_other_profiler_running(self):
+    def test_another_running_profiler_is_refused(self):
         weight = nn.Parameter(torch.ones(7))
         with torch.profiler.profile(), pytest.raises(MeasureError, match=r"a torch profiler is running, .* stop it"):
             measure_memory(lambda: weight.exp().sum(), [weight])
 
-    def test_device_that_cannot_be_measured(self):
+    def test_a_device_that_cannot_be_measured_is_refused(self):
         with pytest.raises(MeasureError, match="on cpu and cuda, not on meta"), record(torch.device("meta")):
             pass
 
@@ -69,7 +69,7 @@ class TestMeasureMemory:
         assert memory.saved == 5 * 4 * 1024 * 256 + 512
         assert memory.gradients == 5 * 4 * (256 * 256 + 256)
         assert 0 < memory.requested <= memory.peak
-        assert memory.reserved > 0  # less than the peak where what stands leaves room in its segments
+        assert memory.reserved > 0  # less than the peak if existing segments have room
         assert abs(max(m.nbytes for m in memory.history) - memory.peak) <= 512 * len(memory.history)
 
 
@@ -84,11 +84,11 @@ class TestRunStep:
             (lambda: nn.Parameter(torch.ones(())) * 2, "none of the model's parameters a gradient"),
         ],
     )
-    def test_what_is_no_training_step(self, step, message):
+    def test_an_invalid_step_is_refused(self, step, message):
         with pytest.raises(MeasureError, match=message):
             run_step(step, [nn.Parameter(torch.ones(3))])
 
-    def test_gradients_are_fresh(self):
+    def test_gradients_do_not_accumulate(self):
         weight = nn.Parameter(torch.ones(3))
         for _ in range(2):
             run_step(lambda: weight.sum(), [weight])
@@ -96,7 +96,7 @@ class TestRunStep:
 
 
 class Clock:
-    """A clock that only ``work`` moves."""
+    """A fake clock that only ``work`` advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -114,7 +114,7 @@ class Clock:
 
 
 class TestSeconds:
-    def test_each_round_begins_with_another(self, monkeypatch):
+    def test_each_round_starts_with_another_run(self, monkeypatch):
         clock = Clock(monkeypatch)
         interleaved_medians({name: clock.work(name, 1) for name in "abc"}, rounds=4)
         assert "".join(clock.calls) == "abcbcacababc"
@@ -126,13 +126,13 @@ class TestSeconds:
         assert found["a"].spread == (4, 7)
         assert found["b"].seconds == (2, 2, 2, 2, 2)
 
-    def test_quotients_within_a_round_cancel_a_slow_one(self):
+    def test_quotients_within_a_round_cancel_slow_phases(self):
         assert Timing((3, 30, 6)).relative_to(Timing((2, 20, 4))).median == 1.5
 
     def test_one_run_has_no_spread(self):
         assert Timing((3,)).spread == (3, 3)
 
-    def test_after_each_round(self, monkeypatch):
+    def test_after_round_is_called_once_per_round(self, monkeypatch):
         rounds = []
         interleaved_medians({"a": lambda: None}, rounds=3, after_round=lambda: rounds.append(1))
         assert len(rounds) == 3

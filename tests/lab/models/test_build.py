@@ -1,4 +1,4 @@
-"""The models: that they are the configurations of the tables, that they train, and what a user's may not be."""
+"""The models: their sizes, that they train, and which functions of users are refused."""
 
 import sys
 
@@ -56,18 +56,18 @@ class TestModel:
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-# MiB of parameters, as the table of figures to beat has them.
+# MiB of parameters.
 PARAMETERS = {"llama": 26.1, "gpt2": 26.4, "vit": 25.0, "resnet50": 89.7, "mlp": 32.2, "chain": 16.1}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_configurations_have_the_parameters_of_the_table(name):
+def test_models_have_the_expected_parameter_bytes(name):
     nbytes = sum(p.numel() * p.element_size() for p in build(name).parameters)
     assert abs(nbytes / 2**20 - PARAMETERS[name]) <= 0.05
 
 
 @pytest.mark.slow
-def test_chain_has_the_eager_peak_of_the_table():
+def test_the_chain_has_the_expected_eager_peak():
     model = build("chain")
     assert measure_memory(model.step, model.parameters, warm=0).peak == 272 * 2**20 + 8
 
@@ -76,7 +76,7 @@ def test_chain_has_the_eager_peak_of_the_table():
     ("name", "millions"),
     [("llama-1b-2k", 1236), ("llama-1b-16k", 1236), ("gpt2-medium", 355), ("vit-l", 304), ("resnet50-224", 25.6)],
 )
-def test_sizes_for_a_gpu_are_those_that_people_train(name, millions):
+def test_models_for_a_gpu_have_common_parameter_counts(name, millions):
     spec = MODELS[name]
     with torch.device("meta"):
         module, _ = spec.make(**spec.sizes)
@@ -84,13 +84,13 @@ def test_sizes_for_a_gpu_are_those_that_people_train(name, millions):
     assert sum(p.numel() for p in module.parameters()) / 1e6 == pytest.approx(millions, rel=2e-3)
 
 
-def test_dtype_is_the_parameters_and_the_inputs():
+def test_dtype_applies_to_parameters_and_inputs():
     model = build("mlp", dtype=torch.bfloat16, **SMALL["mlp"])
     assert {p.dtype for p in model.parameters} == {torch.bfloat16}
     assert model.step().dtype == torch.bfloat16
 
 
-def test_the_u_net_reads_every_level_again():
+def test_the_u_net_has_a_block_per_level_and_direction():
     model = build("unet", **SMALL["unet"])
     assert [type(b).__name__ for b in model.blocks] == ["DoubleConv"] * 5
 
@@ -116,13 +116,13 @@ def test_tiny_gpt_learns_the_graph():
 
 
 class TestFindBlocks:
-    def test_no_list_no_blocks(self):
+    def test_a_model_without_lists_has_no_blocks(self):
         assert find_blocks(nn.Linear(3, 5)) == []
 
-    def test_members_without_parts_are_no_blocks(self):
+    def test_members_without_submodules_are_not_blocks(self):
         assert find_blocks(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))) == []
 
-    def test_lists_of_lists_give_the_outermost(self):
+    def test_nested_lists_give_the_outermost_members(self):
         assert len(find_blocks(chain(layers=8, segments=2))) == 2
 
     def test_model_without_blocks_cannot_be_checkpointed(self):
@@ -132,7 +132,7 @@ class TestFindBlocks:
             model.checkpoint_blocks()
 
 
-def test_unknown_model_names_the_known():
+def test_an_unknown_model_is_refused_with_the_known_names():
     message = r"unknown model 'lama'; did you mean llama\? Valid names are llama, .* or package.module:function"
     with pytest.raises(MeasureError, match=message):
         build("lama")
@@ -187,6 +187,6 @@ class TestLoad:
             ("users_model:frozen", "has no parameter that requires a gradient, so there is nothing to train"),
         ],
     )
-    def test_what_is_no_model(self, target, message):
+    def test_an_invalid_function_is_refused(self, target, message):
         with pytest.raises(MeasureError, match=message):
             load(target)
