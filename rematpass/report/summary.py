@@ -25,6 +25,8 @@ class Summary:
     if ``exact``, else simulated. ``peak_without_outputs``: the same if the caller drops forward's outputs before
     backward starts (``loss = model(batch).loss`` drops the logits). ``dry_run_seconds``: the time for asking Inductor,
     which ``planning_seconds`` excludes. ``fallback``: why the planner's own plan was not used; empty if it was.
+    ``saved_values``, ``saved_nbytes``: what forward computes and saves. Saved inputs and parameters are not counted: they
+    exist before the step, so they are no part of the peak either.
 
     ``sizes``: the sizes assumed for symbols; ``peak_formula``: the simulated peak of one call as a formula of the
     symbols, for the moment that has the peak at these sizes. Both are empty if all sizes are static.
@@ -114,7 +116,7 @@ def summarize(
     bound_seconds: float = 0.0,
 ) -> Summary:
     """Summarize ``rung``, chosen from ``ladder`` for ``graph``; ``peaks``: with and without forward's outputs."""
-    made = [v for v in rung.plan.saved if graph.values[v].origin is not Origin.STATIC]
+    made = [v for v in rung.plan.saved if graph.values[v].origin is Origin.OP]
     again = list(rung.plan.recomputed())
     return Summary(
         graph=graph.name,

@@ -17,7 +17,7 @@ def test_the_headline_states_the_plan():
         "graph 0/0",
         "budget          no limit",
         "planned peak    77 B  (floor 73 B, ceiling 84 B)",
-        "saved           2 values of 14 B",
+        "saved           1 values of 11 B",
         "recomputed      1 ops, 2.00 s a step (+3.4%)",
         "a step          60.00 s, by the cost model for h100",
         "proven bound    no plan under this budget takes less than 57.00 s; this plan is at most 5.3% above it "
