@@ -32,7 +32,7 @@ from rematpass.compiler._torch import pytree
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.ops.node_info import projections
 from rematpass.core.graph import JointGraph
-from rematpass.core.op import Kind, Op, Side, Value
+from rematpass.core.op import LIBRARY_KINDS, Kind, Op, Side, Value
 
 REASON = "its result is a decision that recomputed inputs could change"
 
@@ -40,7 +40,7 @@ REASON = "its result is a decision that recomputed inputs could change"
 _MOVES = frozenset({Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.SEEDED, Kind.SYMBOLIC})
 _FLOATS = ("float", "bfloat", "complex")
 _ROUNDED = ("float16", "bfloat16", "float8")  # kept in 32 bits inside a fused kernel
-_NOT_FUSED = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.OPAQUE, Kind.COLLECTIVE})
+_NOT_FUSED = LIBRARY_KINDS | {Kind.KERNEL, Kind.OPAQUE, Kind.COLLECTIVE}
 _VARIES = getattr(torch.Tag, "nondeterministic_bitwise", None)  # None in old versions of torch
 _EQUALITIES = frozenset({torch.ops.aten.eq.Tensor, torch.ops.aten.ne.Tensor})
 

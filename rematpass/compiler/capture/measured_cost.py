@@ -30,13 +30,13 @@ from rematpass.compiler import _torch, devices
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.ops.sample_call import SampleCall, sample_call_of
 from rematpass.core.cost import Costs
-from rematpass.core.op import Kind
+from rematpass.core.op import LIBRARY_KINDS, Kind
 from rematpass.errors import RematError
 from rematpass.report.atomic import write_text
 
 log = logging.getLogger("rematpass")
 
-TIMED = frozenset({Kind.MATMUL, Kind.CONVOLUTION, Kind.ATTENTION, Kind.KERNEL, Kind.SCATTER})
+TIMED = LIBRARY_KINDS | {Kind.KERNEL, Kind.SCATTER}
 _CALLS = 5  # timed calls per op, after one that is not timed
 _ENOUGH = 0.25  # seconds after which a slow op is not called again
 
