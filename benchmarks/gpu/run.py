@@ -1,4 +1,4 @@
-"""Everything that is to be measured on a GPU, from a bare checkout, in slices of under 9 minutes: see README.md."""
+"""All GPU measurements, run from a checkout in slices of less than 9 minutes: see README.md."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROOT = HERE.parents[1]
 SITE, WHEELS = HERE / "site", HERE / "wheels"
 MINUTES = 9.0
 CORES = len(os.sched_getaffinity(0))
-JOBS = max(1, min(8, CORES // 2))  # a model is traced and planned on one core, while its kernels compile on another
+JOBS = max(1, min(8, CORES // 2))  # one core traces and plans a model while another one compiles its kernels
 TESTERS = max(1, min(4, CORES // 4))
-NEEDED = {  # module -> the wheels that bring it, with what they need of their own
-    "ortools": "ortools protobuf immutabledict absl-py typing-extensions",  # in the versions that OR-tools asks for
+NEEDED = {  # module -> the wheels that provide it, with their dependencies
+    "ortools": "ortools protobuf immutabledict absl-py typing-extensions",  # in the versions that OR-tools requires
     "numpy": "numpy",
     "pandas": "pandas python-dateutil pytz six tzdata",  # for OR-tools
     "psutil": "psutil",
@@ -38,10 +38,11 @@ TAKEN_AS_GIVEN = ("torch", "transformers")
 
 @dataclass(frozen=True)
 class Slice:
-    """A command from the checkout; ``{device}`` stands for the device, ``{minutes}`` for when to begin nothing more.
+    """A command, run from the checkout. ``{device}`` in it is the device, ``{minutes}`` the time after which it starts
+    nothing new, and ``{jobs}`` the number of processes that fit.
 
-    ``jobs``: how many processes it compiles in side by side, at most; ``gib``: what one of them takes of the GPU while
-    it measures, eager mode's step included. ``{jobs}`` stands for as many as fit.
+    ``jobs``: the most processes that compile at the same time. ``gib``: GiB of the GPU that one of them takes while it
+    measures, including the eager step.
     """
 
     what: str
@@ -50,7 +51,7 @@ class Slice:
     gib: float = 0.0
 
     def jobs_on(self, gib: float) -> int:
-        """As many as a GPU of ``gib`` has room for, beside those that are done and keep their models."""
+        """The processes that fit on a GPU with ``gib`` GiB, beside finished ones that keep their models."""
         return max(1, int(min(self.jobs, 0.75 * gib / self.gib))) if self.gib else self.jobs
 
 
@@ -59,7 +60,7 @@ def store(models: str, *options: str, gib: float = 0.0) -> Slice:
     return Slice(f"the store: {models}{', per block' * ('--per-block' in options)}", command, gib=gib)
 
 
-# A row of the 1B Llama takes a minute or more on 16 cores, most of it compiling; a slice that is cut goes on next time.
+# A row of the 1B Llama takes at least a minute on 16 cores, mostly compiling; an interrupted slice continues next time.
 FEW = (
     "--jobs {jobs} --alive 16 --timeout 240 --rounds 7 --torch-budgets 1.0,0.5,0.2 --budgets 1,0.5,0 --like-peers"
 ).split()
@@ -94,10 +95,12 @@ SLICES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("slices", nargs="*", metavar="SLICE", help=f"of {', '.join(SLICES)} (default: all)")
-    parser.add_argument("--list", action="store_true", help="show what would be run")
+    parser.add_argument("slices", nargs="*", metavar="SLICE", help=f"one of {', '.join(SLICES)} (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the slices and exit")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the commands (default: cuda)")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"of each slice (default: {MINUTES:g})")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"time limit of each slice (default: {MINUTES:g})"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.slices if name not in SLICES]
     if unknown:
@@ -109,8 +112,8 @@ def main() -> int:
             print(f"{name:10} {SLICES[name].what}")
         return 0
     sys.path.insert(0, str(SITE))
-    if complaint := provide():
-        print(f"error: {complaint}", file=sys.stderr)
+    if problem := provide():
+        print(f"error: {problem}", file=sys.stderr)
         return 2
     register()
     places = where(arguments.device)
@@ -121,18 +124,16 @@ def main() -> int:
 
 
 def provide() -> str:
-    """Install what cannot be imported from the wheels beside this file; what is in the way, if something is."""
+    """Install modules that cannot be imported from the wheels beside this file; returns the problem, or ""."""
     for module in TAKEN_AS_GIVEN:
         if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed, and is too large to carry along"
+            return f"{module} is not installed, and it is too large for the wheels directory"
     missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
     if not missing:
         return ""
     if not WHEELS.is_dir():
-        return (
-            f"missing are {', '.join(missing)}, and there is no {WHEELS.relative_to(ROOT)}; README.md says how to fetch"
-        )
-    # Without dependencies: else all of them would have to be carried, and those that are there be hidden.
+        return f"missing: {', '.join(missing)}, and there is no {WHEELS.relative_to(ROOT)}; see README.md"
+    # --no-deps: the machine has most dependencies, and installing them here would hide those.
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(WHEELS)]
     wheels = dict.fromkeys(wheel for module in missing for wheel in NEEDED[module].split())
     done = subprocess.run([*pip, "--upgrade", "--target", str(SITE), *wheels], check=False)
@@ -141,7 +142,7 @@ def provide() -> str:
 
 
 def register() -> None:
-    """Let torch find the backends by name: they are entry points of a package that is installed; a checkout is not."""
+    """Let torch find the backends by name: these are entry points, which a checkout that is not installed lacks."""
     import tomllib
 
     if importlib.metadata.entry_points(group=BACKENDS, name="remat"):
@@ -155,7 +156,7 @@ def register() -> None:
 
 
 def where(device: str) -> dict[str, str]:
-    """What the commands' placeholders stand for, and the GPU's GiB."""
+    """The values of the placeholders in commands, and the GPU's GiB."""
     import re
 
     import torch
@@ -169,14 +170,14 @@ def where(device: str) -> dict[str, str]:
 
 
 def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int:
-    """One slice, ended when its minutes are over; what it measured until then is in the store."""
-    # The last strategy that is begun may still take its step times.
+    """Run one slice and end it when its time is over; the store keeps what it has measured."""
+    # It starts nothing new after 75% of the time, so that the last strategy can take its step times.
     jobs = SLICES[name].jobs_on(float(places["gib"]) or math.inf)
     values = {**places, "minutes": f"{0.75 * arguments.minutes:g}", "jobs": str(jobs)}
     command = [sys.executable, *(part.format(**values) for part in SLICES[name].command)]
     print(f"=== {name}: {SLICES[name].what}", flush=True)
     path = os.pathsep.join(filter(None, [str(ROOT), str(SITE), os.environ.get("PYTHONPATH", "")]))
-    # Else each of its jobs would start a compiler for every core.
+    # Otherwise each job would start a compiler for every core.
     threads = max(1, CORES // jobs)
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads), **os.environ}
     environment |= {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
@@ -185,18 +186,18 @@ def run(name: str, arguments: argparse.Namespace, places: dict[str, str]) -> int
     try:
         code = process.wait(timeout=60 * arguments.minutes)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # so that pytest still says what has failed
+        process.send_signal(signal.SIGINT)  # so that pytest still reports failures
         try:
             code = process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             process.terminate()
             code = process.wait()
-        print(f"=== {name}: ended after {arguments.minutes:g} minutes; run it again to go on")
+        print(f"=== {name}: ended after {arguments.minutes:g} minutes; run it again to continue")
     except BaseException:
         process.terminate()
         raise
     print(f"=== {name}: exit code {code}, {time.monotonic() - begun:.0f} s", flush=True)
-    # pytest's 5: no test is there that needs a GPU
+    # pytest exits with 5 if it has collected no test that needs a GPU.
     return 0 if (name, code) == ("tests", 5) else code
 
 

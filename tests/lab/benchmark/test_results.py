@@ -185,11 +185,9 @@ class TestGpuSlices:
     def test_missing_modules_without_wheels_are_named(self, gpu, monkeypatch, tmp_path):
         monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None if name == "ortools" else name)
         monkeypatch.setattr(gpu, "WHEELS", gpu.ROOT / "benchmarks" / "gpu" / "none")
-        assert gpu.provide() == (
-            "missing are ortools, and there is no benchmarks/gpu/none; README.md says how to fetch"
-        )
+        assert gpu.provide() == "missing: ortools, and there is no benchmarks/gpu/none; see README.md"
         monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-        assert gpu.provide() == "torch is not installed, and is too large to carry along"
+        assert gpu.provide() == "torch is not installed, and it is too large for the wheels directory"
 
     def test_wheels_txt_lists_every_installed_wheel(self, gpu):
         lines = (ROOT / "benchmarks/gpu/wheels.txt").read_text().splitlines()
@@ -220,4 +218,4 @@ class TestGpuSlices:
         begun = time.monotonic()
         assert gpu.run("tests", arguments, PLACES) != 0
         assert time.monotonic() - begun < 30
-        assert "run it again to go on" in capsys.readouterr().out
+        assert "run it again to continue" in capsys.readouterr().out
