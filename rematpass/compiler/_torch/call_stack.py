@@ -35,9 +35,9 @@ def modules_being_called() -> list[torch.nn.Module]:
 def region_being_partitioned() -> tuple[fx.Node | None, Sequence[fx.Node]]:
     """A call of the region being partitioned and the calls of all regions in the joint graph around it.
 
-    The partition function is not told of the graph around a region (``torch.compiler.nested_compile_region``), so
-    these are read from ``run_joint_graph_passes_on_hops``, whose locals have these names in torch 2.11 to 2.15. None
-    and no calls where no region is being partitioned.
+    The partition function is not told about the graph around a region (``torch.compiler.nested_compile_region``), so
+    these are read from ``run_joint_graph_passes_on_hops``, whose locals have these names in torch 2.11, 2.13 and 2.14.
+    None and no calls where no region is being partitioned.
     """
     for frame in _frames():
         if frame.f_code.co_name == "run_joint_graph_passes_on_hops":

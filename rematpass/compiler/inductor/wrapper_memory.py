@@ -159,7 +159,7 @@ class WrapperMemory:
     def _SubgraphEnd(self, line: Any) -> None:  # noqa: N802
         """Operands that the caller has released since the begin are the subgraph's to free.
 
-        Where there are branches, Inductor's code frees an operand in the first branch only (torch 2.11 to 2.15): if the
+        Where there are branches, Inductor's code frees an operand in the first branch only (torch 2.11 to 2.13): if the
         other one runs the operand lives to the end, so it is taken to live.
         """
         operands = self.calls.pop().operands
