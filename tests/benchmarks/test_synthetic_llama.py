@@ -1,4 +1,4 @@
-"""The graphs that benchmarks/scale.py plans are in the shape of a Llama."""
+"""The synthetic graphs of benchmarks/scale.py have the shape of a Llama."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from support.synthetic_llama import OPS_PER_LAYER, llama
 
 
-def test_every_layer_has_as_many_ops_and_every_weight_a_gradient():
+def test_each_layer_adds_the_same_ops_and_each_weight_has_a_gradient():
     few, more = llama(2), llama(5)
     assert len(more.ops) - len(few.ops) == 3 * OPS_PER_LAYER
     weights = [v for v in more.values if v.origin is Origin.STATIC]
@@ -18,7 +18,7 @@ def test_every_layer_has_as_many_ops_and_every_weight_a_gradient():
     assert sorted(more.values[v].nbytes for v in more.bwd_outputs) == sorted(w.nbytes for w in weights)
 
 
-def test_backward_asks_for_what_forward_has_made():
+def test_backward_reads_values_of_forward():
     graph = llama(1)
     assert {graph.sides[op.id] for op in graph.ops} == {Side.FORWARD, Side.BACKWARD}
     attention = next(op for op in graph.ops if op.kind is Kind.ATTENTION)

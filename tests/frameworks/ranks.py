@@ -1,7 +1,7 @@
 """One rank of a training run, for test_ranks.py: ``torchrun ranks.py HOW OUTPUT``.
 
-HOW is one of the names in ``WAYS``. Rank r trains on its half of the batch and writes to OUTPUT/r.pt what it planned
-and the gradients, put together where they are sharded. ``alone`` is the same model in eager mode on the whole batch.
+HOW is a name in ``WAYS``. Rank r trains on its half of the batch and writes its plans and its gradients, unsharded, to
+OUTPUT/r.pt. ``alone`` runs the same model in eager mode on the whole batch.
 """
 
 import sys
@@ -32,12 +32,12 @@ def rows() -> torch.Tensor:
 
 
 def ddp(module: TinyGPT) -> nn.Module:
-    """Compiled from outside, as the DDP notes say; all parameters are in one bucket."""
+    """Compiled around DDP, as torch's DDP notes recommend; all parameters are in one bucket."""
     return torch.compile(DistributedDataParallel(module), backend="remat", options=OPTIONS)
 
 
 def ddp_in_buckets(module: TinyGPT) -> nn.Module:
-    """Dynamo splits the graph where a bucket (1 MiB) is full, so that communication begins before backward ends."""
+    """Dynamo splits the graph where a bucket (1 MiB) is full, so that communication starts before backward ends."""
     return torch.compile(DistributedDataParallel(module, bucket_cap_mb=1), backend="remat", options=OPTIONS)
 
 
@@ -47,7 +47,7 @@ def ddp_around(module: TinyGPT) -> nn.Module:
 
 
 def fsdp(module: TinyGPT) -> nn.Module:
-    """torchtitan's order: each block compiled by itself, then sharded."""
+    """As in torchtitan: each block is compiled by itself, then sharded."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in module.blocks:
         block.compile(backend="remat", options=OPTIONS)
@@ -56,7 +56,7 @@ def fsdp(module: TinyGPT) -> nn.Module:
 
 
 def fsdp_compiled_whole(module: TinyGPT) -> nn.Module:
-    """Sharded first, then compiled at once: the graph breaks at FSDP's hooks."""
+    """Sharded first, then compiled as a whole: the graph breaks at FSDP's hooks."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in module.blocks:
         fully_shard(block, mesh=mesh)
@@ -64,7 +64,7 @@ def fsdp_compiled_whole(module: TinyGPT) -> nn.Module:
 
 
 def enabled(module: TinyGPT) -> nn.Module:
-    """Inductor by its own name, as in a program that is not to be changed."""
+    """Plain torch.compile under ``enable``, as in an unchanged program."""
     rematpass.enable(**OPTIONS)
     return torch.compile(DistributedDataParallel(module))
 
@@ -92,7 +92,7 @@ def main(how: str, output: str) -> None:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     module = WAYS[how](model())
     mine = rows().chunk(ranks)[rank]
-    for _ in range(2):  # the second uses what the first has compiled
+    for _ in range(2):  # the second one runs the compiled graphs
         module.zero_grad()
         module(mine).backward()
     found = {

@@ -1,4 +1,4 @@
-"""What the tests of the frameworks share: a Llama that compiles in seconds, and the peak of a stretch of code."""
+"""Helpers for the tests of frameworks: a Llama that compiles in seconds, and the peak of a span of code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ SIZES = {"width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 160, "vocab
 
 
 def llama():
-    """Llama of transformers, with the same weights each time; no weights are downloaded."""
+    """A Llama of transformers with the same random weights each time."""
     return build("llama", **SIZES).module
 
 
 def tokens(count, seed=0):
-    """``count`` sequences, as the data sets of these frameworks give them out one by one."""
+    """A data set of ``count`` sequences."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(VOCABULARY, (count, LENGTH), generator=generator)
     return [{"input_ids": row, "labels": row} for row in rows]
@@ -27,7 +27,7 @@ def tokens(count, seed=0):
 
 @contextmanager
 def peak_of() -> Iterator[list[int]]:
-    """The list gets the most bytes that were allocated in the ``with`` and alive at one moment of it."""
+    """Append to the list the peak of the bytes that are allocated inside the ``with``."""
     found: list[int] = []
     with record(torch.device("cpu")) as recording:
         yield found
@@ -35,10 +35,10 @@ def peak_of() -> Iterator[list[int]]:
 
 
 def assert_as_planned(measured, planned):
-    """A plan leaves out what CPU attention takes inside its backward, per thread, and the framework's own numbers."""
-    inside_attention = 2 * 4 * 32 * LENGTH * torch.get_num_threads()
+    """Plans exclude the workspace of CPU attention's backward, per thread, and the framework's own scalars."""
+    workspace = 2 * 4 * 32 * LENGTH * torch.get_num_threads()
     assert planned <= measured + 1024
-    assert measured <= planned + inside_attention + 1024
+    assert measured <= planned + workspace + 1024
 
 
 def gradients(module):

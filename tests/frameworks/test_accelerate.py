@@ -1,4 +1,4 @@
-"""accelerate: gradients of two accumulated batches, with the backend set on the model or under Inductor's name."""
+"""accelerate: gradients of two accumulated batches, with a compiled model and under ``enable``."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ afresh = pytest.fixture(autouse=True)(afresh)
 
 
 @pytest.fixture(autouse=True)
-def its_own_state():
+def fresh_accelerator_state():
     yield
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def trained(model, **more):
-    """The gradients after two batches, and the peak of each batch; the first round compiles."""
+    """The gradients after two batches, and each batch's peak, in the second of two rounds; the first one compiles."""
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, **more)
     loader = torch.utils.data.DataLoader(tokens(8), batch_size=4)
     prepared, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters()), loader)
@@ -34,7 +34,7 @@ def trained(model, **more):
 
 
 @pytest.mark.parametrize("how", ["model.compile", "enable"])
-def test_the_same_gradients_in_the_planned_bytes(how):
+def test_gradients_equal_eager_modes_within_the_planned_bytes(how):
     expected, eager_peaks = trained(llama())
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     model = llama()

@@ -1,4 +1,4 @@
-"""LoRA of peft: the weights are frozen, and what only their gradients would need is neither saved nor recomputed."""
+"""LoRA of peft: values that only gradients of frozen weights would need are neither saved nor recomputed."""
 
 import pytest
 import torch
@@ -14,19 +14,19 @@ afresh = pytest.fixture(autouse=True)(afresh)
 
 
 def adapted(dropout=0.0):
-    """The model, a step of it, and the parameters that are trained."""
+    """The model, its step, and its trained parameters."""
     model = llama()
     torch.manual_seed(1)
     adapters = peft.LoraConfig(
         r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
-    )  # random instead of the usual zero: else half of the gradients are
+    )  # random: with the usual zeros, half of the gradients are zero
     model = peft.get_peft_model(model, adapters).train()
     batch = torch.utils.data.default_collate(tokens(4))
     return model, lambda: model(**batch).loss, [p for p in model.parameters() if p.requires_grad]
 
 
 @pytest.mark.parametrize("budget", [1, 0])
-def test_the_adapters_gradients_in_the_planned_bytes(budget):
+def test_adapter_gradients_equal_eager_modes_within_the_planned_bytes(budget):
     eager, step, trained = adapted()
     run_step(step, trained)
     expected = gradients(eager)
@@ -47,7 +47,7 @@ def test_the_adapters_gradients_in_the_planned_bytes(budget):
 
 
 @pytest.mark.parametrize("budget", [1, 0.3, 0])
-def test_dropout_in_the_adapters_falls_as_in_eager_mode_to_the_bit(budget):
+def test_dropout_in_the_adapters_equals_eager_modes(budget):
     results = []
     for options in (None, {"memory_budget": budget, "strict": True}):
         model, step, trained = adapted(dropout=0.2)
@@ -60,7 +60,7 @@ def test_dropout_in_the_adapters_falls_as_in_eager_mode_to_the_bit(budget):
     close(*reversed(results), rtol=0, atol=1e-7)
 
 
-def test_less_is_saved_than_when_all_weights_are_trained():
+def test_frozen_weights_save_less():
     saved = []
     for frozen in (False, True):
         model, step, trained = adapted()

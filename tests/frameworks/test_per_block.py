@@ -1,4 +1,4 @@
-"""Each block compiled by itself, as torchtitan does it: one plan for all that are alike, under a budget for each."""
+"""Each block compiled by itself, as in torchtitan: equal blocks share one plan, under a budget per block."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ VOCABULARY = 61
 
 @pytest.mark.parametrize("make", [gpt, of_transformers])
 @pytest.mark.parametrize("budget", [1, 0])
-def test_one_plan_for_all_blocks_and_eagers_gradients(make, budget):
+def test_blocks_share_one_plan_and_gradients_equal_eager_modes(make, budget):
     model, _, step = make(2)
     run_step(step, model.parameters())
     expected = gradients(model)
@@ -46,7 +46,7 @@ def test_one_plan_for_all_blocks_and_eagers_gradients(make, budget):
 
 
 @pytest.mark.parametrize("budget", [1, 0])
-def test_each_block_more_saves_what_the_plan_says(budget):
+def test_each_further_block_saves_the_planned_bytes(budget):
     """Between forward and backward, two more blocks hold twice what one saves: its input and the planned values."""
     saved = []
     for layers in (2, 4):

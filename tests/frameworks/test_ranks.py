@@ -1,4 +1,4 @@
-"""DDP and FSDP2 on two processes: every rank makes the same plans, and the gradients are those of the whole batch."""
+"""DDP and FSDP2 in two processes: all ranks have the same plans, and the gradients of the whole batch."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ RANKS = 2
 
 
 def launched(way, path):
-    """What each of the ranks has written."""
+    """The plans and gradients of each rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
     command += [str(Path(__file__).with_name("ranks.py")), way, str(path)]
     done = subprocess.run(
@@ -34,7 +34,7 @@ def launched(way, path):
 
 
 @pytest.mark.parametrize("way", ranks.WAYS)
-def test_ranks_agree_and_the_gradients_are_those_of_the_whole_batch(way, tmp_path):
+def test_ranks_have_equal_plans_and_the_gradients_of_the_whole_batch(way, tmp_path):
     first, *others = launched(way, tmp_path)
     assert first["plans"]
     assert any(recomputed for *_, recomputed in first["plans"])

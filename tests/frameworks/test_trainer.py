@@ -1,4 +1,4 @@
-"""transformers' Trainer: its list of backends is closed, so the backend is set before it, or under Inductor's name."""
+"""transformers' Trainer rejects unknown backends: compile the model before, or use ``enable``."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ afresh = pytest.fixture(autouse=True)(afresh)
 
 
 class Recorded(transformers.Trainer):
-    """Remembers the peak of each forward and backward."""
+    """Records the peak of each forward and backward."""
 
     def training_step(self, *args, **kwargs):
         with peak_of() as found:
@@ -33,7 +33,7 @@ def trained(path, model, **more):
 
 
 @pytest.mark.parametrize("how", ["model.compile", "enable", "outputs dropped"])
-def test_the_same_weights_in_the_planned_bytes(how, tmp_path):
+def test_weights_equal_eager_modes_within_the_planned_bytes(how, tmp_path):
     eager_peaks, expected = trained(tmp_path, llama())
     model = llama()
     if how == "enable":
@@ -46,13 +46,13 @@ def test_the_same_weights_in_the_planned_bytes(how, tmp_path):
     close(seen, expected, rtol=1e-3)
     (summary,) = rematpass.plans()
     assert summary.exact
-    # The first step compiles; the Trainer keeps the loss alone, so the logits are gone before backward begins.
+    # The first step compiles. The Trainer keeps only the loss, so the logits are freed before backward.
     for peak in peaks[1:]:
         assert_as_planned(peak, summary.planned_peak if how == "outputs dropped" else summary.peak_without_outputs)
         assert peak < 0.8 * min(eager_peaks)
 
 
-def test_its_list_of_backends_does_not_have_this_one(tmp_path):
+def test_the_trainer_rejects_this_backend(tmp_path):
     """The reason for the guide's recipe; when this fails, the recipe can be simpler."""
     with pytest.raises(ValueError, match="REMAT"):
         trained(tmp_path, torch.nn.Linear(1, 1), torch_compile_backend="remat")
