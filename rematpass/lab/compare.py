@@ -121,8 +121,9 @@ def _checked(request: Request, device: torch.device) -> tuple[Wanted, Settings]:
         raise MeasureError("--size is for models of the catalog; a function of your own decides its sizes itself")
     several = devices.of(device).processes_are_isolated and (os.cpu_count() or 1) > 1
     jobs = request.jobs or (2 if several else 1)
-    how = {"rounds": request.rounds, "jobs": jobs, "timeout": request.timeout}
-    return wanted, Settings(request.device, sizes, request.per_block, **how)
+    return wanted, Settings(
+        request.device, sizes, request.per_block, rounds=request.rounds, jobs=jobs, timeout=request.timeout
+    )
 
 
 def estimate(wanted: Wanted, settings: Settings) -> str:
