@@ -25,7 +25,7 @@ def options(budget, **more):
 
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [(n, b) for n, p in PROGRAMS.items() for b in (BUDGETS if p.make.__module__ == "programs" else (0.5, 0))],
+    [(n, b) for n, p in PROGRAMS.items() for b in (BUDGETS if p.make.__module__ == "support.programs" else (0.5, 0))],
 )
 def test_run_op_by_op_every_program_equals_eager_bit_for_bit(name, budget):
     seen = run(PROGRAMS[name], "remat_aot_eager", options(budget))
@@ -271,3 +271,31 @@ def test_gradients_of_gradients_are_refused_in_torchs_own_words():
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         grad.sum().backward()
+
+
+class DoublesItsGradient(torch.autograd.Function):
+    """A backward that writes into the gradient that it is given; torch tags none of its ops as backward's."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient.mul_(2)
+        return gradient.clone()
+
+
+@pytest.mark.parametrize("budget", [1, 0.5, 0])
+@pytest.mark.parametrize("backend", ["remat_aot_eager", "remat"])
+def test_a_backward_may_write_into_its_gradient(backend, budget):
+    def seen(compile_it):
+        x, given = torch.linspace(-1, 1, 35).reshape(5, 7).requires_grad_(), torch.full((5, 7), 3.0)
+        options = {"memory_budget": budget, "strict": 1}
+        function = torch.compile(DoublesItsGradient.apply, backend=backend, options=options) if compile_it else None
+        (function or DoublesItsGradient.apply)(x).backward(given)
+        return x.grad, given
+
+    for found, expected in zip(seen(True), seen(False), strict=True):
+        assert torch.equal(found, expected)
+    assert plans()

@@ -167,3 +167,19 @@ def test_a_distributed_tensor_as_argument_and_result(mesh):
         results.append([t.to_local() for t in (out.detach(), x.grad, w.grad)])
     assert plans()
     assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("backend", ["remat_aot_eager", "remat"])
+def test_nested_tensors_of_ragged_rows_are_planned(backend, budget):
+    """Their ragged size is a symbol whose value is a symbol, too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 5))
+    rows = [torch.randn(n, 5) for n in (3, 11, 2)]
+    eager = torch.autograd.grad(sum(model(row).sin().sum() for row in rows), [*model.parameters()])
+    compiled = torch.compile(model, backend=backend, options={"memory_budget": budget, "strict": 1})
+    found = compiled(torch.nested.nested_tensor(rows, layout=torch.jagged)).values().sin().sum()
+    gradients = torch.autograd.grad(found, [*model.parameters()])
+    assert plans()
+    for gradient, expected in zip(gradients, eager, strict=True):
+        torch.testing.assert_close(gradient, expected)

@@ -86,13 +86,25 @@ class GraphReader:
     def ops_with_marks(self) -> list[Op]:
         """The ops with their marks resolved: a mark on a view applies to the value it views, and "save" wins.
 
-        Torch marks what one region reads from another as saved, after common subexpressions are merged.
+        Torch marks what one region reads from another as saved, after common subexpressions are merged. What backward
+        derives from a marked value without a tangent (the derivative of an activation function, say) is not saved
+        either: a saved derivative would keep the region from running again.
         """
-        marked = self._marked
-        return [
-            dataclasses.replace(op, must_recompute=False) if op.must_recompute and marked & {*op.writes} else op
-            for op in self.ops
-        ]
+        saved, recomputed = self._marked, set[int]()
+        from_tangents = {v.id for v in self.values if v.origin is Origin.TANGENT}
+        ops = []
+        for op, node in zip(self.ops, self.op_node, strict=True):
+            if not from_tangents.isdisjoint(op.reads):
+                from_tangents.update(op.writes)
+                derived = False
+            else:
+                in_backward = "backward" in node.meta.get("partitioner_tag", "")
+                derived = in_backward and not op.never_recompute and not recomputed.isdisjoint(op.reads)
+            must = (op.must_recompute or derived) and saved.isdisjoint(op.writes)
+            if must:
+                recomputed.update(op.writes)
+            ops.append(dataclasses.replace(op, must_recompute=must))
+        return ops
 
     @property
     def _marked(self) -> set[int]:

@@ -51,12 +51,28 @@ def mutated_arguments(node: fx.Node) -> list[fx.Node]:
 def pinned(node: fx.Node, kind: Kind) -> Side:
     """The side that the call must stay on.
 
-    Effects and mutations stay where they are, told by torch's tag. So do random draws: they advance the generator, in
-    the order of eager mode, even if nothing reads the numbers.
+    Effects and mutations stay where they are, according to torch's tag. So do random draws: they advance the generator,
+    in the order of eager mode, even if nothing reads the numbers. torch does not tag the backward of an
+    ``autograd.Function``; what depends on a tangent belongs there.
     """
     if kind not in (Kind.EFFECT, Kind.MUTATION, Kind.RANDOM):
         return Side.EITHER
-    return Side.BACKWARD if "backward" in node.meta.get("partitioner_tag", "") else Side.FORWARD
+    tag = node.meta.get("partitioner_tag", "")
+    in_backward = "backward" in tag or (not tag and _depends_on_tangent(node))
+    return Side.BACKWARD if in_backward else Side.FORWARD
+
+
+def _depends_on_tangent(node: fx.Node) -> bool:
+    seen: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        reached = todo.pop()
+        if reached.op == "placeholder" and is_tangent(reached):
+            return True
+        if reached not in seen:
+            seen.add(reached)
+            todo += reached.all_input_nodes
+    return False
 
 
 def spanned(value: Any) -> int:

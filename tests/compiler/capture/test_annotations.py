@@ -21,6 +21,7 @@ from rematpass.compiler.emit import emit
 from rematpass.compiler.planned import records
 from rematpass.core.cost import estimate
 from rematpass.core.hardware import preset
+from rematpass.core.op import Origin
 from rematpass.core.solve.baselines import recompute_all
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import ContradictoryMarks
@@ -272,3 +273,28 @@ def test_must_cpu_offload_is_saved_and_passed_to_torchs_offloading(budget, enabl
     back = {n.name.removeprefix("gpu_reload_") for n in bwd.graph.nodes if n.name.startswith("gpu_reload_")}
     assert (moved >= {"addmm"}) is enabled
     assert moved == back <= marked
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("backend", ["remat", "remat_aot_eager"])
+@pytest.mark.parametrize("activation", [F.gelu, lambda x: torch.cos(torch.sin(x))], ids=["gelu", "cos(sin)"])
+def test_nothing_derived_inside_a_region_is_saved(activation, backend, budget):
+    """Without this rule, backward's derivatives of the activation are computed in forward and saved."""
+    torch._dynamo.reset()
+    layers = nn.ModuleList(nn.Linear(7, 7) for _ in range(4))
+
+    def forward(x):
+        for layer in layers:
+            x = checkpoint(lambda y, layer=layer: activation(layer(y)), x, use_reentrant=False)
+        return x.sum()
+
+    plans(clear=True)
+    torch.compile(forward, backend=backend, options={"memory_budget": budget, "strict": 1})(
+        torch.randn(11, 7)
+    ).backward()
+    (record,) = records()
+    values = [record.graph.values[v] for v in record.plan.saved]
+    assert (
+        sum(v.nbytes for v in values if v.origin is Origin.OP) <= 3 * 11 * 7 * 4
+    )  # what one region passes to the next
+    assert any(run.op for run in record.plan.recomputed())
