@@ -1,7 +1,7 @@
-"""The budget ``auto``: what is free on the device now, less what the optimizer is still going to take.
+"""The budget "auto": the free bytes of the device, less what the optimizer will take.
 
-Rounded down to 256 MiB, so that two runs of one program find each other's compiled graphs in the cache; the least over
-all ranks, so that they plan alike.
+Free bytes are rounded down to 256 MiB, so that two runs of a program share compiled graphs in the cache, and are the
+minimum over all ranks, so that all ranks make the same plans.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch.distributed as dist
 from rematpass.compiler import devices
 
 ROUNDING = 256 << 20
-_SLACK = 0.05  # of what is free, for what nobody accounts for
-_ADAM_STATES = 2  # two moments, each of a parameter's size
+_SLACK = 0.05  # the share of the free bytes that is left for allocations outside of the plan
+_ADAM_STATES = 2  # two moments, each as large as the parameters
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a step could still allocate on ``device``, the allocator's unused reserve included.
+    """The bytes that a step can allocate on ``device``, including the unused reserve of the allocator.
 
-    Rounded down to ``ROUNDING``; with torch.distributed initialized, the least over all ranks.
+    They are rounded down to ``ROUNDING``. If torch.distributed is initialized, the result is the minimum of all ranks.
     """
     kind = devices.of(device)
     free = kind.free_nbytes(device)
@@ -31,9 +31,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def auto_budget(free: int, parameter_nbytes: int, reserve: int | None) -> int:
-    """Bytes of peak for a step: ``free`` less the optimizer's state (``reserve``, or Adam's) and 5%.
+    """The budget of a step in bytes: ``free`` less the optimizer's state (``reserve``, by default Adam's), less 5%.
 
-    Rounded down to ``ROUNDING``, and never below 0.
+    The result is rounded down to ``ROUNDING`` and never below 0.
     """
     optimizer = _ADAM_STATES * parameter_nbytes if reserve is None else reserve
     return max(0, int((free - optimizer) * (1 - _SLACK))) // ROUNDING * ROUNDING

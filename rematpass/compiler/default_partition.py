@@ -1,4 +1,4 @@
-"""What torch's own partitioner would have saved, for a report to compare a plan with."""
+"""The values that torch's own partitioner would save, as a comparison in reports."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger("rematpass")
 def saved_by_torch(
     captured: Captured, joint_inputs: Sequence[object], kwargs: Mapping[str, Any]
 ) -> frozenset[int] | None:
-    """The values that torch's partitioner would save of ``captured.graph``; ``kwargs`` are what Inductor calls it with.
+    """The values of ``captured.graph`` that torch's partitioner would save; ``kwargs``: the arguments from Inductor.
 
-    None where that cannot be told: it fails, it saves what has no node in the joint graph, or there are subgraphs,
-    which it would change.
+    None if that is not known: the partitioner fails, or saves a node that is not in the joint graph, or there are
+    subgraphs, which it would change.
     """
     if any(isinstance(child, fx.GraphModule) for child in captured.module.children()):
         return None
@@ -32,5 +32,5 @@ def saved_by_torch(
         saved = fwd.graph.find_nodes(op="output")[0].args[0][kwargs["num_fwd_outputs"] :]
         return frozenset(v for n in saved if isinstance(n, fx.Node) for v in captured.node_values[nodes[n.name]])
     except Exception:
-        log.debug("what torch's own partitioner would save is not known", exc_info=True)
+        log.debug("the values that torch's own partitioner would save are not known", exc_info=True)
         return None

@@ -1,12 +1,11 @@
-"""What was planned, kept beside Inductor's compile cache, for the processes that take the compiled graph from there.
+"""Stores plans beside Inductor's compile cache, for processes that get the compiled graph from there.
 
-On a hit the partitioner does not run, and would say nothing. So the backend looks whether it has run, and if not, takes
-what was kept under the same key when it did: the summary, for the log line, and the finished report, for a
-``REMAT_REPORT_DIR``.
+On a cache hit the partitioner does not run, so there is no plan to log. The backend then reads what was stored under
+the same key when the partitioner ran: the summary, for the log line, and the report, for ``REMAT_REPORT_DIR``.
 
-The key is ours, since torch's own is not handed out: the partitioner's uuid, Dynamo's graph as code, its inputs, and
-the settings that reach it. Programs that use ``enable()`` give no place to look from: where those ask for a report,
-the partitioner's uuid is new each time, so that nothing hits.
+torch does not expose its own key, so the key is made here, from the partitioner's uuid, the code of Dynamo's graph, its
+inputs and the settings. Under ``enable()`` there is no call around the compilation to do this in; if a report is
+requested there, the partitioner's uuid is random, so that nothing hits.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ FORMAT = 1
 def keeping(
     partitioner: RematPartitioner, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Around the compilation of ``gm``: keep what is planned in it, or tell what was kept when nothing is.
+    """Around the compilation of ``gm``: store its plan, or log the stored plan if the compilation does not plan.
 
-    ``options`` are those of the compiler behind the partitioner. Nothing is raised that the compilation does not.
+    ``options``: those of the compiler that calls the partitioner. Raises only what the compilation raises.
     """
     name = "" if settings.caches_are_disabled() else key(partitioner.uuid(), gm, example_inputs, options)
     yield
@@ -57,14 +56,14 @@ def keeping(
 
 
 def key(uuid: bytes, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any]) -> str:
-    """The same in every process that compiles the same code with the same settings, and in no other."""
+    """The key of a compilation: equal in all processes that compile the same code with the same settings."""
     digest = hashlib.sha256(uuid)
     for path, module in gm.named_modules():
         if isinstance(module, fx.GraphModule):
             digest.update(f"{path}\n{module.code}\n".encode())
-    held = [*gm.named_parameters(), *gm.named_buffers()]
-    for place, value in [*held, *((str(i), x) for i, x in enumerate(example_inputs))]:
-        digest.update(f"{place} {_described(value)}\n".encode())
+    tensors = [*gm.named_parameters(), *gm.named_buffers()]
+    for name, value in [*tensors, *((str(i), x) for i, x in enumerate(example_inputs))]:
+        digest.update(f"{name} {_described(value)}\n".encode())
     autocast = [kind.autocast_enabled() for kind in devices.KINDS]
     plain = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
     digest.update(repr((sorted(plain.items(), key=str), settings.plain_settings(), autocast)).encode())
@@ -79,22 +78,22 @@ def _described(value: Any) -> str:
 
 
 def keep(name: str, record: Record) -> None:
-    """Write what was planned; where that fails, a later hit has nothing to tell, and training does not care."""
+    """Store a record under ``name``. If that fails, later hits log no plan, and training continues."""
     try:
         files = render(record.report())
         document = {"format": FORMAT, "summary": dataclasses.asdict(record.summary), "files": files}
         write_text(_path(name), gzip.compress(json.dumps(document).encode(), compresslevel=1, mtime=0))
     except Exception:
-        log.debug("what was planned could not be kept", exc_info=True)
+        log.debug("the plan could not be stored", exc_info=True)
 
 
 def find(name: str) -> tuple[Summary, dict[str, str]] | None:
-    """The summary and the report's files, by name, that were kept under ``name``; None where nothing can be read."""
+    """The summary and the files of the report, by name, stored under ``name``; None if none can be read."""
     try:
         document = json.loads(gzip.decompress(_path(name).read_bytes()))
         return (Summary(**document["summary"]), document["files"]) if document["format"] == FORMAT else None
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        log.debug("no plan is kept as %s: %s", name, error)
+        log.debug("no plan is stored as %s: %s", name, error)
         return None
 
 

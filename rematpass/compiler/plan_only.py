@@ -1,7 +1,7 @@
-"""Plan a model without compiling it: the joint graph as Inductor would hand it over, planned, then run op by op.
+"""Plan a model without compiling it, for ``rematpass explain``: it takes seconds instead of minutes.
 
-Seconds instead of minutes, for ``rematpass explain``. What the planner sees is what it sees in a real compile:
-Inductor's decompositions and its passes over the joint graph have run.
+The planner sees the same joint graph as in a compilation, after Inductor's decompositions and joint-graph passes. The
+step then runs op by op.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from rematpass.config import Config
 def plan_only(
     module: torch.nn.Module, step: Callable[[], Any], config: Config, *, dynamic: bool | None = None
 ) -> list[Record]:
-    """Run ``step``, which runs ``module`` forward, and return the graphs planned in it, the oldest first.
+    """Run ``step``, which calls ``module``, and return the records of the graphs planned in it, oldest first.
 
     ``dynamic``: whether sizes are symbols, as for ``torch.compile``.
 
     Raises:
-        BudgetInfeasible: wrapped by Dynamo, as in a real compile.
+        BackendCompilerFailed: as in a compilation, for example with BudgetInfeasible as ``inner_exception``.
     """
 
     def plan(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
         partitioner = RematPartitioner(config, device=backend.device_of(example_inputs), compare=True)
         patches = {**backend.inductor_patches(config), "custom_partitioner_fn": partitioner}
-        with _torch.functorch_config.patch(enable_autograd_cache=False):  # a hit would plan nothing
-            return _torch.compile_fx(gm, list(example_inputs), inner_compile=_as_it_is, config_patches=patches)
+        with _torch.functorch_config.patch(enable_autograd_cache=False):  # a hit is not planned
+            return _torch.compile_fx(gm, list(example_inputs), inner_compile=_run_op_by_op, config_patches=patches)
 
     found: list[Record] = []
     compiled = functools.partial(torch.compile, backend=plan, dynamic=dynamic)
@@ -43,6 +43,6 @@ def plan_only(
     return found
 
 
-def _as_it_is(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
-    """In place of Inductor's code generation."""
+def _run_op_by_op(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+    """Replaces Inductor's code generation."""
     return _torch.boxed_nop(gm, example_inputs)

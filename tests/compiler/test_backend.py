@@ -48,7 +48,7 @@ def test_both_backends_are_known_by_name(backend):
             {"memory_bugdet": 0.5},
             "neither rematpass nor Inductor has an option 'memory_bugdet'; did you mean memory_budget?",
         ),
-        ({"custom_partitioner_fn": None}, "custom_partitioner_fn is what the backend remat sets itself; leave it out"),
+        ({"custom_partitioner_fn": None}, "the backend remat sets custom_partitioner_fn itself; leave it out"),
     ],
 )
 def test_what_cannot_be_understood_is_refused(options, message):
@@ -115,7 +115,7 @@ def test_enable_says_that_it_cannot_measure_steps(monkeypatch, caplog):
     with rematpass.enable():
         pass
     assert caplog.messages == [
-        'REMAT_CHECK measures steps of backend="remat" only; under enable() and run it does nothing'
+        'REMAT_CHECK measures only steps of backend="remat"; it does nothing under enable() and run'
     ]
 
 

@@ -385,7 +385,7 @@ def test_the_cycle_collector_is_off_from_capture_to_the_summary(monkeypatch):
 
 
 def test_threads_that_compile_at_once_get_the_gradients_of_a_single_thread():
-    """The backend is passed as a function: torch's table of names fails if two threads use a name for the first time."""
+    """The backend is passed as a function: two threads must not look up a backend's name for the first time at once."""
     names = ["mlp", "checkpoint_regions", "a_buffer_read_and_then_updated"] * 2
     made = [PROGRAMS[name].make() for name in names]
 

@@ -1,9 +1,8 @@
 import torch
 from torch import nn
 
-from rematpass.compiler import _torch
+from rematpass.compiler import _torch, devices
 from rematpass.compiler.backend import enable
-from rematpass.compiler import devices
 from rematpass.compiler.plan_only import plan_only
 from rematpass.config import Config
 
