@@ -1,19 +1,19 @@
-"""Results of a region's body that are its own arguments, or another of its results, are read from there.
+"""Replace results of a region's call that alias its arguments, or another of its results, by what they alias.
 
-``torch.compiler.nested_compile_region`` compiles a body once; each call of it hands back what backward will need, and
-that is often an argument of the call, a view of one, or one result twice::
+``torch.compiler.nested_compile_region`` compiles a subgraph once. Each call returns what backward needs, which is often
+an argument of the call, a view of one, or the same result twice::
 
-        body(x, w): h = x @ w; return h, h, x.t(), w.t()        after this pass the caller reads h, h, x.t() and w.t()
-                                                                where it has them, not out of the call
+    subgraph(x, w): h = x @ w; return h, h, x.t(), w.t()        after this pass, the caller reads h once from the call,
+                                                                and x.t() and w.t() from views of its own x and w
 
-Left alone, the graph model would take each of them for bytes of its own, and so does Inductor: it overwrites ``x`` in
-place while its "copy" waits for backward (torch 2.13: wrong gradients, and changed weights, without rematpass too).
+Without this pass, the graph model would count each of these results as new bytes. Inductor would do so too, and
+overwrite ``x`` in place while its alias waits for backward (torch 2.13, even without rematpass: wrong gradients, and
+changed weights).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,48 +23,44 @@ from rematpass.compiler.ops.traits import aliased_argument
 
 
 def dealias_subgraph_outputs(module: fx.GraphModule) -> None:
-    """Replace, in ``module``, results of calls of bodies by what they share their bytes with."""
+    """Rewrite the readers of all regions' calls in ``module``."""
     for call in module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
-        body = getattr(module, str(call.args[0].target), None)
-        if isinstance(body, fx.GraphModule):
-            _replace_results(call, body)
+        subgraph = getattr(module, str(call.args[0].target), None)
+        if isinstance(subgraph, fx.GraphModule):
+            _replace_results(call, subgraph)
 
 
-def _replace_results(call: fx.Node, body: fx.GraphModule) -> None:
-    results = body.graph.find_nodes(op="output")[0].args[0]
+def _replace_results(call: fx.Node, subgraph: fx.GraphModule) -> None:
+    results = subgraph.graph.find_nodes(op="output")[0].args[0]
     if not isinstance(results, (tuple, list)):
         return
-    there: dict[fx.Node, Callable[[], fx.Node]] = {}
-    for placeholder, operand in zip(body.graph.find_nodes(op="placeholder"), call.args[2:], strict=False):
+    in_caller: dict[fx.Node, fx.Node] = {}  # nodes of the subgraph -> nodes of the caller for the same value
+    for placeholder, operand in zip(subgraph.graph.find_nodes(op="placeholder"), call.args[2:], strict=False):
         if isinstance(operand, fx.Node):
-            there[placeholder] = _as_is(operand)
+            in_caller[placeholder] = operand
     taken = {u.args[1]: u for u in list(call.users) if u.target is operator.getitem}
     for node in taken.values():
-        call.append(node)  # all of them right after the call, so that each is there for the views of it
-    for index in sorted(taken, key=lambda i: _is_view(results[i])):  # what is whole before the views of it
+        call.append(node)  # move all of them right after the call, in front of the views of them
+    for index in sorted(taken, key=lambda i: _is_view(results[i])):  # views last, after what they view
         result, node = results[index], taken[index]
         if not isinstance(result, fx.Node):
             continue
-        with call.graph.inserting_before(_behind(call)):
-            replacement = _replay(result, there, call)
+        with call.graph.inserting_before(_first_after(call)):
+            replacement = _replay(result, in_caller, call)
         if replacement is None:
-            there[result] = _as_is(node)
+            in_caller[result] = node
         else:
             replacement.meta.setdefault("val", node.meta.get("val"))
             node.replace_all_uses_with(replacement)
             call.graph.erase_node(node)
 
 
-def _behind(call: fx.Node) -> fx.Node:
-    """The first node after the call and the results taken out of it."""
+def _first_after(call: fx.Node) -> fx.Node:
+    """The first node after the call and the ``getitem`` nodes of its results."""
     node = call.next
     while node.target is operator.getitem and node.args[0] is call:
         node = node.next
     return node
-
-
-def _as_is(node: fx.Node) -> Callable[[], fx.Node]:
-    return lambda: node
 
 
 def _is_view(node: Any) -> bool:
@@ -72,19 +68,19 @@ def _is_view(node: Any) -> bool:
 
 
 def _viewed(node: fx.Node) -> fx.Node | None:
-    """What ``node`` is a view of; None when it is none, or takes sizes from elsewhere."""
+    """The node that ``node`` is a view of; None if it is not a view, or also reads sizes."""
     if node.op != "call_function" or isinstance(node.meta.get("val"), (tuple, list)):
         return None
     base = aliased_argument(node, 0)
     return base if base is not None and node.all_input_nodes == [base] else None
 
 
-def _replay(node: fx.Node, there: dict[fx.Node, Callable[[], fx.Node]], call: fx.Node) -> fx.Node | None:
-    """``node`` of the body, as a node of the caller's graph; None when nothing there has its bytes."""
-    if node in there:
-        return there[node]()
+def _replay(node: fx.Node, in_caller: dict[fx.Node, fx.Node], call: fx.Node) -> fx.Node | None:
+    """A node of the caller for ``node`` of the subgraph, with copies of the views in between; None if there is none."""
+    if node in in_caller:
+        return in_caller[node]
     viewed = _viewed(node)
-    base = _replay(viewed, there, call) if viewed is not None else None
+    base = _replay(viewed, in_caller, call) if viewed is not None else None
     if base is None or viewed is None:
         return None
     new = call.graph.node_copy(node, {viewed: base}.__getitem__)

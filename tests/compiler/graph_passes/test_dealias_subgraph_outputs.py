@@ -1,4 +1,4 @@
-"""A region compiled once hands its own arguments back; the caller reads them where it has them."""
+"""A region compiled once returns its own arguments; the caller reads its own copies of them."""
 
 import operator
 
@@ -28,8 +28,8 @@ def arguments():
     return torch.randn(3, 5, requires_grad=True), torch.randn(5, 5, requires_grad=True)
 
 
-def test_a_value_that_is_handed_through_is_one_value():
-    """Of the first call backward needs its two arguments and its result: no bytes but the result's."""
+def test_an_argument_that_a_region_returns_is_one_value():
+    """Of the first call, backward needs the two arguments and the result; only the result is new bytes."""
     *_, found = all_captured(forward, *arguments())
     calls = [op for op in found.graph.ops if found.op_node[op.id].target is torch.ops.higher_order.invoke_subgraph]
     in_forward = [op for op in calls if found.graph.sides[op.id] is Side.FORWARD]
@@ -45,11 +45,11 @@ def test_a_value_that_is_handed_through_is_one_value():
     assert second.reads[0] in in_backward[0].reads
 
 
-def test_no_result_that_is_read_is_a_view_in_the_body():
+def test_no_view_in_the_subgraph_is_read_from_the_call():
     *_, found = all_captured(forward, *arguments())
     for call in found.module.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
-        body = getattr(found.module, call.args[0].target)
-        results = body.graph.find_nodes(op="output")[0].args[0]
+        subgraph = getattr(found.module, call.args[0].target)
+        results = subgraph.graph.find_nodes(op="output")[0].args[0]
         read = [results[u.args[1]] for u in call.users if u.target is operator.getitem]
         assert len(read) == len(set(read))
         assert all(n.op == "call_function" and n.target is not aten.t.default for n in read)
@@ -59,8 +59,8 @@ def widened(x, w):
     return torch.cond(x.sum() > 0, lambda t: (t @ w).sin() @ w.t(), lambda t: t.cos(), (x,)).tanh()
 
 
-def test_what_a_branch_takes_inside_itself():
-    """The wider value before its sine, and after it: what the other branch takes is less."""
+def test_the_workspace_of_a_branch_is_that_of_the_larger_one():
+    """The wider value before its sine, and without fusion also after it; the other branch takes less."""
     *_, found = all_captured(widened, torch.randn(3, 5, requires_grad=True), torch.randn(5, 7))
     unfused = capture(found.module, num_fwd_outputs=len(found.fwd_outputs), fuse=False)
     calls = [
@@ -87,8 +87,8 @@ def program(inside_a_checkpoint_region):
 
 
 @pytest.mark.parametrize("inside_a_checkpoint_region", [False, True])
-def test_inductor_does_not_overwrite_what_a_region_has_handed_back(inside_a_checkpoint_region):
-    """torch 2.13's own Inductor does, and even changes the weights."""
+def test_inductor_does_not_overwrite_what_a_region_has_returned(inside_a_checkpoint_region):
+    """Without rematpass, Inductor of torch 2.13 does, and even changes the weights."""
     of_regions = program(inside_a_checkpoint_region)
     seen = run(of_regions, "remat", {"memory_budget": 0, "strict": 1, "fallback_random": True})
     assert not differences(seen, run(of_regions), 1e-5)
