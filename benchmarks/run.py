@@ -10,12 +10,17 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from rematpass.cli import exit_on_sigterm
 from rematpass.config import default_environment
 from rematpass.errors import MeasureError, RematError
+
+if TYPE_CHECKING:
+    from rematpass.lab.benchmark.spec import Settings, Wanted
+    from rematpass.report.measurement import Strategy
 
 HERE = Path(__file__).parent
 STORE = HERE / "results" / "measurements.jsonl"
@@ -83,52 +88,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    from rematpass.compiler import devices
+    """Measure what is pending, and write tables and pictures.
+
+    Raises:
+        MeasureError: an argument is invalid, or a model cannot be built.
+        ReportError: a file cannot be written.
+    """
     from rematpass.lab.benchmark.results import write_results
     from rematpass.lab.benchmark.session import Session
-    from rematpass.lab.benchmark.spec import Settings, Wanted
     from rematpass.lab.benchmark.store import Store
     from rematpass.lab.compare import most_strategies
-    from rematpass.lab.models.names import check_model, parse_sizes
     from rematpass.lab.progress import Watcher, progress_bar
-    from rematpass.report.measurement import Strategy, parse_list
 
-    devices.usable(arguments.device)
-    try:
-        arguments.results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MeasureError(f"cannot make the directory {str(arguments.results)!r}: {error.strerror}") from error
-    if arguments.per_block and arguments.like_peers:
-        raise MeasureError("--per-block and --like-peers exclude each other: a peer's peak covers more than a block")
-    names = [name.strip() for name in arguments.models.split(",")]
-    for name in names:
-        check_model(name)
-    peers = parse_list(arguments.checkpoints)
-    if arguments.torch_budgets != "none":
-        limited = parse_list(arguments.torch_budgets, "inductor")
-        # Torch's budget of 1 is plain Inductor: one strategy, not two.
-        peers += [Strategy("inductor") if s.fraction == 1 else s for s in limited]
-    budgets = parse_list(arguments.budgets, "remat")
-    wanted = Wanted(
-        peers=[] if arguments.only == "remat" else peers,
-        budgets=[] if arguments.only == "peers" else budgets,
-        like_peers=arguments.like_peers,
-        between=arguments.between,
-    )
-    if arguments.like_peers and arguments.only == "remat":
-        wanted = Wanted(peers, budgets, like_peers=True, between=arguments.between)  # needs the peers' bytes
-    settings = Settings(
-        device=arguments.device,
-        sizes=parse_sizes(arguments.size),
-        per_block=arguments.per_block,
-        rounds=arguments.rounds,
-        jobs=arguments.jobs,
-        alive=arguments.alive,
-        timeout=arguments.timeout,
-        until=time.monotonic() + 60 * arguments.minutes,
-        retry=arguments.retry,
-        retime=arguments.retime,
-    )
+    names = checked_models(arguments)
+    wanted, settings = wanted_of(arguments), settings_of(arguments)
     store = Store(arguments.store)
     begun = time.perf_counter()
     strategies: dict[str, list[Strategy]] = {}
@@ -147,6 +120,64 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     left = f"; {pending} strategies are still to be measured" if pending else ""
     console.print(f"{store.added} measurements added in {time.perf_counter() - begun:.0f} s{left}", soft_wrap=True)
     return 0
+
+
+def checked_models(arguments: argparse.Namespace) -> list[str]:
+    """The models by name, after all checks that need no measurement."""
+    from rematpass.compiler import devices
+    from rematpass.lab.models.names import check_model
+
+    devices.usable(arguments.device)
+    try:
+        arguments.results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MeasureError(f"cannot make the directory {str(arguments.results)!r}: {error.strerror}") from error
+    if arguments.per_block and arguments.like_peers:
+        raise MeasureError("--per-block and --like-peers exclude each other: a peer's peak covers more than a block")
+    names = [name.strip() for name in arguments.models.split(",")]
+    for name in names:
+        check_model(name)
+    return names
+
+
+def wanted_of(arguments: argparse.Namespace) -> Wanted:
+    """What to measure of each model."""
+    from rematpass.lab.benchmark.spec import Wanted
+    from rematpass.report.measurement import Strategy, parse_list
+
+    peers = parse_list(arguments.checkpoints)
+    if arguments.torch_budgets != "none":
+        limited = parse_list(arguments.torch_budgets, "inductor")
+        # Torch's budget of 1 is plain Inductor: one strategy, not two.
+        peers += [Strategy("inductor") if s.fraction == 1 else s for s in limited]
+    budgets = parse_list(arguments.budgets, "remat")
+    if arguments.like_peers and arguments.only == "remat":
+        return Wanted(peers, budgets, like_peers=True, between=arguments.between)  # needs the peers' bytes
+    return Wanted(
+        peers=[] if arguments.only == "remat" else peers,
+        budgets=[] if arguments.only == "peers" else budgets,
+        like_peers=arguments.like_peers,
+        between=arguments.between,
+    )
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """How to measure."""
+    from rematpass.lab.benchmark.spec import Settings
+    from rematpass.lab.models.names import parse_sizes
+
+    return Settings(
+        device=arguments.device,
+        sizes=parse_sizes(arguments.size),
+        per_block=arguments.per_block,
+        rounds=arguments.rounds,
+        jobs=arguments.jobs,
+        alive=arguments.alive,
+        timeout=arguments.timeout,
+        until=time.monotonic() + 60 * arguments.minutes,
+        retry=arguments.retry,
+        retime=arguments.retime,
+    )
 
 
 if __name__ == "__main__":

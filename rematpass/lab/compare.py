@@ -93,8 +93,8 @@ def run(request: Request, console: Console) -> int:
     if request.per_block:
         console.print(OF_BLOCKS, highlight=False)
     if settings.jobs > 1:
-        note = f"Compile and planning seconds: {settings.jobs} strategies at a time; steps one at a time."
-        console.print(note, highlight=False)
+        steps = "; steps one at a time" if settings.rounds else ""
+        console.print(f"Compile and planning seconds: {settings.jobs} strategies at a time{steps}.", highlight=False)
     if request.json:
         write_text(request.json, as_json(name, strategies, rows))
     if request.picture:

@@ -57,8 +57,8 @@ def write_results(
 
 
 EXPLAINED = """Bytes are exact: the peak of one training step beyond what stood before it. Step times are medians of
-quotients with Inductor's in the same round, quartiles in brackets; compile seconds are cold. How all of it is taken,
-and what counts as a result, is in [the README](../README.md).
+quotients with Inductor's in the same round, quartiles in brackets; compile seconds are cold. [The README](../README.md)
+says how everything is measured and what counts as a result.
 """
 
 

@@ -41,7 +41,7 @@ class Store:
                 if number < len(lines) or text.endswith("\n"):
                     raise MeasureError(f"{path}, line {number}: {error}") from error
         if text and not text.endswith("\n"):
-            os.truncate(path, len("".join(line + "\n" for line in lines[:-1]).encode()))
+            os.truncate(path, len(text[: text.rfind("\n") + 1].encode()))
 
     def add(self, measurement: Measurement) -> None:
         """Keep a measurement, and append it to the file at once.

@@ -203,23 +203,23 @@ def compile_seconds(run: Callable[[], object], *, device: torch.device | str = "
     return max(0.0, first - min(seconds_of(run, device) for _ in range(warm)))
 
 
-def gradient_error(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference of an entry, relative to the largest entry of the same parameter's gradient in ``theirs``.
+def gradient_error(gradients: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference of an entry, relative to the largest entry of the same parameter's gradient in ``reference``.
 
     The divisor is at least a thousandth of the largest entry of all gradients: the gradient of some parameters (a key's
     bias under softmax) is only rounding noise. The error is infinite if only one of the two has some gradient, or if a
     difference is not finite.
     """
-    if ours.keys() != theirs.keys():
+    if gradients.keys() != reference.keys():
         return math.inf
     largest, difference = {}, {}
-    for name, gradient in theirs.items():
-        here = gradient.to(ours[name].device)  # comparing a billion entries is fast on a GPU only
+    for name, gradient in reference.items():
+        here = gradient.to(gradients[name].device)  # comparing a billion entries is fast on a GPU only
         largest[name] = float(here.abs().max())
-        difference[name] = float((ours[name].float() - here.float()).abs().max())
+        difference[name] = float((gradients[name].float() - here.float()).abs().max())
     least = 1e-3 * max(largest.values(), default=0.0)
     worst = 0.0
-    for name in theirs:
+    for name in reference:
         error = difference[name] / (max(largest[name], least) or 1.0)
         worst = max(worst, error) if math.isfinite(error) else math.inf
     return worst

@@ -1,6 +1,8 @@
 """The store's file after additions, interruptions, and edits by others."""
 
 import dataclasses
+import errno
+import os
 
 import pytest
 
@@ -65,3 +67,20 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
     blocked.write_text("")
     with pytest.raises(MeasureError, match=r"cannot write .*: File exists"):
         Store(blocked / "measurements.jsonl").add(ROW)
+
+
+def test_a_full_disk_is_named_and_costs_only_the_row_being_written(path, monkeypatch):
+    Store(path).add(ROW)
+    whole = path.read_bytes()
+    with path.open("ab") as file:  # what a full disk leaves of a row
+        file.write(OURS.to_json().encode()[:20])
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Store(path)
+    assert path.read_bytes() == whole
+    monkeypatch.setattr("rematpass.lab.benchmark.store.os.fsync", full)
+    with pytest.raises(MeasureError, match=r"cannot write .*measurements.jsonl: No space left on device"):
+        store.add(OURS)
+    assert Store(path).get(ROW) == ROW
