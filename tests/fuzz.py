@@ -1,14 +1,15 @@
-"""Train random programs under random budgets and compare everything with eager mode.
+"""Train random programs under random budgets and compare all results with eager mode.
 
     python tests/fuzz.py --programs 2000 --seed 0
 
-Seeds are those of ``fuzz_grammar.write``: ``--programs 1 --seed 17`` is the program of seed 17 again. What differs is
-shrunk to the statements that it takes and printed as a program for ``tests/support/programs.py``. Exit code 1 if any did.
+Seeds are those of ``fuzz_grammar.write``: ``--programs 1 --seed 17`` runs the program of seed 17 again. A program whose
+results differ is shrunk to the statements it needs and printed in the form of ``tests/support/programs.py``. The exit
+code is 1 if there is one.
 
-A program counts as right when all that ``programs.run`` sees equals eager mode bit for bit (``--backend
-remat_aot_eager``) or to tolerance (``--backend remat``: by the lowest precision that the program computes in, since
-Inductor keeps in float32 what eager mode rounds on the way). Where torch's own backend, run without rematpass, is
-itself off eager mode, what it returns or eager mode to tolerance is right, and is counted apart.
+A program is right if all that ``programs.run`` returns equals eager mode: bit for bit under ``remat_aot_eager``, within
+a tolerance under ``remat``. The tolerance follows the lowest precision of the program, since Inductor keeps values in
+float32 that eager mode rounds. If torch's own backend differs from eager mode too, its results count as right as well;
+such programs are counted separately.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from rematpass.config import SOLVERS
 from rematpass.core.verify import verify
 
 SAME = "same as eager mode"
-NEAR = "near eager mode, and torch's own no nearer"
-TORCHS = "wrong in torch's own as well, by the same"
-REFUSED = "refused by torch's own as well"
-INVALID = "not for eager mode"
+NEAR = "close to eager mode, and torch's own no closer"
+TORCHS = "wrong in torch's own too, with the same results"
+REFUSED = "refused by torch's own too"
+INVALID = "not valid in eager mode"
 WRONG = "WRONG"
 TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3, "half()": 4e-3}  # a few roundings of the largest element
 TORCHS_OWN = {"remat_aot_eager": "aot_eager", "remat": "inductor"}
@@ -51,7 +52,7 @@ class Verdict:
 
 
 def settings(seed: int) -> dict[str, object]:
-    """A random budget and solver; strict, so that a planner that fails does not hide behind its fall-back."""
+    """A random budget and solver; strict, so that no fallback hides a failure of the planner."""
     choose = random.Random(f"settings {seed}")
     budget = choose.choice([1, 0.5, 0.2, 0, 0, round(choose.random(), 3)])
     solver = choose.choice([*SOLVERS, "ladder", "recompute_all"])
@@ -91,7 +92,7 @@ def judge(source: Source, backend: str, options: dict[str, object]) -> Verdict:
 
 
 def tolerance_of(source: Source) -> float:
-    """How far off eager mode a fusing compiler may be, relative to the largest element."""
+    """The accepted difference of a fusing compiler from eager mode, relative to the largest element."""
     return max([1e-4, *(t for dtype, t in TOLERANCE.items() if dtype in source.text())])
 
 
@@ -100,7 +101,7 @@ def _differs(name: str, one: Seen, other: Seen) -> bool:
 
 
 def _torchs_own(source: Source, backend: str) -> Seen | None:
-    """The program under torch's own backend; None when that raises."""
+    """The results of torch's own backend; None if it raises."""
     more = {"fallback_random": True} if backend == "remat" else None
     try:
         return run(source.program(), TORCHS_OWN[backend], more)
@@ -114,7 +115,7 @@ def _frames(error: BaseException) -> str:
 
 
 def shrink(source: Source, backend: str, options: dict[str, object]) -> Source:
-    """The program with every statement left out that it does not take to be wrong."""
+    """The program without the statements that it does not need to be wrong."""
     line = len(source.lines) - 1
     while line >= 0:
         smaller = source.without(line)
@@ -125,7 +126,7 @@ def shrink(source: Source, backend: str, options: dict[str, object]) -> Source:
 
 
 def fuzz(seeds: range, backend: str = "remat_aot_eager", console: Console | None = None) -> collections.Counter[str]:
-    """How many programs came to which verdict, up to an interrupt; wrong ones are printed to ``console``."""
+    """The number of programs by verdict, until interrupted; wrong programs are printed to ``console``."""
     found: collections.Counter[str] = collections.Counter()
     try:
         for seed in track(seeds, "programs", console=console, disable=console is None):
@@ -150,12 +151,14 @@ def _try(seed: int, backend: str, console: Console | None) -> Verdict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", type=int, default=200, help="how many (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first one; the next takes the next (default: 0)")
+    parser.add_argument("--programs", type=int, default=200, help="number of programs (default: 200)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first program; each next one adds 1 (default: 0)"
+    )
     parser.add_argument("--backend", choices=TORCHS_OWN, default="remat_aot_eager")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)  # a line for each plan
+    logging.disable(logging.WARNING)  # one line for each plan
     torch.set_num_threads(1)
     console = Console()
     with torch._inductor.config.patch(force_disable_caches=True):

@@ -1,4 +1,4 @@
-"""Sizes that are symbols: compiled once, right for all of them, and the peak as a formula of them."""
+"""Symbolic sizes: one compilation is right for all sizes, and the peak is a formula of them."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from support.programs import afresh, captured
 from torch import nn
 
 from rematpass import plans
+from rematpass.compiler.planned import listening
 from rematpass.report.summary import total
 from rematpass.units import format_bytes
 
@@ -38,7 +39,7 @@ def gradients(model, step, x):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_batch_and_length_compile_once_and_stay_right(budget):
+def test_one_compilation_is_right_for_all_batches_and_lengths(budget):
     torch.manual_seed(0)
     model = Encoder()
     step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": budget, "strict": 1}, dynamic=True)
@@ -50,14 +51,17 @@ def test_batch_and_length_compile_once_and_stay_right(budget):
     assert sorted(n for _, n in summary.sizes) == [3, 5]
 
 
-def test_sizes_seen_to_change_become_symbols_by_themselves():
-    """Without ``dynamic=True``: Dynamo compiles twice and not a third time."""
+def test_sizes_that_change_become_symbols_automatically():
+    """Without ``dynamic=True``, Dynamo compiles twice, and not a third time."""
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
     step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": 0, "strict": 1})
-    for batch in (4, 7, 11, 13):
-        step(torch.ones(batch, 3)).sum().backward()
-    assert [len(p.sizes) for p in plans()] == [0, 1]
-    assert plans()[0].peak_formula == ""
+    found = []
+    with listening(lambda record: found.append(record.summary)):
+        for batch in (4, 7, 11, 13):
+            step(torch.ones(batch, 3)).sum().backward()
+    assert [len(p.sizes) for p in found] == [0, 1]
+    assert found[0].peak_formula == ""
+    assert plans() == found[1:]
 
 
 def planned(batch, dynamic, **options):
@@ -71,8 +75,8 @@ def planned(batch, dynamic, **options):
 
 
 @pytest.mark.parametrize("options", [{"memory_budget": 1}, {"solver": "chen_sqrt"}, {"solver": "recompute_all"}])
-def test_the_peak_is_a_formula_that_holds_for_other_sizes(options):
-    """Evaluated for another batch it is the peak that a compile for that batch alone plans."""
+def test_the_formula_of_the_peak_holds_for_other_sizes(options):
+    """Evaluated for another batch, it is the peak of a compilation for that batch alone."""
     symbolic = planned(97, True, **options)
     ((symbol, hint),) = symbolic.sizes
     assert hint == 97
@@ -82,7 +86,7 @@ def test_the_peak_is_a_formula_that_holds_for_other_sizes(options):
 
 
 @pytest.mark.parametrize(("backend", "calls"), [("remat_aot_eager", 1), ("remat", 1), ("remat_aot_eager", 3)])
-def test_a_step_whose_sizes_take_it_over_budget_is_told_of_once(backend, calls, caplog):
+def test_sizes_that_exceed_the_budget_are_warned_of_once(backend, calls, caplog):
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
     options = {"memory_budget": "300KiB", "calls": calls, "strict": 1}
     step = torch.compile(model, backend=backend, options=options, dynamic=True)
@@ -102,7 +106,7 @@ def test_a_step_whose_sizes_take_it_over_budget_is_told_of_once(backend, calls, 
     )
 
 
-def test_a_fraction_is_of_the_sizes_that_were_planned_for(caplog):
+def test_a_fraction_refers_to_the_sizes_planned_for(caplog):
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
     step = torch.compile(model, backend="remat_aot_eager", options={"memory_budget": 0, "strict": 1}, dynamic=True)
     for batch in (128, 1024):
@@ -111,7 +115,7 @@ def test_a_fraction_is_of_the_sizes_that_were_planned_for(caplog):
     assert not [r for r in caplog.records if "over the budget" in r.getMessage()]
 
 
-def test_a_measured_step_is_held_against_the_plan_for_its_own_sizes(caplog, monkeypatch):
+def test_a_measured_step_is_compared_with_the_peak_at_its_own_sizes(caplog, monkeypatch):
     monkeypatch.setenv("REMAT_CHECK", "1")
     caplog.set_level("INFO", logger="rematpass")
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
@@ -138,7 +142,7 @@ def test_a_measured_step_is_held_against_the_plan_for_its_own_sizes(caplog, monk
         ([], "0"),
     ],
 )
-def test_formulas_are_added_up(terms, expected):
+def test_formulas_are_summed(terms, expected):
     assert total(terms) == expected
     sizes = {"s0": 12, "s1": 5, "s77": 7}
     assert eval(total(terms), dict(sizes)) == sum(eval(t, dict(sizes)) for t in terms)
@@ -154,7 +158,7 @@ def data_dependent():
 
 
 @pytest.mark.usefixtures("data_dependent")
-def test_an_unbacked_size_is_taken_to_be_as_large_as_it_can_be():
+def test_an_unbacked_size_is_assumed_to_be_at_its_maximum():
     def forward(x, w):
         chosen = x[x.sum(1) > 0]
         return torch.tanh(chosen @ w).exp().sum()
@@ -167,8 +171,8 @@ def test_an_unbacked_size_is_taken_to_be_as_large_as_it_can_be():
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_one_compile_serves_all_outcomes(budget):
-    """Few rows, all rows, none; a size taken from a number; symbolic and unbacked sizes in one graph."""
+def test_one_compilation_serves_all_data_dependent_sizes(budget):
+    """Few rows, all rows, no rows; a size from a computed number; symbolic and unbacked sizes in one graph."""
 
     def forward(x, w):
         h = torch.tanh(x @ w)

@@ -1,4 +1,4 @@
-"""A small transformer, from transformers, trained by both backends: right at every budget, and smaller when asked."""
+"""A small model of transformers, trained by both backends: right under every budget, and smaller under a lower one."""
 
 import functools
 
@@ -34,8 +34,8 @@ def reference(backend=""):
 
 
 @pytest.mark.parametrize("budget", [1, 0.5, 0.2, 0])
-def test_run_op_by_op_a_transformer_has_the_gradients_of_aot_eager_bit_for_bit(budget):
-    """aot_eager itself adds some gradients up in another order than eager mode, and is off it by about 1e-8."""
+def test_op_by_op_a_transformer_has_the_gradients_of_aot_eager_bit_for_bit(budget):
+    """aot_eager sums some gradients in another order than eager mode and differs from it by about 1e-8."""
     expected = reference("aot_eager")
     torch._dynamo.reset()
     seen = gradients(llama(), "remat_aot_eager", memory_budget=budget, strict=1)
@@ -45,14 +45,14 @@ def test_run_op_by_op_a_transformer_has_the_gradients_of_aot_eager_bit_for_bit(b
         torch.testing.assert_close(seen[name], grad, rtol=0, atol=1e-7)
 
 
-def test_compiled_by_inductor_a_transformer_takes_what_was_planned():
-    """At budget 0.25 less than at 1, neither more than 3% above the plan, with eager mode's gradients."""
+def test_under_inductor_a_transformer_takes_the_planned_peak():
+    """Less under a budget of 0.25 than under 1, at most 3% above the plan, with the gradients of eager mode."""
     peaks = {}
     for budget in (1, 0.25):
         torch._dynamo.reset()
         plans(clear=True)
         model = llama()
-        with torch._inductor.config.patch(force_disable_caches=True):  # what is found in a cache is not planned
+        with torch._inductor.config.patch(force_disable_caches=True):  # a cache hit is not planned
             seen = gradients(model, "remat", memory_budget=budget, strict=1)
         for name, grad in reference().items():
             torch.testing.assert_close(seen[name], grad, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""A few random programs of fixed seeds, and tests of the tool that makes and judges them (``python tests/fuzz.py``)."""
+"""Random programs with fixed seeds, and tests of the fuzzer (``python tests/fuzz.py``)."""
 
 import dataclasses
 import subprocess
@@ -12,8 +12,8 @@ from support.fuzz_grammar import write
 from support.fuzz_writer import Source
 from support.programs import afresh, run
 
-from rematpass.compiler import emit
-from rematpass.compiler.ops import traits
+from rematpass.compiler import select_plan
+from rematpass.compiler.ops import kinds, traits
 
 afresh = pytest.fixture(autouse=True)(afresh)
 
@@ -33,19 +33,18 @@ def test_a_random_program_equals_eager_mode(seed):
     assert verdict.kind in (fuzz.SAME, fuzz.NEAR, fuzz.TORCHS, fuzz.REFUSED), verdict
 
 
-def test_most_of_them_are_valid_and_compared_bit_for_bit():
+def test_most_random_programs_are_valid_and_compared_bit_for_bit():
     found = fuzz.fuzz(range(5))
     assert found[fuzz.WRONG] == found[fuzz.INVALID] == 0
     assert found[fuzz.SAME] >= 3
 
 
-def test_a_seed_is_a_program():
+def test_a_seed_determines_the_program():
     assert write(17) == write(17)
     assert len({write(seed).text() for seed in range(10)}) == 10
 
 
-def test_programs_are_of_many_kinds():
-    """Every kind of statement comes up in a hundred programs."""
+def test_a_hundred_programs_contain_every_kind_of_statement():
     text = "".join(write(seed).text() for seed in range(100))
     for part in (
         "dropout", "checkpoint(", "context_fn=", "no_grad()", "torch.cond(", "autocast(", "noted(", "cube(", "Swish",
@@ -54,22 +53,22 @@ def test_programs_are_of_many_kinds():
         assert part in text, part
 
 
-def draw_anew(monkeypatch):
-    """A planner's bug: dropout may run again."""
-    never = traits.traits_of
+def let_dropout_run_again(monkeypatch):
+    """Inject a bug: dropout may be recomputed."""
+    right = traits.traits_of
     monkeypatch.setattr(
-        "rematpass.compiler.capture.joint_graph.traits_of",
+        "rematpass.compiler.capture.graph_reader.traits_of",
         lambda node, **more: (
-            dataclasses.replace(never(node, **more), never_recompute="")
-            if traits.draws_random_numbers(node)
-            else never(node, **more)
+            dataclasses.replace(right(node, **more), never_recompute="")
+            if kinds.draws_random_numbers(node)
+            else right(node, **more)
         ),
     )
 
 
-def test_a_bug_is_found_and_shrunk_to_what_it_takes(monkeypatch):
+def test_a_bug_is_found_and_shrunk_to_the_statements_it_needs(monkeypatch):
     assert fuzz.judge(DROPOUT, "remat_aot_eager", ALL).kind == fuzz.SAME
-    draw_anew(monkeypatch)
+    let_dropout_run_again(monkeypatch)
     verdict = fuzz.judge(DROPOUT, "remat_aot_eager", ALL)
     assert verdict.kind == fuzz.WRONG
     assert "gradient of p0.weight" in verdict.why
@@ -78,7 +77,7 @@ def test_a_bug_is_found_and_shrunk_to_what_it_takes(monkeypatch):
 
 
 def test_a_crash_is_a_bug_only_where_torchs_own_backend_runs(monkeypatch):
-    monkeypatch.setattr(emit, "_drop_strays", lambda bwd: 1 / 0)
+    monkeypatch.setattr(select_plan, "rewrite_step", lambda *modules, fuse: 1 / 0)
     verdict = fuzz.judge(DROPOUT, "remat_aot_eager", ALL)
     assert verdict.kind == fuzz.WRONG
     assert "ZeroDivisionError" in verdict.why
@@ -87,7 +86,7 @@ def test_a_crash_is_a_bug_only_where_torchs_own_backend_runs(monkeypatch):
     assert fuzz.judge(DROPOUT.without(0), "remat_aot_eager", ALL).kind == fuzz.INVALID
 
 
-def test_the_printed_program_is_one_for_programs_py():
+def test_the_printed_program_can_be_pasted_into_programs_py():
     scope = dict(vars(sys.modules["random_programs"]))
     exec(DROPOUT.text(), scope)
     forward, arguments = scope["make"]()

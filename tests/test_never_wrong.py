@@ -1,4 +1,4 @@
-"""Training under any budget changes nothing that can be seen: compared with eager mode, program by program."""
+"""Training under any budget gives the results of eager mode, program by program."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ BUDGETS = 1, 0.5, 0.2, 0
 
 afresh = pytest.fixture(autouse=True)(afresh)
 
-# Custom ops take what they like inside themselves, and the states that they are run again from are kept.
+# The workspace of custom ops is not known, and the random states that they run again from are kept.
 TAKE_MORE = frozenset({"a_checkpoint_region_with_custom_ops_that_draw", "ops_with_effects"})
 
 
@@ -27,15 +27,15 @@ def options(budget, **more):
     ("name", "budget"),
     [(n, b) for n, p in PROGRAMS.items() for b in (BUDGETS if p.make.__module__ == "support.programs" else (0.5, 0))],
 )
-def test_run_op_by_op_every_program_equals_eager_bit_for_bit(name, budget):
+def test_op_by_op_every_program_equals_eager_mode_bit_for_bit(name, budget):
     seen = run(PROGRAMS[name], "remat_aot_eager", options(budget))
     assert plans()
     assert not differences(seen, reference(name))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_recomputing_all_that_can_be_changes_nothing_either(name):
-    """No cost model has a say here, so that each program's own difficulty is met."""
+def test_recomputing_everything_equals_eager_mode_bit_for_bit(name):
+    """Without a cost model, so that what is difficult in a program is always recomputed."""
     seen = run(PROGRAMS[name], "remat_aot_eager", {"solver": "recompute_all", "strict": 1})
     assert sum(plan.recomputed_ops for plan in plans())
     assert not differences(seen, reference(name))
@@ -63,8 +63,8 @@ def test_recomputing_all_that_can_be_changes_nothing_either(name):
         ("rows_overwritten_in_place_by_their_numbers", 0),
     ],
 )
-def test_compiled_by_inductor_it_equals_eager_and_takes_what_was_planned(name, budget, caplog):
-    """With ``fallback_random`` Inductor draws eager mode's numbers, so that dropout can be compared as well."""
+def test_under_inductor_a_program_equals_eager_mode_and_takes_the_planned_peak(name, budget, caplog):
+    """With ``fallback_random``, Inductor draws the numbers of eager mode, so dropout can be compared too."""
     if name.endswith("noise_of_many_kinds") and torch.__version__ < "2.13":
         pytest.skip("torch 2.11's Inductor alone draws other numbers than eager mode in this program")
     with caplog.at_level("INFO", "rematpass"):
@@ -78,8 +78,8 @@ def test_compiled_by_inductor_it_equals_eager_and_takes_what_was_planned(name, b
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_draw_that_nobody_reads_takes_the_generator_on(budget):
-    """As in eager mode and with Inductor alone; op by op, torch has dropped such a draw before anyone plans."""
+def test_an_unread_random_draw_still_advances_the_generator(budget):
+    """As in eager mode and under Inductor alone. Op by op, torch drops such a draw before the graph is planned."""
 
     def forward(x):
         noise = checkpoint(lambda t: F.dropout(t.sin(), 0.3).cos(), x * 1, use_reentrant=False)
@@ -99,8 +99,8 @@ def test_a_draw_that_nobody_reads_takes_the_generator_on(budget):
     assert torch.equal(after, state)
 
 
-def test_inductors_own_random_numbers_are_drawn_once():
-    """What dropout has let through in forward is what it lets through in backward; backward draws nothing."""
+def test_inductors_random_numbers_are_drawn_once():
+    """Backward uses the dropout mask of forward and draws nothing."""
 
     def forward(x):
         return F.dropout(torch.tanh(x).exp(), 0.5)
@@ -117,8 +117,8 @@ def test_inductors_own_random_numbers_are_drawn_once():
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "remat_aot_eager"])
-def test_a_gradient_that_torchs_own_partition_gets_wrong(backend):
-    """If this fails for aot_eager, torch has fixed it, and guide/measurements.md has to change."""
+def test_the_gradient_through_a_buffer_that_forward_updates(backend):
+    """torch's own partitioner gets it wrong; if aot_eager fails here, torch is fixed: update guide/measurements.md."""
     buffer = torch.tensor([0.3])
     x = torch.tensor([0.7], requires_grad=True)
 
@@ -153,7 +153,7 @@ def test_two_forwards_before_the_two_backwards(budget):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_one_compile_serves_all_batch_sizes(budget):
+def test_one_compilation_serves_all_batch_sizes(budget):
     def forward(w, x):
         h = torch.tanh(x @ w)
         return (h.view(-1, 5).exp() * x.shape[0]).sin().reshape(x.shape[0] * 5).sum() / x.shape[0]
@@ -168,7 +168,7 @@ def test_one_compile_serves_all_batch_sizes(budget):
 
 
 @pytest.mark.parametrize("options", [{"memory_budget": 1}, {"memory_budget": 0}, {"solver": "recompute_all"}])
-def test_an_effect_happens_as_often_as_in_eager_mode_and_in_its_order(options):
+def test_effects_happen_in_the_number_and_order_of_eager_mode(options):
     happened = []
     for backend, given in (("", None), ("remat_aot_eager", {"strict": 1, **options})):
         programs_features.NOTED.clear()
@@ -180,7 +180,7 @@ def test_an_effect_happens_as_often_as_in_eager_mode_and_in_its_order(options):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_backward_twice_through_one_forward(budget):
-    """What the default allows where no saved value is given away: ``retain_graph``, and several losses."""
+    """``retain_graph`` and several losses, which torch allows if no saved buffer is donated."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Dropout(0.3), nn.LayerNorm(5), nn.Linear(5, 3), nn.Tanh())
     x = torch.randn(7, 3)
@@ -202,8 +202,8 @@ def test_backward_twice_through_one_forward(budget):
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_losses_with_backwards_of_their_own(budget):
-    """Two outputs, the backward of each by itself, and gradients of gradients refused as by the default."""
+def test_two_losses_with_separate_backwards(budget):
+    """Two outputs, with a backward call for each."""
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(3, 5), nn.Linear(5, 2), nn.Linear(5, 3)])
 
@@ -226,7 +226,7 @@ def test_losses_with_backwards_of_their_own(budget):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_attention_with_a_backward_of_its_own(budget):
+def test_flex_attention(budget):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def forward(q, k, v):
@@ -247,7 +247,7 @@ def test_attention_with_a_backward_of_its_own(budget):
 
 @pytest.mark.parametrize("name", ["dropout", "a_buffer_read_and_then_updated", "hooks_on_tensors_and_modules"])
 def test_under_compiled_autograd(name):
-    """Backward is traced once more, hooks and all, from the graph that was planned."""
+    """Compiled autograd traces the planned backward again, with its hooks."""
     backend = torch.compile(backend="remat_aot_eager", options=options(0), fullgraph=True)
     torch.manual_seed(2)
     forward, arguments = PROGRAMS[name].make()
@@ -265,7 +265,7 @@ def test_under_compiled_autograd(name):
         torch.testing.assert_close(grad, expected[key], rtol=0, atol=1e-6)
 
 
-def test_gradients_of_gradients_are_refused_in_torchs_own_words():
+def test_double_backward_is_refused_with_torchs_message():
     x = torch.randn(3, requires_grad=True)
     y = torch.compile(lambda x: x.sin().exp(), backend="remat_aot_eager", options=options(0))(x)
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
@@ -274,7 +274,7 @@ def test_gradients_of_gradients_are_refused_in_torchs_own_words():
 
 
 class DoublesItsGradient(torch.autograd.Function):
-    """A backward that writes into the gradient that it is given; torch tags none of its ops as backward's."""
+    """A backward that overwrites its argument; torch tags none of its ops as backward's."""
 
     @staticmethod
     def forward(ctx, x):
@@ -288,7 +288,7 @@ class DoublesItsGradient(torch.autograd.Function):
 
 @pytest.mark.parametrize("budget", [1, 0.5, 0])
 @pytest.mark.parametrize("backend", ["remat_aot_eager", "remat"])
-def test_a_backward_may_write_into_its_gradient(backend, budget):
+def test_a_backward_may_overwrite_its_argument(backend, budget):
     def seen(compile_it):
         x, given = torch.linspace(-1, 1, 35).reshape(5, 7).requires_grad_(), torch.full((5, 7), 3.0)
         options = {"memory_budget": budget, "strict": 1}

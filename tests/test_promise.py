@@ -1,8 +1,8 @@
-"""The promise on graphs of other shapes than a chain's, through Inductor: a budget in bytes is held, as was planned.
+"""A budget in bytes is held as planned, through Inductor, on graphs that are not chains.
 
 A U-Net reads every level again, each block of a decoder reads the encoder's last value, a tied embedding is read at
-both ends, and two losses make a graph with two ends. Sizes are as small as they can be and still have a peak, so what
-convolutions take inside themselves, which is known roughly, counts for more than in a U-Net that someone trains.
+both ends, and two losses make a graph with two ends. Sizes are as small as possible, so the workspace of convolutions,
+which is known only roughly, is a larger part of the peak than in practice.
 """
 
 import pytest
@@ -25,7 +25,7 @@ TOKENS = {"layers": 2, "width": 64, "mlp": 96, "vocabulary": 256, "length": 64}
 
 
 class TwoLosses(nn.Module):
-    """A trunk with two heads of different widths, and a loss for each; side branches of another depth."""
+    """A trunk with two heads of different widths, a loss for each, and side branches of another depth."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class TwoLosses(nn.Module):
 
 
 class Region(nn.Module):
-    """Compiled once, for all blocks that are alike."""
+    """A region that is compiled once for all equal blocks."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class Region(nn.Module):
 
 
 class Branch(nn.Module):
-    """A branch with more inside it than it is given and gives back; the second one is taken."""
+    """A branch that takes more memory inside than its arguments and results; the second branch runs."""
 
     def __init__(self):
         super().__init__()
@@ -90,11 +90,11 @@ def test_a_budget_in_bytes_is_held_as_planned(name):
     plan_only(model.module, model.step, Config.read({"memory_budget": 0}))
     (ends,) = plans(clear=True)
     torch._dynamo.reset()
-    lowest = least_budget(ends.planned_peak, "cpu")  # Inductor's floor, not the simulator's
+    lowest = least_budget(ends.planned_peak, "cpu")  # the exact floor, not the simulated one
     budget = int(0.7 * lowest + 0.3 * ends.ceiling)
     model.module.compile(backend="remat", options={"memory_budget": f"{budget}B", "strict": 1})
     with torch._inductor.config.patch(force_disable_caches=True):
-        assert gradient_error(gradients(model), expected) < 1e-3  # group norm's are off by 3e-4 in Inductor alone, too
+        assert gradient_error(gradients(model), expected) < 1e-3  # Inductor's own group norm differs by 3e-4
     measured = measure_memory(model.step, model.parameters).peak
     (summary,) = plans()
     assert summary.exact
@@ -103,10 +103,10 @@ def test_a_budget_in_bytes_is_held_as_planned(name):
     assert measured <= budget < 0.8 * ends.ceiling
 
 
-def test_attention_takes_what_the_simulator_says():
-    """A kernel that sums over rows and then reads them again overwrites nothing, so the sum is kept apart.
+def test_attention_takes_the_simulated_peak():
+    """A kernel that sums over rows and reads them again overwrites nothing, so the sum is not fused.
 
-    Fused, the backward of a softmax takes one matrix of scores more: 34 MiB here instead of 27.
+    Fused, the backward of a softmax would take one more matrix of scores: 34 MiB here instead of 27.
     """
     model = build("vit", layers=1)
     model.module.compile(backend="remat", options={"memory_budget": 0, "hold_outputs": 0, "strict": 1})
@@ -120,7 +120,7 @@ def test_attention_takes_what_the_simulator_says():
 
 
 class Chosen(nn.Module):
-    """As many rows as a mask says, at most as many as there are."""
+    """Selects the rows of a mask, at most all of them."""
 
     def __init__(self):
         super().__init__()
@@ -135,8 +135,8 @@ class Chosen(nn.Module):
 
 @pytest.mark.parametrize("budget", [1, 0])
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
-def test_sizes_that_depend_on_data_are_planned_at_their_most(budget):
-    """Inductor's word, not the simulator's: its dry run gave up where an op asks for a size and not for a tensor."""
+def test_data_dependent_sizes_are_planned_at_their_maximum(budget):
+    """The peak is exact: the dry run also handles ops that read a size and not a tensor."""
     torch.manual_seed(0)
     module, x, mask = Chosen(), torch.randn(256, 32), torch.ones(256, dtype=torch.bool)
     expected = gradients(Model("chosen", module, lambda: module(x, mask), []))
@@ -155,8 +155,8 @@ def test_sizes_that_depend_on_data_are_planned_at_their_most(budget):
 @pytest.mark.parametrize("budget", [1, 0])
 @pytest.mark.parametrize("blocks", [(Region, Region, Region), (nn.Tanh, Branch, nn.Tanh)])
 @pytest.mark.parametrize("backend", ["remat", "remat_aot_eager"])
-def test_what_regions_and_branches_take_inside_themselves_is_planned(backend, blocks, budget):
-    """Without it a step of three regions takes twice what was planned: what they hand back was not counted either."""
+def test_the_workspace_of_regions_and_branches_is_planned(backend, blocks, budget):
+    """Without their workspace and results, three regions would take twice the planned peak."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(32, 32), *(block() for block in blocks), nn.Linear(32, 8))
     x = torch.randn(256, 32)

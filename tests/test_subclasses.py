@@ -1,4 +1,4 @@
-"""Tensors that are subclasses: a quantized weight, and a distributed tensor on a group of one rank."""
+"""Tensor subclasses: a quantized weight, a distributed tensor on a group of one rank, a nested tensor."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ BUDGETS = 1, 0.5, 0.2, 0
 
 
 class Scaled(torch.Tensor):
-    """A weight as int8 times a scale per row, with a float gradient: what torchao's wrappers do."""
+    """A weight as int8 with a scale per row and a float gradient, as torchao's wrappers have it."""
 
     @staticmethod
     def __new__(cls, data, scale):
@@ -55,7 +55,7 @@ class Scaled(torch.Tensor):
         if function in (aten.detach.default, aten.clone.default, aten.alias.default):
             inner = [function(args[0].data_), function(args[0].scale_)]
             return return_and_correct_aliasing(function, args, kwargs or {}, cls(*inner))
-        if function in (aten.view.default, aten.view_as.default):  # as it is: what AOTAutograd asks of a parameter
+        if function in (aten.view.default, aten.view_as.default):  # AOTAutograd views each parameter in its own shape
             return return_and_correct_aliasing(function, args, kwargs or {}, cls(args[0].data_, args[0].scale_))
         raise NotImplementedError(f"{function} of a quantized weight")
 
@@ -123,7 +123,7 @@ def mesh(tmp_path_factory):
 
 
 def distributed(mesh):
-    """Tensor parallelism over one rank: rows, columns, and the collectives between them."""
+    """Tensor parallelism on one rank, by rows and columns, with the collectives between them."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def test_a_distributed_tensor_as_argument_and_result(mesh):
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("backend", ["remat_aot_eager", "remat"])
 def test_nested_tensors_of_ragged_rows_are_planned(backend, budget):
-    """Their ragged size is a symbol whose value is a symbol, too."""
+    """The value of their ragged size, a symbol, is itself a symbol."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 5))
     rows = [torch.randn(n, 5) for n in (3, 11, 2)]

@@ -17,17 +17,17 @@ GIB = 1 << 30
         (GIB, GIB, None, 0),
     ],
 )
-def test_what_is_left_for_a_step(free, parameters, reserve, nbytes):
+def test_the_budget_is_what_the_optimizer_leaves_less_5_percent(free, parameters, reserve, nbytes):
     assert auto_budget(free, parameters, reserve) == nbytes
     assert nbytes % ROUNDING == 0
 
 
-def test_what_is_free_on_this_machine_in_whole_steps(monkeypatch):
+def test_free_bytes_are_rounded_down(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 3 * ROUNDING + 17}))
     assert free_bytes(torch.device("cpu")) == 3 * ROUNDING
 
 
-def test_auto_plans_for_what_is_free(monkeypatch):
+def test_auto_plans_for_the_free_bytes(monkeypatch):
     monkeypatch.setattr("rematpass.compiler.partitioner.free_bytes", lambda device: GIB)
     layer = torch.nn.Linear(3, 5)
     options = {"memory_budget": "auto", "auto_reserve": "512MiB", "strict": 1}

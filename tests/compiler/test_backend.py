@@ -33,7 +33,7 @@ def refused(**keywords):
 
 
 @pytest.mark.parametrize("backend", ["remat", "remat_aot_eager"])
-def test_both_backends_are_known_by_name(backend):
+def test_torch_compile_finds_both_backends_by_name(backend):
     assert backend in torch._dynamo.list_backends()
 
 
@@ -42,7 +42,7 @@ def test_both_backends_are_known_by_name(backend):
     [
         ({"memory_budget": 16}, "a number without a unit; did you mean 16GiB? Accepted: a fraction from 0"),
         ({"memory_budget": "lots"}, "option memory_budget='lots': "),
-        ({"memory_budget": -0.5}, "below 0"),
+        ({"memory_budget": -0.5}, "option memory_budget=-0.5: negative. Accepted: a fraction from 0"),
         ({"hardware": "abacus"}, "unknown hardware 'abacus'; valid names are a100, cpu, h100, h200, l4, rtx4090"),
         (
             {"memory_bugdet": 0.5},
@@ -51,16 +51,16 @@ def test_both_backends_are_known_by_name(backend):
         ({"custom_partitioner_fn": None}, "the backend remat sets custom_partitioner_fn itself; leave it out"),
     ],
 )
-def test_what_cannot_be_understood_is_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     assert message in refused(backend="remat", options=options)
 
 
-def test_the_eager_backend_has_no_modes_and_no_options_of_inductor():
+def test_remat_aot_eager_refuses_modes_and_options_of_inductor():
     assert "is for Inductor, which remat_aot_eager does not use" in refused(mode="max-autotune")
     assert "rematpass has no option 'fallback_random'" in refused(options={"fallback_random": True})
 
 
-def test_the_environment_is_read_at_each_compile(monkeypatch):
+def test_the_environment_is_read_for_each_compilation(monkeypatch):
     monkeypatch.setenv("REMAT_MEMORY_BUDGET", "0.25")
     train()
     assert plans(clear=True)[-1].budget.startswith("0.25 ")
@@ -94,14 +94,14 @@ def test_options_and_mode_reach_inductor():
     assert (True, False) in seen
 
 
-def test_torchs_own_budget_has_no_effect_and_that_is_said(caplog):
+def test_torchs_own_budget_has_no_effect_and_a_warning_says_so(caplog):
     with torch._functorch.config.patch(activation_memory_budget=0.5):
         train("remat")
     (message,) = [m for m in caplog.messages if "activation_memory_budget" in m]
     assert message.startswith("torch's activation_memory_budget=0.5 has no effect with this backend; set memory_budget")
 
 
-def test_enable_reaches_programs_that_name_inductor():
+def test_enable_plans_compilations_by_inductor():
     with rematpass.enable(memory_budget=0.5), torch._inductor.config.patch(force_disable_caches=True):
         train("inductor")
         assert plans(clear=True)[-1].budget.startswith("0.5 ")
@@ -110,7 +110,7 @@ def test_enable_reaches_programs_that_name_inductor():
         rematpass.enable(budget=0.5)
 
 
-def test_enable_says_that_it_cannot_measure_steps(monkeypatch, caplog):
+def test_enable_warns_that_it_cannot_measure_steps(monkeypatch, caplog):
     monkeypatch.setenv("REMAT_CHECK", "1")
     with rematpass.enable():
         pass
@@ -119,7 +119,7 @@ def test_enable_says_that_it_cannot_measure_steps(monkeypatch, caplog):
     ]
 
 
-def test_the_log_is_torchs_own_to_switch_on():
+def test_torch_logs_turns_the_log_on():
     program = (
         "import torch; m = torch.nn.Linear(3, 5); "
         "torch.compile(m, backend='remat_aot_eager')(torch.ones(7, 3)).sum().backward()"
@@ -133,7 +133,7 @@ def test_the_log_is_torchs_own_to_switch_on():
 
 
 @pytest.mark.parametrize("version", ["2.10.1", "2.16.0+cu130", "3.0"])
-def test_a_torch_that_was_not_tried_is_refused(version):
+def test_unsupported_versions_of_torch_are_refused(version):
     with pytest.raises(TorchVersionError) as caught:
         check_version(version)
     assert str(caught.value) == (
@@ -143,5 +143,5 @@ def test_a_torch_that_was_not_tried_is_refused(version):
 
 
 @pytest.mark.parametrize("version", ["2.11.0", "2.13.0+cpu", "2.12.1"])
-def test_a_torch_that_was_tried_is_not(version):
+def test_supported_versions_of_torch_are_accepted(version):
     check_version(version)

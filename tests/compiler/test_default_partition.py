@@ -14,7 +14,7 @@ def layer():
     return module, lambda: module(x).sum()
 
 
-def test_torch_saves_what_matmuls_read_and_make():
+def test_torch_saves_the_arguments_and_results_of_matmuls():
     torch._dynamo.reset()
     [record] = plan_only(*layer(), Config())
     graph = record.graph
@@ -24,7 +24,7 @@ def test_torch_saves_what_matmuls_read_and_make():
     assert {graph.values[v].origin.value for v in record.saved_by_torch - made} == {"static", "input"}
 
 
-def test_the_plan_is_the_same_with_the_comparison(tmp_path):
+def test_the_comparison_does_not_change_the_plan(tmp_path):
     found = []
     for options in ({}, {"report_dir": tmp_path}):
         torch._dynamo.reset()
@@ -35,5 +35,5 @@ def test_the_plan_is_the_same_with_the_comparison(tmp_path):
     assert (without.graph, without.plan) == (compared.graph, compared.plan)
 
 
-def test_a_report_from_a_file_does_not_know():
+def test_a_report_on_a_graph_from_a_file_has_no_comparison():
     assert "torch" not in " ".join(p.name for p in report_of().others)

@@ -38,7 +38,7 @@ def solved(found, solver):
 
 
 def calls(module):
-    """The nodes that run something: no views, no ``getitem``."""
+    """The nodes that run an op, without views and ``getitem``."""
     made = module.graph.nodes
     return [n for n in made if n.op == "call_function" and POSITION in n.meta and n.target is not operator.getitem]
 
@@ -78,7 +78,7 @@ def two_readers_of_one_chain():
 
 
 def recomputed_for_each_reader(found):
-    """The plan that makes sin and exp anew before every op of backward that reads either."""
+    """The plan that recomputes sin and exp before every op of backward that reads either."""
     graph = found.graph
     sin, exp = by_name(graph, "sin", "exp")
     chain = {*graph.ops[sin].writes, *graph.ops[exp].writes}
@@ -97,7 +97,7 @@ def recomputed_for_each_reader(found):
     return plan
 
 
-def test_every_copy_is_a_node_of_its_own_and_is_read_where_it_lives():
+def test_every_copy_is_a_separate_node_and_is_read_while_it_is_alive():
     found = two_readers_of_one_chain()
     plan = recomputed_for_each_reader(found)
     copies = len([run for run in plan.recomputed() if run.op == by_name(found.graph, "sin")[0]])
@@ -132,7 +132,7 @@ def test_backward_begins_with_the_saved_values_and_the_tangents():
     assert taken == [*(n.name for n in handed_on), "tangents_1"]
 
 
-def test_copies_tell_where_they_come_from_and_that_they_are_backwards():
+def test_copies_carry_the_metadata_of_their_source_and_backwards_tag():
     class Block(nn.Module):
         def forward(self, x):
             return torch.sin(x).exp()
@@ -149,8 +149,8 @@ def test_copies_tell_where_they_come_from_and_that_they_are_backwards():
         assert "partitioner_tag" not in original.meta or "backward" not in original.meta["partitioner_tag"]
 
 
-def test_a_users_mark_is_carried_out_once():
-    """Inductor takes a node that still carries one for work to be done."""
+def test_marks_are_removed_from_nodes_that_obey_them():
+    """Inductor would act on a node that still has one."""
 
     def region(x, w):
         return torch.sin(x @ w).exp()
@@ -165,7 +165,7 @@ def test_a_users_mark_is_carried_out_once():
     assert not [n for n in bwd.graph.nodes if "recompute" in n.meta]
 
 
-def test_no_random_number_is_drawn_in_backward():
+def test_backward_draws_no_random_numbers():
     for name in ("noise_of_every_sort", "attention_dropout"):
         found = of_program(name)
         drawn = {found.op_node[op.id].target for op in found.graph.ops if op.kind is Kind.RANDOM}
@@ -174,7 +174,7 @@ def test_no_random_number_is_drawn_in_backward():
         assert not drawn & {n.target for n in bwd.graph.nodes}
 
 
-def test_an_argument_that_is_overwritten_is_copied_only_when_backward_needs_the_old_one():
+def test_an_overwritten_argument_is_copied_only_if_backward_needs_its_old_version():
     def sine(function):
         buffer = torch.ones(5)
 
@@ -209,7 +209,7 @@ def test_an_op_with_several_results_runs_again_once_for_all_of_them():
     assert sorted(n.args[1] for n in again.users) == [0, 1]
 
 
-def test_a_result_that_nothing_names_can_be_dropped():
+def test_a_result_without_a_node_can_be_dropped():
     def forward(x):
         return torch.topk(torch.sin(x), 3)[1] * x.exp().sum()
 
@@ -231,7 +231,7 @@ def test_a_view_is_replayed_once_for_each_copy_of_what_it_views():
     assert [n.target for n in sine.users].count(aten.t.default) == 1
 
 
-def test_gradients_that_nobody_asks_for_stay_none():
+def test_gradients_that_are_not_requested_stay_none():
     found = captured(lambda x, y: torch.sin(x) * y, randn(3, grad=True), randn(3))
     _, bwd = emitted(found, solved(found, "save_all"))
     assert [n is None for n in bwd.graph.find_nodes(op="output")[0].args[0]] == [False, True]

@@ -1,4 +1,4 @@
-"""The compile caches: what hits, what misses, and that a hit still says what was planned."""
+"""Compile caches: what hits, what misses, and that a hit still logs the plan."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.compiler.plan_cache import find, key
 from rematpass.config import Config
 
-# Compiles one small model under each of the settings given, afresh, and prints what the caches did.
+# Compiles one small model anew under each of the given settings, and prints what the caches did.
 SCRIPT = """
 import json, logging, sys
 import torch
@@ -53,7 +53,7 @@ for run in json.loads(sys.argv[1]):
 
 
 def process(cache, *runs):
-    """A process of its own; what it says of each run."""
+    """What a new process prints for each run."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("REMAT_")}
     environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), json.dumps(runs)]
@@ -66,7 +66,7 @@ HALF = {"options": {"memory_budget": 0.5}}
 
 
 @pytest.mark.slow
-def test_a_second_process_hits_and_still_says_what_was_planned(tmp_path):
+def test_a_second_process_hits_and_still_logs_the_plan(tmp_path):
     cache, reports = tmp_path / "cache", tmp_path / "reports"
     [first] = process(cache, HALF)
     assert (first["hit"], first["miss"], first["planned"]) == (0, 1, 1)
@@ -95,7 +95,7 @@ def test_a_second_process_hits_and_still_says_what_was_planned(tmp_path):
 
 
 class Compiled:
-    """Dynamo's graph of ``x.sin() * scale``, and inputs."""
+    """Dynamo's graph of ``x.sin() * scale``, and its inputs."""
 
     def __init__(self, scale=2.0, shape=(3, 5), **tensor):
         def function(x):
@@ -108,7 +108,7 @@ class Compiled:
         return key(uuid, self.gm, self.inputs, options)
 
 
-def test_the_key_is_the_same_for_the_same():
+def test_equal_compilations_have_equal_keys():
     assert Compiled().key() == Compiled().key()
     partitioner = RematPartitioner(Config())
     assert Compiled().key(custom_partitioner_fn=partitioner) == Compiled().key()
@@ -125,18 +125,18 @@ def test_the_key_is_the_same_for_the_same():
         lambda: Compiled().key(max_autotune=True),
     ],
 )
-def test_the_key_tells_apart_what_the_plan_depends_on(other):
+def test_all_that_the_plan_depends_on_changes_the_key(other):
     assert other() != Compiled().key()
 
 
-def test_the_key_tells_apart_settings_of_torchs():
+def test_settings_of_inductor_change_the_key():
     before = Compiled().key()
     with _torch.inductor_config.patch(permute_fusion=not _torch.inductor_config.permute_fusion):
         assert Compiled().key() != before
     assert Compiled().key() == before
 
 
-def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path, monkeypatch):
+def test_a_stored_plan_that_cannot_be_read_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setattr(_torch, "cache_directory", lambda: str(tmp_path))
     assert find("abc") is None
     path = plan_cache._path("abc")
@@ -146,7 +146,7 @@ def test_what_cannot_be_read_is_as_if_it_were_not_there(tmp_path, monkeypatch):
         assert find("abc") is None
 
 
-def test_with_caches_disabled_nothing_is_kept(tmp_path, monkeypatch):
+def test_nothing_is_stored_if_caches_are_disabled(tmp_path, monkeypatch):
     monkeypatch.setattr(_torch, "cache_directory", lambda: str(tmp_path))
     compiled, partitioner = Compiled(), RematPartitioner(Config())
     with _torch.inductor_config.patch(force_disable_caches=True):

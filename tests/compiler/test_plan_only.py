@@ -29,7 +29,7 @@ def test_every_graph_is_planned_and_nothing_is_compiled(monkeypatch):
     assert [{op.module for op in record.graph.ops} - {""} for record in found] == [{"first"}, {"second"}]
 
 
-def test_the_module_is_as_it_was():
+def test_the_module_is_left_unchanged():
     torch._dynamo.reset()
     module, x = TwoGraphs(), torch.ones(4, 16)
     before = module(x)
@@ -38,15 +38,15 @@ def test_the_module_is_as_it_was():
     assert torch.equal(module(x), before)
 
 
-def test_planned_again_it_is_planned_again():
-    """No cache stands in between: a hit would leave nothing to explain."""
+def test_a_second_call_plans_again():
+    """No cache is used: a hit would leave nothing to explain."""
     module, x = TwoGraphs(), torch.ones(4, 16)
     for _ in range(2):
         torch._dynamo.reset()
         assert len(plan_only(module, lambda: module(x), Config())) == 2
 
 
-def test_a_module_without_a_backward_has_no_plan():
+def test_a_module_without_gradients_has_no_plan():
     torch._dynamo.reset()
     module, x = TwoGraphs().requires_grad_(False), torch.ones(4, 16)
     assert plan_only(module, lambda: module(x), Config()) == []

@@ -1,7 +1,7 @@
 """Random training programs: the kinds of statements, and the program of a seed.
 
-Each kind is a function that asks the writer for tensors, sizes and parts, and returns a line of source text. It need
-not be right always: the writer takes a line only if eager mode can run it (``fuzz_writer``).
+Each kind is a function that asks the writer for tensors, sizes and parts, and returns a line of source text. The line
+may be invalid: the writer accepts only lines that eager mode can run (``fuzz_writer``).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _convolution(w: Writer) -> str:
 
 
 def _again(w: Writer) -> str:
-    """A part that is there already: shared weights, modules used twice."""
+    """Use an existing part again: shared weights, modules called twice."""
     a = w.tensor(lambda t: t.dim() >= 1)
     modules = w.parts_of("nn.")
     if w.random.random() < 0.5:
@@ -243,7 +243,7 @@ def _argument_write(w: Writer) -> str:
 
 
 def _region(w: Writer) -> str:
-    """A checkpoint region. Its argument is made for it: eager mode reads it again after whatever overwrites it."""
+    """A checkpoint region, with a copy as argument: backward reads it again, when it may be overwritten."""
     a = w.tensor(lambda t: t.dim() >= 1)
     n = w.shape(a)[-1]
     layer = w.part(f"nn.Linear({n}, {w.size()})")
@@ -264,7 +264,7 @@ def _region(w: Writer) -> str:
 
 
 def _feature(w: Writer) -> str:
-    """What autograd, Dynamo and torch.library offer."""
+    """Features of autograd, Dynamo and torch.library."""
     a = w.tensor()
     cpu = "torch.autocast('cpu', torch.bfloat16)"
     f = w.one_of(
@@ -293,7 +293,7 @@ def _feature(w: Writer) -> str:
 
 
 def _higher_order(w: Writer) -> str:
-    """Regions compiled once, branches, effects, hooks, and sizes that depend on data."""
+    """Regions compiled once, branches, effects, hooks, and data-dependent sizes."""
     a = w.tensor(lambda t: t.dim() >= 1)
     weights = w.tensors(lambda t: t.dim() == 2 and t.shape[0] == w.shape(a)[-1])
     f = w.one_of(
@@ -322,7 +322,7 @@ def _is_read(name: str, lines: Sequence[str]) -> bool:
 
 
 def write(seed: int) -> Source:
-    """The program of that seed: valid in eager mode, with something to train."""
+    """The program of a seed: valid in eager mode, with something to train."""
     w = Writer(seed)
     for n in range(w.random.randint(1, 3)):
         shape = ", ".join(str(w.size()) for _ in range(w.one_of(1, 2, 2, 2, 3)))
@@ -335,7 +335,7 @@ def write(seed: int) -> Source:
     trained = w.tensors(lambda t: t.requires_grad)
     returns = [w.random.choice(trained[-3:])] if trained else ["m"]
     unread = [n for n in w.tensors() if n in w.names and not _is_read(n, w.lines)]
-    returns += [" + ".join(f"{n}.sum()" for n in unread)] if unread else []  # what nobody reads, torch does not run
+    returns += [" + ".join(f"{n}.sum()" for n in unread)] if unread else []  # torch does not run what is not read
     more = [*w.names, *w.arguments, *w.parts_of("torch.randn"), *(f"{n}.detach()" for n in w.names)]
     more += [f"{n}[None]" for n in w.names]
     returns += w.random.sample(more, min(len(more), w.random.randint(0, 2)))

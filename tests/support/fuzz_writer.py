@@ -1,8 +1,8 @@
-"""How random training programs are put together, as source text. What statements there are: ``fuzz_grammar``.
+"""Assembles random training programs as source text, from the kinds of statements in ``fuzz_grammar``.
 
-A statement is written down only if eager mode can run it where it stands, and an in-place one only if backward still
-works after it; so a statement has to be right often, not always. Sizes are 2 to 7, so that a program compiles in well
-under a second, and several of them are equal, so that shapes fit together by chance.
+A statement is accepted only if eager mode can run it at its position and backward still works after it, so a kind of
+statement need not always be valid. Sizes are 2 to 7, so that a program compiles in well under a second; several are
+equal, so that shapes often match.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from support import programs, programs_features
 from support.programs import Program
 
 SIZES = 2, 3, 3, 4, 5, 5, 7
-LARGEST = 1e3  # values beyond are not written, so that nothing overflows
+LARGEST = 1e3  # statements with larger values are rejected, so that nothing overflows
 
-# What a program may use: torch, F, nn, Model, the custom ops. A module of its own, because Dynamo looks names up there.
+# The names that programs may use: torch, F, nn, Model, the custom ops. Dynamo looks names up in a module.
 MODULE = types.ModuleType("random_programs")
 MODULE.__dict__.update({n: v for m in (programs, programs_features) for n, v in vars(m).items() if n[:2] != "__"})
 sys.modules[MODULE.__name__] = MODULE
@@ -32,7 +32,7 @@ NAMES = dict(vars(MODULE))
 
 @dataclass(frozen=True)
 class Source:
-    """A program as text: parts of the model and arguments as (name, expression), statements, what it returns."""
+    """A program as text: parts of the model and arguments as (name, expression), statements, and returned names."""
 
     parts: tuple[tuple[str, str], ...]
     arguments: tuple[tuple[str, str], ...]
@@ -62,7 +62,7 @@ class Source:
 
 
 class Writer:
-    """Writes one program, running it in eager mode as it goes."""
+    """Writes one program and runs each statement in eager mode."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -70,12 +70,12 @@ class Writer:
         self.parts: dict[str, str] = {}
         self.arguments: dict[str, str] = {}
         self.lines: list[str] = []
-        self.names: list[str] = []  # of tensors that statements have made, the newest last
+        self.names: list[str] = []  # tensors that statements have made, newest last
         self.breaks = self.random.random() < 0.1
         self._restart()
 
     def _restart(self) -> None:
-        """The scope as it is before the first statement, then every statement again."""
+        """Reset the scope to the one before the first statement, and run all statements again."""
         torch.manual_seed(self.seed)
         self.scope: dict[str, Any] = dict(NAMES)
         self.scope["m"] = programs.Model(lambda m: None, **{n: eval(text, NAMES) for n, text in self.parts.items()})
@@ -83,10 +83,10 @@ class Writer:
         for line in list(self.lines):
             try:
                 exec(line, self.scope)
-            except Exception:  # other random numbers than when it was written
+            except Exception:  # fails with other random numbers than before
                 self.lines.remove(line)
 
-    # -- what statements ask for
+    # -- called by the kinds of statements
 
     def one_of(self, *choices: Any) -> Any:
         return self.random.choice(choices)
@@ -95,7 +95,7 @@ class Writer:
         return self.random.choice(SIZES)
 
     def part(self, expression: str) -> str:
-        """A new part of the model."""
+        """Add a part to the model; returns its expression."""
         name = f"p{len(self.parts)}"
         self.parts[name] = expression
         value = eval(expression, NAMES)
@@ -112,16 +112,16 @@ class Writer:
         return f"h{len(self.names)}"
 
     def tensors(self, fits: Callable[[torch.Tensor], bool] = lambda t: True) -> list[str]:
-        """Names of floating-point tensors in scope, older first."""
+        """Names of float32 tensors in scope, oldest first."""
         here = [*self.arguments, *self.names]
         found = [n for n in here if isinstance(self.scope.get(n), torch.Tensor)]
         return [n for n in found if self.scope[n].dtype == torch.float32 and fits(self.scope[n])]
 
     def tensor(self, fits: Callable[[torch.Tensor], bool] = lambda t: True) -> str:
-        """One of those, mostly a recent one.
+        """One of ``tensors``, usually a recent one.
 
         Raises:
-            LookupError: there is none.
+            LookupError: no tensor fits.
         """
         found = self.tensors(fits)
         recent = found[-4:] if self.random.random() < 0.7 else found
@@ -133,10 +133,10 @@ class Writer:
     def dim(self, name: str) -> int:
         return self.random.randrange(-len(self.shape(name)), len(self.shape(name))) if self.shape(name) else 0
 
-    # -- taking statements in
+    # -- accepting statements
 
     def statement(self, kinds: Sequence[tuple[Callable[[Writer], str], int]]) -> None:
-        """Write one more statement, of a random kind; none when ten tries in a row do not run."""
+        """Add a statement of a random kind; none if ten attempts fail."""
         writers, weights = zip(*kinds, strict=True)
         for _ in range(10):
             kind = self.random.choices(writers, weights)[0]
@@ -145,7 +145,7 @@ class Writer:
                 text = kind(self)
                 self._take(text)
                 return
-            except Exception:  # whatever it was: eager mode cannot run it here
+            except Exception:  # eager mode cannot run it here, for any reason
                 for name in list(self.parts)[before:]:
                     del self.parts[name]
                 self._restart()

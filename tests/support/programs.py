@@ -1,7 +1,7 @@
-"""Small training programs, each with something in it that a partitioner can get wrong, and a way to run them.
+"""Small training programs, each with something that a partitioner can get wrong, and a function that runs them.
 
-A program makes a fresh model and its arguments. ``run`` trains it for some steps and writes down everything that a
-user could see: outputs and what they share their bytes with, gradients, buffers, arguments, and the random state.
+A program makes a new model and its arguments. ``run`` trains it for some steps and returns all that a user can observe:
+outputs and which tensors share storage with them, gradients, buffers, arguments, and the random state.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ Seen = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Program:
-    """``make``: a fresh forward and its arguments. ``compile``: keywords of ``torch.compile``; ``dynamo``: settings of
-    ``torch._dynamo.config``. ``reference``: what is right; empty for eager mode, else the backend that is asked.
+    """``make`` returns a new forward and its arguments. ``compile``: keywords of ``torch.compile``.
+
+    ``dynamo``: settings of ``torch._dynamo.config``. ``reference``: the backend whose results are right, by default
+    eager mode.
     """
 
     make: Callable[[], tuple[Forward, Sequence[Any]]]
@@ -51,7 +53,7 @@ PROGRAMS: dict[str, Program] = {}
 
 
 def program(**fields: Any) -> Any:
-    """Put the decorated function into ``PROGRAMS`` under its name."""
+    """Add the decorated function to ``PROGRAMS`` under its name."""
 
     def add(make: Callable[[], tuple[Forward, Sequence[Any]]]) -> Any:
         PROGRAMS[make.__name__] = Program(make, **{"compile": {"fullgraph": True}, **fields})
@@ -61,7 +63,7 @@ def program(**fields: Any) -> Any:
 
 
 class Model(nn.Module):
-    """A module out of a function of itself and its arguments, its submodules, parameters and buffers."""
+    """A module whose forward calls a function with itself; ``parts``: its submodules, parameters and buffers."""
 
     def __init__(self, function: Forward, **parts: Any) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class Model(nn.Module):
 
 
 def run(program: Program, backend: str = "", options: Mapping[str, Any] | None = None, steps: int = 2) -> Seen:
-    """Train for ``steps`` steps, in eager mode without a ``backend``; gradients add up from step to step."""
+    """Train for ``steps`` steps, in eager mode without a ``backend``; gradients accumulate over the steps."""
     forget()
     torch.manual_seed(2)
     forward, arguments = program.make()
@@ -94,13 +96,13 @@ def run(program: Program, backend: str = "", options: Mapping[str, Any] | None =
 
 
 def forget() -> None:
-    """Nothing has been compiled, planned or warned about."""
+    """Forget all compilations, plans and warnings."""
     torch._dynamo.reset()
     rematpass.plans(clear=True)
 
 
 def afresh() -> Iterator[None]:
-    """A fixture for every module that compiles: what other tests did has no say, and no cache hides the planner."""
+    """A fixture for test modules that compile: no state of other tests, and no cache that hides the planner."""
     forget()
     with torch._inductor.config.patch(force_disable_caches=True):
         yield
@@ -108,7 +110,7 @@ def afresh() -> Iterator[None]:
 
 
 def _train(step: Forward, arguments: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """One step, on arguments of its own."""
+    """One step on copies of the arguments."""
     given = copy.deepcopy(arguments)
     outputs = [o for o in pytree.tree_leaves(step(*given)) if _is_tensor(o)]
     yield from ((f"output {n}", o.detach().clone()) for n, o in enumerate(outputs))
@@ -127,7 +129,7 @@ def _is_tensor(argument: Any) -> bool:
 
 
 def _loss(output: torch.Tensor) -> torch.Tensor:
-    """A sum in which every element has another weight."""
+    """A sum with a different weight for each element."""
     real = torch.view_as_real(output) if output.is_complex() else output
     return (real * torch.linspace(-1, 1, real.numel(), dtype=real.dtype).view(real.shape)).sum()
 
@@ -137,28 +139,28 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sharing(tensors: Sequence[Any]) -> torch.Tensor:
-    """For each pair, whether the two share their bytes."""
+    """For each pair of tensors, whether they share storage."""
     keys = [_torch.storage_key(t) if _is_tensor(t) and t.numel() else None for t in tensors]
     return torch.tensor([[a == b is not None for b in keys] for a in keys])
 
 
 @functools.cache
 def reference(name: str) -> Seen:
-    """What is right."""
+    """The right results of a program."""
     return run(PROGRAMS[name], PROGRAMS[name].reference)
 
 
 def captured(forward: Forward, *arguments: Any, **compile: Any) -> Captured:
-    """The joint graph that training ``forward`` is planned from (the first, when there are several)."""
+    """The joint graph from which training ``forward`` is planned; the first if there are several."""
     return all_captured(forward, *arguments, **compile)[0]
 
 
 def all_captured(forward: Forward, *arguments: Any, **compile: Any) -> list[Captured]:
-    """All of them; those of regions compiled once come before the graph that calls them."""
+    """All joint graphs; those of regions that are compiled once come before the graph that calls them."""
     found: list[Captured] = []
 
     def partition(joint: Any, inputs: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
-        ours = copy.deepcopy(joint)  # capture adds to it
+        ours = copy.deepcopy(joint)  # the passes change it
         rewrite_joint(ours)
         static = more["static_lifetime_input_indices"]
         found.append(capture(ours, num_fwd_outputs=num_fwd_outputs, static_input_indices=static))
@@ -179,7 +181,7 @@ def emitted(found: Captured, plan: Plan) -> tuple[fx.GraphModule, fx.GraphModule
 
 
 def differences(seen: Seen, expected: Seen, tolerance: float = 0.0) -> list[str]:
-    """The names of what is not the same: bit for bit, or within ``tolerance`` of the largest element (at least 1)."""
+    """The names of the results that differ: in any bit, or by more than ``tolerance`` times the largest element."""
     assert seen.keys() == expected.keys()
     return [name for name in expected if not _same(seen[name], expected[name], tolerance)]
 
@@ -197,7 +199,7 @@ def _randn(*shape: int, grad: bool = False) -> torch.Tensor:
     return torch.randn(*shape).requires_grad_(grad)
 
 
-# ---- plain ones
+# ---- plain programs
 
 
 @program()
@@ -296,7 +298,7 @@ def noise_of_every_sort():
     return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
 
 
-# ---- bytes that change
+# ---- mutations
 
 
 @program()
@@ -455,7 +457,7 @@ def arguments_that_share_bytes():
         y.mul_(2)
         return h.exp() * x.sum() * y.sum()
 
-    @torch.compiler.disable(recursive=False)  # so that the views are made outside of the graph
+    @torch.compiler.disable(recursive=False)  # the views are made outside of the graph
     def forward(m, base):
         return inner(m.weight, base[:6].view(2, 3), base.view(3, 4)[1:])
 
@@ -479,7 +481,7 @@ def channels_last():
     return model.to(memory_format=torch.channels_last), [_randn(2, 2, 5, 5).to(memory_format=torch.channels_last)]
 
 
-# ---- users' marks
+# ---- activation checkpointing
 
 
 @program()
@@ -495,7 +497,7 @@ def checkpoint_regions():
 
 @program()
 def two_checkpoint_regions_that_begin_alike():
-    """What they have in common becomes one, and the second reads of the first a view of what has to run again."""
+    """Their common subexpressions are merged; the second region reads a view of a value that the first recomputes."""
 
     def forward(m, x):
         def region(t, weight):
@@ -519,7 +521,7 @@ def checkpoint_region_with_dropout():
     return Model(forward, layers=nn.ModuleList(layers)), [_randn(3, 5)]
 
 
-@program(reference="aot_eager")  # eager mode runs the region twice, and so updates the statistics twice
+@program(reference="aot_eager")  # eager mode runs the region twice and so updates the statistics twice
 def checkpoint_region_that_changes_a_buffer():
     def forward(m, x):
         return checkpoint(m.block, torch.sin(x), use_reentrant=False).exp()
@@ -529,7 +531,7 @@ def checkpoint_region_that_changes_a_buffer():
 
 
 def selective(policy: CheckpointPolicy, ops: Sequence[Any]) -> Any:
-    """A ``context_fn`` that gives ``ops`` the policy, and leaves all others to be recomputed preferably."""
+    """A ``context_fn`` with the given policy for ``ops``, and PREFER_RECOMPUTE for all others."""
 
     def choose(_: Any, op: Any, *__: Any, **___: Any) -> CheckpointPolicy:
         return policy if op in ops else CheckpointPolicy.PREFER_RECOMPUTE
@@ -559,7 +561,7 @@ def selective_checkpoint_that_recomputes():
     return Model(forward, block=block), [_randn(3, 5)]
 
 
-# ---- what autograd and Dynamo offer
+# ---- features of autograd and Dynamo
 
 
 class Swish(torch.autograd.Function):
@@ -784,7 +786,7 @@ def a_size_that_depends_on_data():
 
 @program(dynamo={"capture_dynamic_output_shape_ops": True})
 def a_size_that_random_numbers_decide():
-    """Backward could make it all again from x, and forward's assertions about the size ask for it: it must not draw."""
+    """Backward could recompute the size from x, and forward's assertions read it; it must not be drawn again."""
 
     def forward(m, x):
         noisy = x * torch.empty_like(x).uniform_(-1, 1)

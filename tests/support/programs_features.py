@@ -1,4 +1,4 @@
-"""More of ``programs.PROGRAMS``: what torch offers beyond plain ATen ops, one program for each."""
+"""More of ``programs.PROGRAMS``: one program for each feature of torch beyond plain ATen ops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 
 @program()
 def flexible_attention_without_gradient():
-    """On the CPU flex_attention has no backward; the program with one needs a GPU."""
+    """flex_attention has no backward on the CPU; a test with its backward needs a GPU."""
 
     def score(score, batch, head, query, key):
         return score * 0.5 + (query - key) * 0.1
@@ -120,7 +120,7 @@ def ops_with_effects():
 
 @program()
 def ops_with_effects_beside_buffers_that_change():
-    """Their tokens are inputs of backward that come late, after calls."""
+    """Their tokens are inputs of backward that stand after calls."""
 
     def forward(m, x):
         h = noted(m.norm(m.layer(x)) + m.scale.sin())
@@ -143,7 +143,7 @@ def a_checkpoint_region_with_a_custom_op():
 
 
 def _unsaid(name, **more):
-    """A custom op that draws random numbers, which neither its schema nor its tags say."""
+    """A custom op that draws random numbers although neither its schema nor its tags declare it."""
 
     @torch.library.custom_op(f"rematpass_tests::{name}", mutates_args=(), **more)
     def unsaid(x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ def _unsaid(name, **more):
 
 
 drawn = _unsaid("drawn")
-attention_of_their_own = _unsaid("attention_of_their_own")  # what torch calls so runs again without harm
+attention_of_their_own = _unsaid("attention_of_their_own")  # the name alone must not make it recomputable
 drawn_pointwise = _unsaid("drawn_pointwise", tags=(torch.Tag.pointwise,))
 
 
@@ -181,7 +181,7 @@ def a_checkpoint_region_with_custom_ops_that_draw():
 
 @program()
 def equal_calls_that_draw():
-    """Made one, they would draw the same numbers."""
+    """Merged into one call, they would draw the same numbers."""
 
     def forward(m, x):
         h = torch.tanh(m.layer(x))
@@ -190,7 +190,7 @@ def equal_calls_that_draw():
     return Model(forward, layer=nn.Linear(3, 5)), [_randn(7, 3)]
 
 
-# ---- precision, and numbers that decide
+# ---- precision, and data-dependent decisions
 
 
 @program()
@@ -213,7 +213,7 @@ def parameters_in_bfloat16():
 
 
 class Experts(nn.Module):
-    """Each token goes to two of four experts, in groups whose sizes depend on data."""
+    """Each token goes to two of four experts, in groups of data-dependent sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,7 +287,7 @@ def hooks_on_tensors_and_modules():
     return Model(forward, first=first, second=second), [_randn(7, 3)]
 
 
-# ---- users' marks
+# ---- activation checkpointing
 
 
 @program()
@@ -343,7 +343,7 @@ def a_loop_while_a_condition_holds():
 
 @program()
 def rows_overwritten_in_place_by_their_numbers():
-    """In backward an op reads what two scatters have written, one of them by adding."""
+    """An op of backward reads the results of two scatters, one of which adds."""
 
     def forward(m, x):
         h = m.first(x)

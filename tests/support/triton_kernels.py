@@ -1,4 +1,4 @@
-"""A user's Triton kernel, launched as it is and behind ``torch.library.triton_op``. Imported only where Triton is."""
+"""A Triton kernel, launched directly and through ``torch.library.triton_op``. Imported only if Triton is installed."""
 
 import torch
 import triton
@@ -10,14 +10,14 @@ BLOCK = 64
 
 @triton.jit
 def sine_kernel(x, out, n, BLOCK: tl.constexpr):  # noqa: N803
-    """out = 2 sin(x), over n elements that lie side by side."""
+    """out = 2 sin(x), for n contiguous elements."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < n
     tl.store(out + offsets, 2 * tl.sin(tl.load(x + offsets, mask=inside)), mask=inside)
 
 
 class Launched(torch.autograd.Function):
-    """The kernel, launched from inside an autograd.Function."""
+    """The kernel, launched from an autograd.Function."""
 
     @staticmethod
     def forward(ctx, x):
