@@ -141,7 +141,7 @@ def test_a_missing_extra_is_named(here, module, model):
     err = done.stderr
     assert done.returncode == 2
     assert err.startswith("rematpass: error: ")
-    assert err.endswith(f"{module}, which is missing: pip install 'rematpass[bench]'\n")
+    assert err.endswith(f"{module}, which is not installed: pip install 'rematpass[bench]'\n")
 
 
 @pytest.mark.parametrize(

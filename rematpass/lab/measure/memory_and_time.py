@@ -204,7 +204,7 @@ def compile_seconds(run: Callable[[], object], *, device: torch.device | str = "
 
 
 def gradient_error(gradients: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> float:
-    """The largest difference of an entry, relative to the largest entry of the same parameter's gradient in ``reference``.
+    """The largest difference of an entry, relative to the largest entry of the same gradient in ``reference``.
 
     The divisor is at least a thousandth of the largest entry of all gradients: the gradient of some parameters (a key's
     bias under softmax) is only rounding noise. The error is infinite if only one of the two has some gradient, or if a

@@ -22,7 +22,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise MeasureError(
-            "this model comes from transformers, which is missing: pip install 'rematpass[bench]'"
+            "this model needs transformers, which is not installed: pip install 'rematpass[bench]'"
         ) from error
     transformers.logging.set_verbosity_error()  # it warns about token ids beyond these small vocabularies
     return transformers
