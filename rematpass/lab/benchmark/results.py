@@ -56,9 +56,9 @@ def write_results(
     return [*documents, *written]
 
 
-EXPLAINED = """Bytes are exact: the peak of one training step beyond the bytes allocated before it. Step times are medians
-of quotients with Inductor's in the same round, quartiles in brackets; compile seconds are cold. [The README](../README.md)
-says how everything is measured and what counts as a result.
+EXPLAINED = """Bytes are exact: the peak of one training step beyond the bytes allocated before it. Step times are
+medians of quotients with Inductor's in the same round, quartiles in brackets; compile seconds are cold.
+[The README](../README.md) says how everything is measured and what counts as a result.
 """
 
 
