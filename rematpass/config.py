@@ -37,9 +37,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rematpass.budget import Budget as Budget  # the forms of a budget belong to the settings that users import
-from rematpass.budget import BudgetKind as BudgetKind
-from rematpass.budget import parse_budget, parse_number, parse_reserve
+from rematpass.budget import Budget, parse_budget, parse_number, parse_reserve
 from rematpass.errors import ConfigError
 
 log = logging.getLogger("rematpass")

@@ -10,7 +10,8 @@ import pytest
 
 from rematpass import budget as budget_module
 from rematpass import config
-from rematpass.config import Budget, BudgetKind, Config, split_options
+from rematpass.budget import Budget, BudgetKind
+from rematpass.config import Config, split_options
 from rematpass.errors import ConfigError
 
 BUDGET_FORMS = (

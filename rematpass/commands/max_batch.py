@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rematpass.budget import BudgetKind
 from rematpass.commands.arguments import Commands, add_command
-from rematpass.config import BudgetKind, Config
+from rematpass.config import Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
 from rematpass.core.graph import JointGraph

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rematpass.config import Budget
+from rematpass.budget import Budget
 from rematpass.core.frontier import Ladder, least_budget
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import Op, Origin, Side
@@ -25,8 +25,8 @@ class Summary:
     if ``exact``, else simulated. ``peak_without_outputs``: the same if the caller drops forward's outputs before
     backward starts (``loss = model(batch).loss`` drops the logits). ``dry_run_seconds``: the time for asking Inductor,
     which ``planning_seconds`` excludes. ``fallback``: why the planner's own plan was not used; empty if it was.
-    ``saved_values``, ``saved_nbytes``: what forward computes and saves. Saved inputs and parameters are not counted: they
-    exist before the step, so they are no part of the peak either.
+    ``saved_values``, ``saved_nbytes``: what forward computes and saves. Saved inputs and parameters are not counted:
+    they exist before the step, so they are not part of the peak either.
 
     ``sizes``: the sizes assumed for symbols; ``peak_formula``: the simulated peak of one call as a formula of the
     symbols, for the moment that has the peak at these sizes. Both are empty if all sizes are static.

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from support.graphs import Builder, no_costs, three_layers
 
-from rematpass.config import Budget, BudgetKind
+from rematpass.budget import Budget, BudgetKind
 from rematpass.core.cost import Costs
 from rematpass.core.frontier import Ladder, Rung, peak_allowed
 from rematpass.core.op import Kind, Origin, Value

@@ -11,9 +11,9 @@ import dataclasses
 
 from torch import fx
 
+from rematpass.budget import Budget, BudgetKind
 from rematpass.compiler import _torch
 from rematpass.compiler.capture.joint_graph import Captured
-from rematpass.config import Budget, BudgetKind
 from rematpass.core.frontier import Ladder, least_budget
 from rematpass.core.op import Side
 from rematpass.errors import ConfigError
