@@ -91,6 +91,7 @@ first four files, and the directories that its directory may use: ``report`` use
       graph_passes/               every rewrite of an fx graph, in the order in which they run
         eliminate_common_subexpressions.py  what is computed twice, and dead code
         force_saves.py            users' marks, and what must be saved in any case
+        infer_subgraph_results.py  calls of subgraphs without a fake result
         dealias_subgraph_outputs.py  results of a subgraph that are its own arguments
         clone_mutated_inputs.py   inputs that forward overwrites
         step_facts.py             what the passes below know of the joint graph

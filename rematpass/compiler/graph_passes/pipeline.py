@@ -17,6 +17,7 @@ from rematpass.compiler.graph_passes.drop_stray_ops import drop_stray_ops
 from rematpass.compiler.graph_passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from rematpass.compiler.graph_passes.flatten_convolution_inputs import flatten_convolution_inputs
 from rematpass.compiler.graph_passes.force_saves import force_saves
+from rematpass.compiler.graph_passes.infer_subgraph_results import infer_subgraph_results
 from rematpass.compiler.graph_passes.offload import offload
 from rematpass.compiler.graph_passes.step_facts import StepFacts
 from rematpass.compiler.graph_passes.thread_random_states import thread_random_states
@@ -24,6 +25,7 @@ from rematpass.compiler.graph_passes.thread_random_states import thread_random_s
 JOINT_PASSES: tuple[Callable[[fx.GraphModule], None], ...] = (
     eliminate_common_subexpressions,
     force_saves,
+    infer_subgraph_results,
     dealias_subgraph_outputs,
     clone_mutated_inputs,
 )
