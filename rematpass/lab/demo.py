@@ -130,7 +130,7 @@ def _prepare(name: str, compile_it: Callable[[TinyGPT], None] | None, batch: tor
 
 def _table(eager: Trainee, without: Trainee, under: Trainee, budget: str) -> Table:
     trainees = (eager, without, under)
-    table = Table(padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table()
     table.add_column("", overflow="fold")
     for title in ("eager", "torch.\ncompile", f"remat,\n{budget}"):
         table.add_column(title, justify="right", no_wrap=True)
