@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from rematpass.compiler.capture.measured_cost import measured
 from rematpass.compiler.default_partition import saved_by_torch
 from rematpass.compiler.graph_passes.pipeline import rewrite_joint
 from rematpass.compiler.ops import workspace
+from rematpass.compiler.ops.copy_module import copy_module
 from rematpass.compiler.planned import Record
 from rematpass.compiler.select_plan import Candidate, Candidates
 from rematpass.compiler.source_hash import sources_hash
@@ -43,7 +44,6 @@ from rematpass.core.frontier import Ladder, Selection
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import Origin, Side
 from rematpass.core.solve.bound import least_seconds
-from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, RematError
 from rematpass.report.summary import infeasible, summarize
@@ -156,8 +156,9 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
 
     def _partition(self, joint: Joint) -> Modules:
         try:
-            rewrite_joint(joint.module)
-            captured = self._capture(joint)
+            module = copy_module(joint.module)  # torch's own partitioner gets the graph as it came
+            rewrite_joint(module)
+            captured = self._capture(module, joint)
         except Exception as error:
             return self._use_default(joint, error)
         if Side.BACKWARD not in captured.graph.sides:
@@ -165,8 +166,6 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         by_torch = saved_by_torch(captured, joint.inputs, joint.settings) if self.compare else None
         try:
             return self._plan(captured, self.config.solver, by_torch=by_torch)
-        except USER_ERRORS:
-            raise
         except Exception as error:
             return self._fall_back(captured, joint, error)
 
@@ -180,7 +179,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         ladder = frontier.build(problem, solver)
         budget = within_region(budget, region_budget(captured), ladder, captured.graph.device)
         candidates = Candidates(captured, fuse=self.fuse)  # emits and rewrites the modules
-        selection = self._select(problem, ladder, candidates.of, budget)
+        selection = self._select(problem, ladder, candidates, budget)
         chosen, limit = selection.candidate, selection.limit
         # The simulated peak may be above the limit, which is about exact peaks; the bound has to allow the higher one.
         bound = 0.0 if fallback else least_seconds(problem, limit and max(limit, chosen.rung.peak))
@@ -200,15 +199,14 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         )
         preset = self._hardware(captured.graph).name
         self.planned = Record(summary, dataclasses.replace(problem), ladder, chosen.rung, preset, by_torch)
-        is_requested = bool(self.config.memory_budget.given)
-        planned.publish(self.planned, always=is_requested, report_dir=self.config.report_dir)
+        planned.publish(self.planned, always=bool(self.config.memory_budget.given), report_dir=self.config.report_dir)
         return chosen.modules
 
-    def _capture(self, joint: Joint) -> Captured:
-        """The graph as the planner sees it, with all that is known of the step around it."""
+    def _capture(self, module: fx.GraphModule, joint: Joint) -> Captured:
+        """The graph of ``module``, rewritten from ``joint``, with all that is known of the step around it."""
         of_region = compile_context.region_calls()
         captured = capture(
-            joint.module,
+            module,
             num_fwd_outputs=joint.settings["num_fwd_outputs"],
             # torch does not say which inputs of a region are parameters.
             static_input_indices=joint.settings["static_lifetime_input_indices"] or inputs_in_all(of_region),
@@ -247,9 +245,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         nbytes = auto_budget(free - gradients_of_others, graph.calls * each, self.config.auto_reserve)
         return dataclasses.replace(budget, kind=BudgetKind.BYTES, nbytes=nbytes)
 
-    def _select(
-        self, problem: Problem, ladder: Ladder, ask: Callable[[Rung], Candidate], budget: Budget
-    ) -> Selection[Candidate]:
+    def _select(self, problem: Problem, ladder: Ladder, candidates: Candidates, budget: Budget) -> Selection[Candidate]:
         """The fastest candidate within the budget.
 
         Raises:
@@ -258,7 +254,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         if budget.kind is BudgetKind.BYTES and not budget.is_unlimited:
             planned.shared_budget_warning.check(budget)
         device = problem.graph.device
-        selection = frontier.select(ladder, budget, device, ask)
+        selection = frontier.select(ladder, budget, device, candidates.of)
         if selection.fits:
             return selection
         floor = selection.candidate
@@ -272,8 +268,8 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
         return selection
 
     def _fall_back(self, captured: Captured, joint: Joint, error: Exception) -> Modules:
-        """``recompute_all`` under a byte budget, torch's own partitioner otherwise; raises in strict mode."""
-        if self.config.strict:
+        """``recompute_all`` under a byte budget, else torch's own partitioner; raises what ``_use_default`` raises."""
+        if self.config.strict or isinstance(error, USER_ERRORS):
             raise error
         if self.config.memory_budget.kind is not BudgetKind.FRACTION and self.config.solver != "recompute_all":
             reason = f"{type(error).__name__}: {error}"
