@@ -435,3 +435,48 @@ def test_inductor_can_compile_in_a_subprocess():
 def test_a_partitioner_can_be_sent_to_another_process():
     mine = RematPartitioner(Config.read({"memory_budget": "64MiB", "save_decisions": 0}, {}))
     assert pickle.loads(pickle.dumps(mine)).uuid() == mine.uuid()
+
+
+RESIZES = """
+import torch
+
+def step(weight, new):
+    torch.ops.inductor.resize_storage_bytes_(weight, 32)
+    with torch.no_grad():
+        weight.copy_(new)
+    return weight + 1
+
+weight = torch.nn.Parameter(torch.zeros(8))
+weight.untyped_storage().resize_(0)
+result = torch.compile(step, backend="remat_aot_eager")(weight, torch.full((8,), 2.0))
+result.sum().backward()
+assert result.tolist() == [3.0] * 8 and weight.grad.tolist() == [1.0] * 8
+"""
+
+
+def test_a_graph_without_a_backward_of_its_own_is_passed_on_as_it_came():
+    """torch's partitioner crashes on the rewritten graph, which reads a storage before it is allocated."""
+    subprocess.run([sys.executable, "-c", RESIZES], check=True)
+
+
+def test_torchs_partitioner_gets_the_graph_as_it_came(monkeypatch, caplog):
+    seen = []
+
+    def default(module, inputs, **kwargs):
+        seen.append([n.format_node() for n in module.graph.nodes])
+        return torchs(module, inputs, **kwargs)
+
+    def rewrite(module):
+        before.append([n.format_node() for n in module.graph.nodes])
+        module.graph.call_function(torch.ops.aten.sin.default, (next(iter(module.graph.nodes)),))
+        module.recompile()
+        raise CaptureError("not planned")
+
+    before, torchs = [], partitioner._torch.default_partition
+    monkeypatch.setattr(partitioner, "rewrite_joint", rewrite)
+    monkeypatch.setattr(partitioner._torch, "default_partition", default)
+    seen_by_user = run(PROGRAMS["mlp"], "remat_aot_eager", {"memory_budget": 0.5})
+    assert not differences(seen_by_user, reference("mlp"))
+    assert seen
+    assert seen == before
+    assert "not planned" in caplog.text
