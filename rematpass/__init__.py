@@ -50,7 +50,7 @@ first four files, and the directories that its directory may use: ``report`` use
           time_axis.py            the moments that bounds and prices refer to
           boundaries.py           where to cut forward into segments
           segments.py             the plans under a peak that segments give
-          nested.py               boundaries inside of segments, for max_recompute > 1
+          nested.py               boundaries inside segments, for max_recompute > 1
         local_search/             plans improved step by step
           fill.py                 what fits under a peak and is worth saving
           idle_copies.py          the idle copies of a plan, and the price of evicting each
@@ -75,7 +75,7 @@ first four files, and the directories that its directory may use: ``report`` use
       devices/                    one file per kind of device: the only place that knows how they differ
         allocator_trace.py        allocations and releases during a span of code, and the bytes alive
         peak_window.py            the peak of one call of a compiled graph
-        base.py                   DeviceKind: what has to be known of a kind of device
+        base.py                   DeviceKind: the interface of a kind of device
         cpu.py                    the CPU
         cuda.py                   CUDA GPUs
         other.py                  any other device: planned for, but not measured
@@ -89,7 +89,7 @@ first four files, and the directories that its directory may use: ``report`` use
         workspace.py              bytes that library calls take inside themselves, measured
         traits.py                 what the planner has to know of a call
       graph_passes/               every rewrite of an fx graph, in the order in which they run
-        eliminate_common_subexpressions.py  what is computed twice, and dead code
+        eliminate_common_subexpressions.py  merges repeated computations, drops dead code
         force_saves.py            users' marks, and what must be saved in any case
         infer_subgraph_results.py  calls of subgraphs without a fake result
         dealias_subgraph_outputs.py  results of a subgraph that are its own arguments
@@ -102,15 +102,15 @@ first four files, and the directories that its directory may use: ``report`` use
         offload.py                saved values that are moved to the CPU
         pipeline.py               the two lists of passes: over the joint graph, over forward and backward
       capture/                    joint graph in, JointGraph out
-        compile_context.py        what is compiled now, and which modules run
+        compile_context.py        what is being compiled, and which modules run
         call_count.py             how often a step calls what is being compiled
         subgraph_workspace.py     bytes that subgraphs take inside themselves
         graph_reader.py           reads fx nodes one by one into ops and values
         joint_graph.py            joint GraphModule -> JointGraph
-        discrete_ops.py           what forward has chosen is not chosen again
+        discrete_ops.py           backward uses the decisions that forward made
         annotations.py            users' marks on regions
         measured_cost.py          the seconds of ops, measured
-      inductor/                   all that knows how Inductor thinks
+      inductor/                   everything that depends on how Inductor works
         settings.py               Inductor's settings, as far as plans and caches depend on them
         realize_op.py             an op that makes Inductor write its argument to memory
         buffer_liveness.py        the bytes alive while Inductor's ops run in our order
@@ -157,7 +157,7 @@ first four files, and the directories that its directory may use: ``report`` use
         names.py                  what the catalog holds, by name; loads no torch
         networks.py               models in plain torch
         transformers_zoo.py       models of transformers, from their configurations
-        catalog.py                which there are, and in which sizes
+        catalog.py                how they are built, and their sizes
         build.py                  a model, its step, and its blocks
       measure/                    bytes, seconds and FLOPs of one step
         memory_and_time.py        peak bytes, exactly, and seconds
@@ -181,7 +181,7 @@ first four files, and the directories that its directory may use: ``report`` use
         session.py                strategies side by side on one model
         results.py                tables and pictures of a store
       progress.py                 a bar, or a line for each strategy
-      compare.py                  the command that shows them
+      compare.py                  strategies side by side: measured and shown
     commands/                     one file each
       arguments.py                arguments that several commands share
       demo.py                     rematpass demo

@@ -1,7 +1,7 @@
 """Plan -> the forward and the backward module: a new joint graph in the order of the plan, cut at the saved values.
 
 ``emit`` obeys the schedule and never reconsiders it. Each ``Run`` becomes one node, with the ``getitem`` nodes of its
-results. Recomputed copies are nodes of their own; common subexpressions have been eliminated before, so nothing merges
+results. Recomputed copies are nodes of their own; common subexpressions are eliminated earlier, so nothing merges
 them again. Views are replayed where they are read, on the copy that is alive there. torch's own extraction then cuts
 the graph; backward computes exactly the nodes that the plan runs there.
 

@@ -156,7 +156,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
 
     def _partition(self, joint: Joint) -> Modules:
         try:
-            module = copy_module(joint.module)  # torch's own partitioner gets the graph as it came
+            module = copy_module(joint.module)  # torch's own partitioner gets the original graph
             rewrite_joint(module)
             captured = self._capture(module, joint)
         except Exception as error:

@@ -159,7 +159,7 @@ def _write_report(record: Record, directory: Path) -> None:
 class SharedBudgetWarning:
     """Warns once per budget if several frames are planned under a budget in bytes, which holds for each by itself.
 
-    It starts anew after ``torch._dynamo.reset()``, which clears Dynamo's set of the warnings that it has given.
+    It can warn again after ``torch._dynamo.reset()``, which clears Dynamo's set of the warnings that it has given.
     """
 
     _MARK = "rematpass has planned a frame under a budget in bytes"

@@ -74,7 +74,7 @@ class Candidates:
         start = time.perf_counter()
         try:
             found = dry_run_step(*modules, num_fwd_outputs=len(self.captured.fwd_outputs))
-        except Exception as error:  # any exception of Inductor; its compilation will raise the error again, or not
+        except Exception as error:  # any exception of Inductor; a real error is raised again by its compilation
             log.info("the dry run failed (%s: %s); the simulated peak stands", type(error).__name__, error)
             return None
         finally:

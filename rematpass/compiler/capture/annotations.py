@@ -2,7 +2,7 @@
 
 ``torch.autograd.graph.region_activation_memory_budget(f)`` limits the memory of the graph traced under it. Like torch,
 this backend accepts one budget per graph, which covers all of forward. The fraction is on this backend's scale, floor +
-f x (ceiling - floor), so it can always be reached. Beside a budget in bytes, the lower of the two holds.
+f x (ceiling - floor), so it can always be reached. If a budget in bytes is set too, the lower one holds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Discrete ops run once, in forward: backward uses the decisions that forward made.
 
 ``topk``, ``argmax``, a comparison, a float converted to an index: such ops turn numbers into decisions, and a decision
-can change if the numbers differ in their last bits. With a fusing compiler they do: a recomputed value is in another
-kernel, with other roundings and, in 16 bits, without some of them. So the decision itself is saved (a boolean or an
+can change if the numbers differ in their last bits. With a fusing compiler they do: a recomputed value comes from
+another kernel, which rounds differently and, in 16 bits, less often. So the decision itself is saved (a boolean or an
 index, which takes fewer bytes than its inputs), and a mixture of experts sends each token where forward sent it::
 
         logits ──▶ [softmax] ──▶ scores ──▶ [topk] ──▶ experts      [topk] runs once; softmax may run again
@@ -10,8 +10,8 @@ index, which takes fewer bytes than its inputs), and a mixture of experts sends 
 
 Such ops are found by types, not by names: they read floats that may differ when recomputed, and write integers or
 booleans. Autograd's ``x == x.amax()`` is one too: with another ``x`` it finds no maximum and divides by zero. Two
-kinds are left to the planner. What only gradients ask of forward's values (``relu(x) <= 0``) changes only where both
-sides are equal up to rounding. The integers that attention kernels of a GPU return are the random state of their
+kinds are left to the planner. Comparisons that only gradients need (``relu(x) <= 0``) change only where both sides
+are equal up to rounding. The integers that attention kernels of a GPU return are the random state of their
 dropout: with dropout they run once anyway, and without it nothing uses them.
 
 A user's MUST_RECOMPUTE takes precedence, and ``REMAT_SAVE_DECISIONS=0`` turns this off.
@@ -112,7 +112,7 @@ def _is_discrete(captured: Captured, op: Op, exact: frozenset[int]) -> bool:
 
 
 def _run_once(captured: Captured, op: Op) -> Op:
-    """``op`` as one that runs once, in forward, where the values are that its decision is based on."""
+    """``op`` as one that runs once, in forward, where the inputs of its decision are computed."""
     either = captured.graph.sides[op.id] is Side.EITHER
     return dataclasses.replace(
         op, never_recompute=REASON, must_recompute=False, pinned=Side.FORWARD if either else op.pinned

@@ -1,7 +1,7 @@
 """Reads the nodes of a joint graph one by one into ops and values.
 
 A node becomes an op when it makes a storage, a size, or an effect. A node whose results all live in the storages of its
-arguments is a view and becomes nothing: ``emit`` replays it wherever it is read. The op's schema says which results are
+arguments is a view and becomes no op: ``emit`` replays it wherever it is read. The op's schema says which results are
 views; the fake storages decide where it does not, because some passes leave views whose fake storage is their own.
 """
 

@@ -35,7 +35,7 @@ class Captured:
     where an op has several outputs; None when no node names it); ``stands_for``: the inverse of ``value_node``, with
     all nodes that stand for a value; ``node_values``: for every node, the values its results live in; ``fwd_outputs``
     and ``bwd_outputs``: the joint graph's output list, cut in two; ``old_versions``: each clone of an input that
-    forward overwrites, with that input; ``channels_last``: whether Inductor will lay out convolutions so.
+    forward overwrites, with that input; ``channels_last``: whether Inductor lays convolutions out that way.
     """
 
     module: fx.GraphModule
@@ -62,8 +62,8 @@ def capture(
     """Read ``module``, a joint graph of ATen ops that ``rewrite_joint`` has prepared.
 
     ``fuse``: whether Inductor compiles the emitted modules.
-    ``shared_input_indices``: inputs that are the same in all calls of a step; None where that is not known: then
-    inputs without a gradient are taken to be shared.
+    ``shared_input_indices``: inputs that are the same in all calls of a step; if None, inputs without a
+    gradient are taken to be shared.
 
     Raises:
         CaptureError: the graph holds something that the model cannot represent; the message names the node.

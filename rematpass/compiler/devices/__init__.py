@@ -1,6 +1,6 @@
 """The kinds of devices, one file each: the only place that knows how they differ.
 
-``of(device)`` gives the ``DeviceKind`` that answers for a device (``base.py`` lists the questions).
+``of(device)`` returns the ``DeviceKind`` of a device (``base.py`` defines the interface).
 """
 
 from __future__ import annotations

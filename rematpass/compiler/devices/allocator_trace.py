@@ -1,6 +1,6 @@
 """The allocations and releases during a span of code, and the bytes alive that follow from them.
 
-The devices record the events (``DeviceKind.record``), so this module stands with them.
+The devices record the events (``DeviceKind.record``).
 
 Bytes alive are counted from the addresses that were allocated inside the span, never from a recorder's own totals: both
 recorders report events of earlier code. The profiler reports the release of a block that outlived an earlier recording

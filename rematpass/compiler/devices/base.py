@@ -59,7 +59,7 @@ class DeviceKind(ABC):
     """``torch.device.type``, which is also the name that ``--device`` accepts."""
 
     codegen: str
-    """Inductor's code generator for it: "cpp", "triton", or "" for others. A dry run skips writing kernels for the two,
+    """Inductor's code generator for it: "cpp", "triton", or "" for others. For these two a dry run writes no kernels,
     and only C++ kernels are merged into functions."""
 
     granularity: int = 1
@@ -69,7 +69,7 @@ class DeviceKind(ABC):
     """Whether it is the CPU. A step that uses the CPU and another device is planned for the other one."""
 
     processes_are_isolated: bool = False
-    """Whether measurements in several processes at a time leave each other's bytes alone."""
+    """Whether measurements in several processes at a time do not affect each other's bytes."""
 
     start_method: str = "spawn"
     """How ``multiprocessing`` starts the workers of a benchmark."""

@@ -75,7 +75,7 @@ class Cuda(DeviceKind):
         self, device: torch.device, step: Callable[[Callable[[], None]], object]
     ) -> AllocatorPeak | None:
         torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # so that what the step reserves is its own
+        torch.cuda.empty_cache()  # so that only the step's own reservations count
         torch.cuda.reset_peak_memory_stats(device)
         allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
         requested = torch.cuda.memory_stats(device)["requested_bytes.all.current"]

@@ -1,6 +1,6 @@
 """Keep Inductor from merging a matrix product into an addition that comes much later.
 
-Inductor rewrites ``add(mm(a, b), c)`` to ``addmm(c, a, b)`` in the place of the addition, so ``a`` and ``b`` stay alive
+Inductor rewrites ``add(mm(a, b), c)`` to ``addmm(c, a, b)`` at the addition's position, so ``a`` and ``b`` stay alive
 until then. With tied embeddings, the gradient of the logits would live through all of backward. If the operands hold
 more bytes than the product, the addition is written on a view that the pattern does not match::
 

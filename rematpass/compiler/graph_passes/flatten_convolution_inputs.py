@@ -7,8 +7,8 @@ parameters. With a flat view, backward makes each copy when it needs it::
     forward     primals_3 ──▶ output                    primals_3 ──▶ [view -1] primals_3_flat ──▶ output
     backward    primals_3 ──▶ [convolution]             primals_3_flat ──▶ [view shape] ──▶ [convolution]
 
-The name of the view begins with that of the input: from it, Inductor knows an input of forward, whose memory is not
-freed in backward.
+The name of the view begins with that of the input: by the name, Inductor recognizes an input of forward, whose memory
+it does not free in backward.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _can_be_flat(node: Any, facts: StepFacts) -> bool:
         return False
     tensor = node.meta["val"]
     if not isinstance(tensor, torch.Tensor):
-        return False  # a size that is an input
+        return False  # an input that is a size
     return all(isinstance(n, int) for n in tensor.shape) and tensor.is_contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Give the calls of subgraphs that lack a fake result one, from the subgraph's own outputs.
+"""Set missing fake results of subgraph calls from the subgraph's outputs.
 
 torch's auto-chunker (``torch._inductor.fx_passes.auto_chunker``, torch 2.11 to 2.15) writes the loss and its gradients
 as calls of ``invoke_subgraph`` and leaves them without ``meta["val"]``, so their bytes would be unknown to the planner.

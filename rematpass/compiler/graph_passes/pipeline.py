@@ -1,6 +1,6 @@
 """The rewrites of fx graphs, in the order in which they run: over the joint graph, then over forward and backward.
 
-All passes run before Inductor is asked for a peak, and none after: what it is asked about is what it compiles.
+All passes run before the dry run, and none after it, so Inductor compiles exactly the graphs of the dry run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ JOINT_PASSES: tuple[Callable[[fx.GraphModule], None], ...] = (
 
 
 class StepPass(NamedTuple):
-    """A pass over forward and backward. ``if_fused``: it serves a fusing compiler only."""
+    """A pass over forward and backward. ``if_fused``: it runs only for a fusing compiler."""
 
     run: Callable[[fx.GraphModule, fx.GraphModule, StepFacts], None]
     if_fused: bool = False
@@ -55,7 +55,7 @@ def rewrite_joint(joint: fx.GraphModule) -> None:
 
 
 def rewrite_step(fwd: fx.GraphModule, bwd: fx.GraphModule, facts: StepFacts, *, fuse: bool) -> None:
-    """Prepare emitted modules for the compiler, in place. ``fuse``: it is a fusing one."""
+    """Prepare emitted modules for the compiler, in place. ``fuse``: whether it fuses."""
     for step_pass in STEP_PASSES:
         if fuse or not step_pass.if_fused:
             step_pass.run(fwd, bwd, facts)

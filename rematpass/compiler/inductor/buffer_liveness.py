@@ -1,6 +1,6 @@
 """The bytes alive while Inductor's kernels run in our order, and what moving ops to another position adds.
 
-What a kernel overwrites need not be allocated, and what it can overwrite depends on what is fused with it
+A kernel that overwrites a buffer allocates none, and what it can overwrite depends on what is fused with it
 (``InplaceCandidate``): the backward of a softmax sums over rows, then overwrites what it has summed, but only in a
 kernel of its own. Without this rule Inductor takes 5% (Llama) to 13% (GPT-2, ViT) more than simulated at the floor.
 

@@ -10,7 +10,7 @@ raises the highest of them between its two positions. When no other pair is left
 fuses every pair that stays below ``_SPARE`` of it, so kernels stay apart only where memory is short. The margin is for
 the workspaces of calls, which the timeline does not know.
 
-Everything patched here is patched on one scheduler, which lives for one graph. The methods have these names and
+All patches apply to one scheduler, which lives for one graph. The methods have these names and
 signatures in torch 2.11 to 2.15.
 """
 
@@ -69,7 +69,7 @@ def _codegen_and_flush(backend: Any, codegen_node: Callable[[Node], None], conti
 
 
 def give_up(error: Exception) -> None:
-    """Warn that Inductor continues by itself, which costs memory and nothing else."""
+    """Warn that Inductor continues by itself, which costs only memory."""
     log.warning(
         "Inductor could not be kept to the plan's order (%s: %s); it orders and fuses kernels by itself from here on, "
         "and may take more than planned. REMAT_STRICT=1 raises instead", type(error).__name__, error, exc_info=True
@@ -79,7 +79,7 @@ def give_up(error: Exception) -> None:
 class Gate:
     """Decides whether two kernels may be fused: not if that raises the peak between them above ``limit`` bytes.
 
-    ``refused``: how many pairs were. ``is_open``: after an error, when Inductor decides by itself.
+    ``refused``: the number of refused pairs. ``is_open``: set after an error; Inductor then decides by itself.
     """
 
     def __init__(self, timeline: KernelTimeline, strict: bool = True) -> None:

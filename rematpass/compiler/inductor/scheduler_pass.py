@@ -25,7 +25,7 @@ order without values that fusion removes):
 
 A fourth, ``mm`` and ``add`` becoming ``addmm``, is a graph pass (``graph_passes/avoid_addmm.py``).
 
-Everything hangs on one hook, ``_pre_fusion_custom_pass``, which exists in torch 2.11 to 2.15 and is part of the cache
+One hook installs all of this: ``_pre_fusion_custom_pass``, which exists in torch 2.11 to 2.15 and is part of the cache
 keys by its ``uuid``. It patches one scheduler, which lives for one graph. (``inductor_choices_class`` is read once per
 thread and would stay.)
 """
@@ -103,7 +103,7 @@ def in_graph_order(nodes: Sequence[Node], graph: Iterable[fx.Node]) -> list[Node
         origins = (o for part in node.get_nodes() if part.node is not None for o in part.node.get_origins())
         found = max((position[o] for o in origins if o in position), default=-1)
         if isinstance(node.node, inductor_ir.MultiOutput):
-            found = -1  # takes an item out of a tuple: at once, so that the tuple can be freed
+            found = -1  # it takes an item out of a tuple, and runs at once so that the tuple can be freed
         elif found < 0 and i:
             found = key[nodes[i - 1]]
         key[node] = found
@@ -135,7 +135,7 @@ def _sorted(nodes: Sequence[Node], key: dict[Node, int]) -> list[Node]:
 def keep_mutation_renames(nodes: Iterable[Node]) -> None:
     """Let ops that read the result of an overwriting op continue to depend on that op.
 
-    When Inductor lays out an op's loops anew, to fit the op that it is fused with, it takes the reads from the body,
+    When Inductor lays out an op's loops again, to fit the op that it is fused with, it takes the reads from the body,
     under the names from before the overwriting (``SchedulerNode.recompute_size_and_body``, torch 2.11 to 2.15), and
     torch 2.11 drops dependencies that the body does not name. The op could then be fused into the kernel that scatters
     into what it reads.

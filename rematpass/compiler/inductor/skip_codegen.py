@@ -4,7 +4,7 @@ The bodies of loops are not written; each kernel is only told what its ops read 
 arguments. On the CPU this takes a third of the time of code generation, and for Triton the whole dry run takes a
 quarter less. Other devices get complete code.
 
-Patched are the backends and nodes of one scheduler, which lives for one graph. The attributes of backends and kernels
+The patches apply to the backends and nodes of one scheduler, which lives for one graph. The attributes used here
 (``define_kernel``, ``kernel_type``, ``codegen_node``, ``cse``, ``args``) have these names in torch 2.11 to 2.15.
 """
 

@@ -1,6 +1,6 @@
 """Marks in the lines of Inductor's wrapper: where the call of a subgraph begins and ends.
 
-Patched are methods of one wrapper, which lives for one graph: ``codegen_subgraph_common`` and
+The patches apply to methods of one wrapper, which lives for one graph: ``codegen_subgraph_common`` and
 ``codegen_invoke_subgraph`` exist in torch 2.11, 2.13 and 2.14. Branches are a ``Conditional`` with
 ``codegen_conditional`` in torch 2.11 and 2.13, and a ``Switch`` with ``codegen_switch`` in torch 2.14.
 """

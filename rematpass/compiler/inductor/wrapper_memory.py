@@ -8,7 +8,7 @@
 While the call of a line runs, everything it needs is alive, including what it reads for the last time. Library calls
 take workspace besides, which is measured (``workspace.py``). Sizes are rounded up as the device's allocator does.
 
-Lines are told apart by the names of their classes, as in torch 2.11 to 2.15; a line with another name is reported in
+Lines are distinguished by the names of their classes, as in torch 2.11 to 2.15; a line with another name is reported in
 ``unknown``.
 """
 
@@ -157,10 +157,10 @@ class WrapperMemory:
         self.calls.append(_SubgraphCall(line.has_branches, [self._operand(node) for node in line.operands]))
 
     def _SubgraphEnd(self, line: Any) -> None:  # noqa: N802
-        """Operands that the caller has released since the begin are the subgraph's to free.
+        """The subgraph frees the operands that the caller has released since the begin.
 
         Where there are branches, Inductor's code frees an operand in the first branch only (torch 2.11 to 2.13): if the
-        other one runs the operand lives to the end, so it is taken to live.
+        other one runs, the operand lives to the end, which is assumed here.
         """
         operands = self.calls.pop().operands
         given = [(str(o), 0 if self._is_alive(o) else o.nbytes) if o else None for o in operands]

@@ -37,7 +37,7 @@ class Rule:
 
 
 _TABLE: dict[Kind, Rule] = {
-    # Ops of ATen, prims and Inductor, by name or tag: ``within`` goes before ``names``, and ``names`` before ``tag``.
+    # Ops of ATen, prims and Inductor, by name or tag: ``within`` wins over ``names``, and ``names`` over ``tag``.
     Kind.CONVOLUTION: Rule(within="convolution"),
     Kind.ATTENTION: Rule(within="attention"),
     Kind.MATMUL: Rule(names="mm addmm bmm baddbmm matmul linear mv addmv dot vdot addbmm _scaled_mm _int_mm"),
@@ -173,7 +173,7 @@ def draws_random_numbers(node: fx.Node) -> bool:
 
 
 def needs_random_state(node: fx.Node) -> bool:
-    """Whether the call may draw from the global random state untold, so that another run must start from the same."""
+    """Whether the call may draw undeclared random numbers, so that another run must start from the same state."""
     return isinstance(node.target, OpOverload) and kind_of(node) is Kind.OPAQUE
 
 

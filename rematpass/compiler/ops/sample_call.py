@@ -87,7 +87,7 @@ class SampleCall:
         return args, kwargs
 
     def prepare(self, draw: torch.Generator | None = None) -> Callable[[], Any]:
-        """The call with its real arguments made, as a function that can run any number of times."""
+        """A function that makes the call with the same real arguments, any number of times."""
         args, kwargs = self.arguments(draw)
         return functools.partial(self.target, *args, **kwargs)
 

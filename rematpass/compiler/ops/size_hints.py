@@ -49,7 +49,7 @@ def _assumed(shape_env: Any, symbol: Any) -> int:
     # torch 2.13 deprecates var_to_val, the only name in 2.11.
     known = shape_env.backed_var_to_val if hasattr(shape_env, "backed_var_to_val") else shape_env.var_to_val
     if symbol in known:
-        value = known[symbol]  # of a nested tensor's ragged size it is a symbol, and no dense tensor has that size
+        value = known[symbol]  # a symbol for a nested tensor's ragged size, which no dense tensor has
         return int(value) if getattr(value, "is_Integer", isinstance(value, int)) else 0
     bounds = getattr(shape_env, "var_to_range", {}).get(symbol)
     if bounds is not None and bounds.upper.is_Integer and bounds.upper < _LARGEST_BOUND:

@@ -34,8 +34,8 @@ _WEIGHT: dict[Any, int] = {torch.ops.aten.convolution.default: 1, torch.ops.aten
 class Traits:
     """What the planner has to know of a call besides what it reads and writes.
 
-    ``never_recompute``: why it never runs again, or "". ``honours_marks``: whether it may all the same if the user says
-    so. ``flops``: 0 if unknown. ``workspace``: bytes that it takes inside itself.
+    ``never_recompute``: why it never runs again, or "". ``honours_marks``: whether a user's mark may still
+    allow it. ``flops``: 0 if unknown. ``workspace``: bytes that it takes inside itself.
     """
 
     kind: Kind
@@ -100,7 +100,7 @@ def _packed_weight(node: fx.Node) -> int:
 
 
 def user_mark(node: fx.Node) -> str:
-    """What the user wants of the node's values: "save", "recompute", or "" if there is no mark.
+    """What the user wants for the node's values: "save", "recompute", or "" if there is no mark.
 
     ``torch.utils.checkpoint`` marks the ops of its region as preferably recomputed. torch's own partitioner takes that
     as an order, and so does this one.

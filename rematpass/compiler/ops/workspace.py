@@ -10,7 +10,7 @@ Measured on the CPU (torch 2.13, 2 threads): a 3x3 convolution with channels fir
 backward twice that, and with channels last a few hundredths; the backward of attention takes a copy of its queries; a
 matrix product takes up to its operands in bfloat16 and nothing in float32.
 
-Inductor estimates nothing of the kind: its memory planning covers only buffers that it allocates itself.
+Inductor has no such estimate: its memory planning covers only buffers that it allocates itself.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""."""
+"""What runs beside a compiled step: warnings and the check of its peak."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-BACKWARD_NODE = "CompiledFunctionBackward"  # the end of its name; so in torch 2.11 to 2.15
+BACKWARD_NODE = "CompiledFunctionBackward"  # the end of its name in torch 2.11 to 2.15
 
 
 def backward_node(outputs: Any, inputs: Sequence[Any] = ()) -> Any:

@@ -1,13 +1,13 @@
 """REMAT_CHECK=1: a training run measures its own first steps and warns if one takes more than planned.
 
-The backend passes its compiled function to ``check_steps``. The function that comes back measures some of its calls,
-and afterwards only forwards them.
+The backend passes its compiled function to ``check_steps``. The returned function measures some of its calls, and
+afterwards only forwards them.
 
         forward is called ───▶ outputs ─ ─ (loss, other graphs) ─ ─▶ backward node runs ───▶ gradients
         ╰───── window ───────╯                                       ╰────── window ──────╯
 
-Like a plan, the check counts only bytes that are allocated inside the two windows; what lies between them, such as the
-loss, belongs to others. The autograd node of the graph's backward is found behind the outputs, and hooks before and
+Like a plan, the check counts only bytes that are allocated inside the two windows, not those in between, such as the
+loss. The autograd node of the graph's backward is found behind the outputs, and hooks before and
 after it open and close the second window. How a window measures is up to the device (``devices/peak_window.py``).
 
 On the CPU a window is a profiler, which must stop in the call (or around the node) that started it. A profiler that

@@ -132,7 +132,7 @@ def _warning_of_sizes(
 
 def _warning_of_calls(compiled: Compiled, calls: int, name: str) -> Compiled:
     """A wrapper that warns, once, if more than ``calls`` of its calls wait for their backward at the same time."""
-    waiting: weakref.WeakSet[Any] = weakref.WeakSet()  # nodes of backward; one that is freed waits no longer
+    waiting: weakref.WeakSet[Any] = weakref.WeakSet()  # nodes of backward; a freed one drops out
     has_warned = False
 
     def begins(node: weakref.ref[Any]) -> None:
