@@ -9,7 +9,7 @@ A value is *materialized* if a kernel boundary forces it into memory: its produc
 it is an output. Saving a materialized value costs one read in backward; saving any other value costs the write as well.
 Bools take few bytes, but can be expensive: a CPU packs and unpacks them one by one (``Hardware.mask``).
 
-Source: the roofline model, Williams, Waterman and Patterson 2009; free recomputation of what fuses, the design of
+Source: the roofline model, Williams, Waterman and Patterson 2009; free recomputation of fused ops, as in
 torch's min-cut partitioner (dev-discuss.pytorch.org, "Min-cut optimal recomputation", 2022).
 """
 

@@ -5,7 +5,7 @@ both seconds and peak. The remaining rungs fall in peak as they rise in seconds,
 memory. The judge (``verify``) checks only the rungs that are selected: one or a few of dozens.
 
 ``select`` goes by the peaks that its caller reports, which can differ from the simulated ones: under Inductor, a dry
-run gives the exact peak of a rung, and takes seconds. One to three dry runs usually settle a budget; six are the most.
+run gives the exact peak of a rung, and takes seconds. One to three dry runs usually settle a budget, and at most six.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ class JointGraph:
 
     @cached_property
     def runs_once(self) -> frozenset[int]:
-        """Ops that must not run twice: ops of backward, and those marked so or with a result that the user saves."""
+        """Ops that must not run twice: ops of backward, ``never_recompute`` ops, and ops with ``must_save`` results."""
         return frozenset(
             op.id
             for op in self.ops
@@ -232,7 +232,7 @@ class JointGraph:
 
     @cached_property
     def savable(self) -> Bools:
-        """For each value, whether it may be saved and an op writes it that does not belong to backward."""
+        """For each value, whether it may be saved and is written by an op outside of backward."""
         free = [self.sides[op.id] is not Side.BACKWARD and not op.must_recompute for op in self.ops]
         can = [v.origin is Origin.OP and not v.cannot_save for v in self.values]
         savable: Bools = np.array(can, np.bool_) & np.array([*free, False])[self.producer_array]
@@ -262,7 +262,7 @@ class JointGraph:
         """A JSON document that ``from_json`` reads back into an equal graph."""
         fields = dataclasses.asdict(self)
         if self.fuse:
-            del fields["fuse"]  # the default is left out: files and digests stay as they were without this field
+            del fields["fuse"]  # the default is left out, so that this field does not change files and digests
         return json.dumps({"format": FORMAT, **fields}, separators=(",", ":"))
 
     @classmethod

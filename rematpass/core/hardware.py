@@ -3,7 +3,7 @@
 The rates of presets are the peak figures of the vendors' data sheets (dense, without sparsity), scaled by the part that
 large kernels reach in practice: 0.7 of arithmetic, 0.8 of bandwidth. ``rematpass calibrate`` measures them instead.
 
-To add a kind of device: a preset in ``PRESETS``, and an entry in ``_FACTS``.
+To add a kind of device, add a preset to ``PRESETS`` and an entry to ``_FACTS``.
 """
 
 from __future__ import annotations

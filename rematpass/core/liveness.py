@@ -51,7 +51,7 @@ class Trace:
 
     @cached_property
     def returned_at(self) -> Ints:
-        """Per copy: the position at which forward returns it as an output; 0 for copies that are no outputs."""
+        """Per copy: the position at which forward returns it as an output; 0 for copies that are not outputs."""
         return np.where(self.is_output, self.first_backward - 1, 0)
 
 

@@ -1,7 +1,7 @@
 """Bytes over time: how much memory a plan holds while each of its runs runs.
 
-Counted are the bytes that the step itself allocates: saved values, temporaries, outputs, gradients, the tangents that
-it is given, and the workspace of library calls. Not counted is memory that exists before the step: parameters, buffers,
+What counts is what the step itself allocates: saved values, temporaries, outputs, gradients, the tangents that it is
+given, and the workspace of library calls. Memory that exists before the step does not count: parameters, buffers,
 inputs. If a step calls the graph several times before backward, the timeline is that of the last call and its backward,
 in addition to everything that the other calls have saved.
 
@@ -107,7 +107,7 @@ def timeline_of(graph: JointGraph, plan: Plan, costs: Costs, memory: Materializa
     live = _sum_intervals(born[counted], end[counted], nbytes[counted], count)
     live += graph.nbytes_workspace[trace.op] + of_others
 
-    # Outputs of forward that are no gradients exist for the caller alone once backward has read them for the last time.
+    # After backward's last read, outputs of forward that are not gradients exist only for the caller.
     only_output = graph.marked(graph.fwd_outputs) & ~graph.marked(graph.bwd_outputs)
     held = np.flatnonzero(counted & trace.outlives & (born < trace.first_backward) & only_output[trace.value])
     used = np.where(graph.marked(plan.saved)[trace.value[held]], last_read[held], -1)

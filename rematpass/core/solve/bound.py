@@ -24,7 +24,7 @@ moments at which the mix exceeds B are added. A line is computed from a cut and 
 not rest on the accuracy of the linear solver.
 
 **What it assumes**: the seconds of the cost model; forward's and backward's own ops in their order, mutations last; ops
-of neither side where the plan wants them; the bytes of ``simulate``. Under these it holds for every plan, however often
+of neither side where the plan wants them; the bytes of ``simulate``. Then the bound holds for every plan, however often
 a plan drops and recomputes a value. It does not count the bytes that recomputation itself needs, so it is loose near
 the floor.
 

@@ -57,7 +57,7 @@ class ScheduleModel(Variables):
                 self.add(carried + self.save[v] <= 1)
 
     def _provide_arguments(self) -> None:
-        """Every run has its arguments, and backward's results are there at its end."""
+        """Every run has its arguments, and backward's results are available at its end."""
         graph = self.graph
         for s, own in enumerate(self.stages):
             for op in self.movable:

@@ -95,7 +95,7 @@ class Variables:
         return frozenset(found)
 
     def _carried(self, stage: int, value: int) -> Literal:
-        if stage == 0:  # an output that the caller holds is not carried: it is there anyway
+        if stage == 0:  # an output that the caller holds is not carried: it is in memory anyway
             return 0 if value in self.outputs else self.save.get(value, 0)
         return self.new()
 

@@ -27,14 +27,14 @@ class Effort:
 
     # Plans on the parametric cut, each one max-flow: more rungs between "save all" and "recompute all" to start from.
     mincut_vertices: int = 24
-    # The same at least, however large the graph.
+    # Their minimum, however large the graph.
     mincut_vertices_at_least: int = 3
     # Ratio of the highest start's peak to the lowest start's, above which a second, coarser descent begins at the
     # highest: the time of one more descent, for a floor that small steps do not reach.
     coarse_descent_ratio: float = 1.25
     # Limits between floor and ceiling under which the fastest plan is filled up; each costs one or more simulations.
     fill_limits: int = 16
-    # The same at least, however large the graph.
+    # Their minimum, however large the graph.
     fill_limits_at_least: int = 8
     # Gaps in the ladder that are searched for a plan in between; each costs a few simulations.
     ladder_gaps: int = 24
@@ -57,7 +57,7 @@ class Effort:
 
     # Eviction (local_search/evict.py).
 
-    # A descent aims this share below the present peak: smaller steps give more rungs and take more simulations.
+    # A descent aims this share below the current peak: smaller steps give more rungs and take more simulations.
     descent_step: float = 0.04
     # Share of the peak (or of the seconds) below which progress does not count, and a descent goes no finer.
     least_progress: float = 0.002
@@ -65,7 +65,7 @@ class Effort:
     excess_kept: float = 0.98
     # Simulations of one descent: a lower floor against planning time.
     descent_trials: int = 80
-    # The same at least, however large the graph.
+    # Their minimum, however large the graph.
     descent_trials_at_least: int = 4
     # Simulations in a row without progress that end a search.
     trials_without_progress: int = 24

@@ -143,7 +143,7 @@ class MasterProblem:
                 return
 
     def _solve(self, free: Floats) -> float | None:
-        """The seconds of the best mix of the present cuts under the limit at every moment; None if the solver fails."""
+        """The seconds of the best mix of the current cuts under the limit at every moment; None if the solver fails."""
         effort = self.relaxation.problem.effort
         while True:
             if self._program.Solve() != pywraplp.Solver.OPTIMAL:

@@ -35,7 +35,7 @@ def schedule_late(
     """The schedule that saves ``saved`` (value ids) and recomputes everything else when backward needs it.
 
     Inputs of forward that backward needs are saved even if not listed: nothing can recompute them. ``evicted[i]``:
-    values that are not available any more once the ``i``-th of ``backward_ops`` has run.
+    values that stop being available once the ``i``-th of ``backward_ops`` has run.
 
     Raises:
         PlanError: backward needs a value that is neither saved nor allowed to be recomputed.
@@ -67,7 +67,7 @@ class _Backward:
         self._ran = set(forward)
 
     def run(self, op: Op) -> None:
-        """Run an own op of backward, and before it what it takes to have its arguments."""
+        """Run an own op of backward, and before it the ops that recompute its missing arguments."""
         if not self.available.issuperset(op.reads):
             self.recompute(op.reads)
         self.runs.append(op.id)

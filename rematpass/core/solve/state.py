@@ -20,7 +20,7 @@ class State:
         return State(self.saved | values, frozenset(x for x in self.evicted if x[0] not in values))
 
     def evicting(self, evictions: frozenset[Eviction]) -> State:
-        """Also drop what ``evictions`` name; what they mark as not saved is no longer saved."""
+        """Also evict ``evictions``; values that they mark ``NOT_SAVED`` are not saved."""
         not_saved = {v for v, after in evictions if after == NOT_SAVED}
         return State(self.saved - not_saved, self.evicted | {x for x in evictions if x[1] != NOT_SAVED})
 

@@ -21,8 +21,8 @@ are alive in every plan (``UnavoidableBytes.nbytes``), and more in plans that ma
   (``_charged_argument``), so that no byte is counted twice.
 
 Under a fusing compiler a value may be virtual: it is computed inside its readers, and what it is computed from lives
-until they have run. So only what cannot be virtual counts: the results of ops that are not computed anew in each
-reader, what an op that does not fuse reads, and what is handed out or saved. An op that fuses may overwrite an argument
+until they have run. So only what cannot be virtual counts: the results of ops that are not repeated in each
+reader, what an op that does not fuse reads, and what is returned or saved. An op that fuses may overwrite an argument
 at its last read; there, a life ends one moment early. Random numbers drawn from a seed are not counted at all.
 """
 
@@ -251,7 +251,7 @@ class UnavoidableBytes:
     def _needs(self) -> dict[int, _Need]:
         """For each op that may be recomputed: what stays alive of its results, or of what is computed from them.
 
-        That is, if backward runs the op and what it reads is gone.
+        This holds if backward runs the op and what it reads is gone.
         """
         needs: dict[int, _Need] = {}
         for op in reversed(self.graph.ops):

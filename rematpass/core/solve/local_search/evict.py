@@ -11,10 +11,10 @@ Each round sets a target slightly below the peak and proposes, for each peak reg
 bytes for the fewest seconds (``Search._peak_regions``). If taking them all does not lower what lies above the target,
 the regions are halved until the ones that do not help are found; their evictions are not proposed again
 (``Search._try``). After each step down, what has become free is filled again with values worth saving
-(``Search.fill``). The simulator judges every step, so a wrong guess costs planning time and nothing else.
+(``Search.fill``). The simulator judges every step, so a wrong guess costs only planning time.
 
-This is where a value comes to be computed more than once in backward, and where a plan gets below what any set of saved
-values can reach: a block is recomputed to reach the next one, evicted, and recomputed in parts.
+So a value can be computed more than once in backward, and a plan can get below what any set of saved values can
+reach: a block is recomputed to reach the next one, evicted, and recomputed in parts.
 
 Source: greedy eviction by seconds per byte as in XLA's HloRematerialization and Dynamic Tensor Rematerialization
 (Kirisame et al. 2021, arXiv 2006.09616); here ahead of time, from an optimal cut, on all peak regions at once.
@@ -141,7 +141,7 @@ class Search:
         )
 
     def take_smaller_steps(self) -> bool:
-        """Halve the steps, and allow again what did not help from higher up; return whether steps are still useful."""
+        """Halve the steps and allow all evictions again; return whether steps are still useful."""
         self.step /= 2
         self.banned.clear()
         return self.step > 2 * self.effort.least_progress and self.may_try
@@ -193,7 +193,7 @@ class Search:
 
     @cached_property
     def _idle_copies(self) -> IdleCopies:
-        """Those of the present plan; kept until the plan changes."""
+        """Those of the current plan; kept until the plan changes."""
         copies = self.problem.materialization(self.plan)
         return IdleCopies(self.problem, self.plan, self.timeline, copies, self.banned)
 

@@ -122,7 +122,7 @@ def _range_minimum(numbers: Ints, start: Ints, stop: Ints) -> Ints:
     """The minimum of ``numbers[start[i] : stop[i]]`` for each i.
 
     Each range is covered by two stretches of a power of two, which may overlap; ``least`` holds the minimum of every
-    stretch of the present length.
+    stretch of the current length.
 
     Source: the sparse table of Bender and Farach-Colton 2000, "The LCA problem revisited".
     """

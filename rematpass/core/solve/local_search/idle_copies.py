@@ -111,7 +111,7 @@ class IdleCopies:
                 heapq.heappush(queue, (choice.seconds / choice.nbytes, size, i, choice))
 
     def _choice(self, i: int, position: int) -> PricedEviction | None:
-        """Evicting interval number ``i`` over ``position``; None if it is read there, or not any more."""
+        """Evicting interval number ``i`` over ``position``; None if it is read there, or not read again."""
         t = self.intervals[i]
         later = bisect_left(t.reads, position)
         if later == len(t.reads) or t.reads[later] == position or t.made >= position:

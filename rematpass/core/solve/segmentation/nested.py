@@ -33,13 +33,13 @@ def nested(problem: Problem) -> tuple[Plan, ...]:
 
 
 def states(problem: Problem, shallowest: int = 2) -> Iterator[tuple[State, Plan]]:
-    """The same as decisions, each with its plan, from depth ``shallowest`` on; none if max_recompute is lower."""
+    """Decisions for these plans, each with its plan, from depth ``shallowest`` on; none if max_recompute is lower."""
     deepest = int(min(problem.effort.nested_depth, max(1.0, problem.max_recompute)))
     for depth in range(shallowest, deepest + 1):
         state = _Nested(problem, depth).state
         try:
             yield state, state.plan(problem, "nested")
-        except PlanError:  # an op that must run once would run twice, and so it would at any greater depth
+        except PlanError:  # an op that must run once would run twice, as it would at any greater depth
             return
 
 
