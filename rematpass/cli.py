@@ -2,8 +2,8 @@
 
 Exit codes: 0 done; 1 done, with a bad result (a peak above the committed one, a script that failed); 2 refused, with
 one line that gives the reason; 3 a bug; 130 interrupted; 143 terminated. ``--debug`` shows the whole traceback. Colours
-and progress appear on terminals only; ``NO_COLOR`` turns colours off. Commands import torch only after they checked
-their arguments.
+and progress appear on terminals only; ``NO_COLOR`` turns colours off. Commands import torch only after checking their
+arguments.
 """
 
 from __future__ import annotations

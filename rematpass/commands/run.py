@@ -78,7 +78,7 @@ def _as_main(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _refuse_missing(arguments: argparse.Namespace) -> None:
-    """Check that the script or module exists. Of a dotted name, only the outermost package is looked up here.
+    """Check that the script or module exists. For a dotted name, only the outermost package is looked up here.
 
     Looking up ``package.train`` imports ``package``, which has to happen under ``enable``.
 

@@ -1,1 +1,1 @@
-"""Measures: what a plan really takes in bytes and seconds, against what was said."""
+"""Measures what training steps take in bytes, seconds and FLOPs, and compares strategies."""

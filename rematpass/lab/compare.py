@@ -146,7 +146,7 @@ def most_strategies(wanted: Wanted) -> int:
 
 
 def show(console: Console, strategies: Sequence[Strategy], rows: dict[str, Measurement], heading: str) -> None:
-    """Print the table, the failures, and who is faster at the same peak."""
+    """Print the table, the failures, and which is faster at the same peak."""
     made, notes = tables(strategies, rows, console.width)
     console.print(f"A training step of {heading}. Bytes beyond those allocated before the step:", highlight=False)
     for table in made:

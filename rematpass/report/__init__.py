@@ -1,1 +1,1 @@
-"""What tells: text, JSON, HTML and pictures of a plan. Nothing here imports torch."""
+"""Presents plans and measurements as text, JSON, HTML and pictures. Never imports torch."""

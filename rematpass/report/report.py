@@ -250,7 +250,7 @@ def _some(things: Sequence[int], most: int) -> Sequence[int]:
 
 
 def _baselines(problem: Problem, saved_by_torch: Iterable[int] | None) -> Iterator[Point]:
-    """The plans to compare with that the user's annotations allow."""
+    """The plans to compare with, as far as the user's annotations allow them."""
 
     def torch_default(problem: Problem) -> tuple[Plan, ...]:
         return (schedule_late(problem.graph, saved_by_torch or (), "torch"),)

@@ -12,7 +12,7 @@ from rematpass.report.measurement import Measurement
 def known_plans(store: Store, blank: Measurement, settings: Settings) -> dict[str, Measurement]:
     """Each measured plan by its hash, as far as it counts for the strategy of ``blank``.
 
-    A row counts if it is another strategy's of this planner. A row of an earlier planner counts if the same code turned
+    A row of this planner counts if it is another strategy's. A row of an earlier planner counts if the same code turned
     its plan into modules and if it has step times, unless none are asked for. With ``retime`` only this planner counts.
     """
     known: dict[str, Measurement] = {}
@@ -31,7 +31,7 @@ def known_plans(store: Store, blank: Measurement, settings: Settings) -> dict[st
 def with_figures_of(known: Measurement, found: Measurement) -> Measurement:
     """``found``, which contains only a plan, as a row that refers to the ``known`` row of the same plan.
 
-    If the known row is the same strategy's of an earlier planner, its figures are carried over.
+    If the known row is of the same strategy and an earlier planner, its figures are carried over.
     """
     if known.strategy != found.strategy:
         return replace(found, same_plan_as=known.strategy)

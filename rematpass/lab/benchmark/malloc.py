@@ -21,7 +21,7 @@ _IS_GLIBC = hasattr(_libc, "malloc_trim")
 
 
 def keep_freed_memory() -> None:
-    """Never return freed memory to the system from now on, in all of this process."""
+    """Never return freed memory to the system from now on, in the whole process."""
     if _IS_GLIBC:
         _libc.mallopt(_MMAP_MAX, 0)
         _libc.mallopt(_TRIM_THRESHOLD, _NEVER)

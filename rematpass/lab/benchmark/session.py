@@ -165,7 +165,7 @@ class Session:
                 self._has_inductor_gradients.set()
 
     def _start(self, strategy: Strategy) -> Worker | None:
-        """A worker for the strategy, once what it waits for is there; None if the session is over by then."""
+        """A worker for the strategy, once what it waits for is available; None if the session is over by then."""
         if self._workers.is_over():
             return None
         place = self._workers.new_place()

@@ -42,7 +42,7 @@ from rematpass.units import format_bytes
 
 
 class PlanKnown(BaseException):
-    """Ends a compilation whose plan is measured elsewhere; no Exception, since the partitioner falls back on those."""
+    """Ends a compilation whose plan is measured elsewhere; not an Exception, on which the partitioner falls back."""
 
 
 def measure(

@@ -45,7 +45,7 @@ class Worker:
     """The parent's side. ``log``: the file for the process's output; ``cache``: Inductor's cache directory.
 
     Processes for a CPU are forked from a server that has imported what all of them need, which takes seconds, and has
-    done nothing else. CUDA cannot be used in a fork of a process that has initialized it, so those are started afresh.
+    done nothing else. CUDA cannot be used in a fork of a process that has initialized it, so those are spawned.
     """
 
     def __init__(self, log: Path, cache: Path, device: str = "cpu", **variables: str) -> None:

@@ -1,1 +1,1 @@
-"""."""
+"""Bytes, seconds and FLOPs of one training step, and the rates of a device."""

@@ -1,8 +1,8 @@
 """Measurements of a training step: peak bytes, exactly, and seconds.
 
 A step is a function without arguments that returns the loss. Its forward and backward are measured, with gradients that
-are None before. The peak counts bytes beyond those allocated before the step, which excludes parameters, inputs and
-optimizer state. Parameter gradients are reported separately, since no plan can avoid them:
+are None at the start. The peak counts bytes beyond those allocated before the step, which excludes parameters, inputs
+and optimizer state. Parameter gradients are reported separately, since no plan can avoid them:
 
         bytes     ╭─╮      peak              everything
               ╭───╯ ╰─╮    peak_other        the highest point, excluding parameter gradients
@@ -165,7 +165,7 @@ def interleaved_medians(
     device: torch.device | str = "cpu",
     after_round: Callable[[], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time each of ``runs`` once per round, starting each round with the next one. Nothing is warmed up before.
+    """Time each of ``runs`` once per round, starting each round with the next one. The runs are not warmed up.
 
     The garbage collector runs between the runs and is off while a run is timed.
     """
