@@ -19,11 +19,11 @@ settings.register_profile("many", settings.get_profile("few"), max_examples=2000
 budget.LEAST_BUDGET_BYTES = 1  # the tests' models are tiny; tests/test_config.py tests the real limit
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "few"))
 
-JointGraph._repr_pretty_ = lambda self, printer, cycle: printer.text(show(self))  # hypothesis', of a failing example
+JointGraph._repr_pretty_ = lambda self, printer, cycle: printer.text(show(self))  # for hypothesis's failing examples
 
 
 def pytest_ignore_collect(collection_path, config):
-    """What is marked ``frameworks`` takes minutes and libraries of others: only ``pytest -m frameworks`` reads it."""
+    """Tests marked ``frameworks`` take minutes and need more libraries; only ``pytest -m frameworks`` collects them."""
     if collection_path.name == "frameworks" and "frameworks" not in config.option.markexpr:
         return True
     return None

@@ -115,7 +115,7 @@ def _frames(error: BaseException) -> str:
 
 
 def shrink(source: Source, backend: str, options: dict[str, object]) -> Source:
-    """The program without the statements that it does not need to be wrong."""
+    """The program without the statements that its wrong result does not need."""
     line = len(source.lines) - 1
     while line >= 0:
         smaller = source.without(line)

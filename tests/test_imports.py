@@ -101,7 +101,7 @@ def complaints(path: str, source: str) -> list[str]:
         found += [f"{path}:{line}: {reason}" for line, reason in of_private_torch(path, tree)]
     if path.startswith(("compiler/", "lab/")) and not path.startswith(KNOW_DEVICES):
         found += [f"{path}:{line}: {reason}" for line, reason in of_devices(tree)]
-    if path != "__init__.py":  # it names everything, but only to type checkers: the subprocess tests see to that
+    if path != "__init__.py":  # it names everything, but only to type checkers: the subprocess tests check that
         found += [f"{path}:{it.line}: {reason}" for it in imports(tree, path) for reason in of_import(path, it)]
     return found
 

@@ -17,7 +17,7 @@ from rematpass.compiler.partitioner import RematPartitioner
 from rematpass.compiler.plan_cache import find, key
 from rematpass.config import Config
 
-# Compiles one small model anew under each of the given settings, and prints what the caches did.
+# Compiles one small model again under each of the given settings, and prints what the caches did.
 SCRIPT = """
 import json, logging, sys
 import torch
@@ -90,7 +90,7 @@ def test_a_second_process_hits_and_still_logs_the_plan(tmp_path):
     assert sorted(p.suffix for p in reports.iterdir()) == [".html", ".json", ".json", ".json", ".txt"]
 
     one, two = process(cache, {**with_report, "enable": True}, {**HALF, "enable": True})
-    assert (one["hit"], one["planned"]) == (0, 1)  # enable() with a report plans anew
+    assert (one["hit"], one["planned"]) == (0, 1)  # enable() with a report plans again
     assert two["planned"] in (0, 1)
 
 

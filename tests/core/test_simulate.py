@@ -80,7 +80,7 @@ def test_a_value_that_is_computed_three_times_has_three_intervals():
         7 + 13 + 13 + 11,
         7 + 13 + 13 + 11 + 19,
         7 + 13 + 13 + 19 + 17,
-        7 + 13 + 19 + 17 + 11,  # no one reads this copy: it ends at once
+        7 + 13 + 19 + 17 + 11,  # nothing reads this copy: it ends at once
         7 + 13 + 19 + 17 + 23,
         13 + 19 + 23 + 29,
     )

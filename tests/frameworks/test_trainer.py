@@ -1,4 +1,4 @@
-"""transformers' Trainer rejects unknown backends: compile the model before, or use ``enable``."""
+"""transformers' Trainer rejects unknown backends: compile the model first, or use ``enable``."""
 
 import pytest
 import torch

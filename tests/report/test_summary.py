@@ -18,7 +18,7 @@ COSTS = Costs(run=(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0), keep=(0.0,) * 10)
 
 
 def graph_and_ladder():
-    """Ceiling: everything is saved; floor: 2 and 3 are made again. The peaks are 84 bytes and, by decree, 61."""
+    """Ceiling: everything is saved; floor: 2 and 3 are made again. The peaks are 84 bytes and, set by hand, 61."""
     graph = dataclasses.replace(
         three_layers(op0={"flops": 101}, op1={"flops": 103}, op2={"flops": 107}), name="graph 0/0"
     )

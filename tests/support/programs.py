@@ -96,7 +96,7 @@ def run(program: Program, backend: str = "", options: Mapping[str, Any] | None =
 
 
 def forget() -> None:
-    """Forget all compilations, plans and warnings."""
+    """Discard all compilations, plans and warnings."""
     torch._dynamo.reset()
     rematpass.plans(clear=True)
 

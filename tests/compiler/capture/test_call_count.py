@@ -163,7 +163,7 @@ def stepped(model, x, **how):
 
 
 def test_a_lower_budget_takes_less_memory_when_blocks_are_compiled_one_by_one():
-    """Planned for one call only, a quarter takes more than a half, and 0 four times as much as checkpoints."""
+    """If planned for one call only, a quarter takes more than a half, and 0 four times as much as checkpoints."""
     x = torch.randn(ROWS, WIDTH)
     torch.manual_seed(0)
     whole = Model(*[4 * WIDTH] * 12)

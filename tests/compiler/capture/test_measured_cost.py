@@ -1,4 +1,4 @@
-"""Measured seconds: which ops have them and where they are stored, but not how many they are."""
+"""Measured seconds: which ops have them and where they are stored, but not their values."""
 
 import dataclasses
 import json

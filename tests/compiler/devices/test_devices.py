@@ -299,7 +299,7 @@ class Third(DeviceKind):
 
     @contextlib.contextmanager
     def record(self, device):
-        """Whatever runs: 1009 bytes are released inside of it, and 2003 are alive at its end."""
+        """For any call: 1009 bytes are released inside it, and 2003 are alive at its end."""
         recording = Recording()
         yield recording
         changes = ((1, 1009), (2, 2003), (1, -1009))
@@ -316,7 +316,7 @@ def third(monkeypatch):
 
 
 class TestThird:
-    """A third device is one more subclass: nothing else has to know it."""
+    """A third device is one more subclass; no other code changes."""
 
     def test_is_found_and_preferred_to_the_cpu(self, third):
         assert isinstance(third, Third)

@@ -1,4 +1,4 @@
-"""The order of the passes, and that none runs after Inductor was asked."""
+"""The order of the passes, and that none runs after the dry run."""
 
 import pytest
 import torch

@@ -181,7 +181,7 @@ def test_an_unusable_model_of_a_user_is_refused(name, monkeypatch):
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
-    """A copy of the package's sources, hashed anew each time."""
+    """A copy of the package's sources, hashed again each time."""
     copied = tmp_path / "rematpass"
     shutil.copytree(source_hash.ROOT, copied)
     monkeypatch.setattr(source_hash, "ROOT", copied)
