@@ -94,7 +94,7 @@ def _at_the_same_peak(found: Sequence[Pair]) -> str:
 
 def _unlimited(models: Mapping[str, Sequence[Measurement]]) -> str:
     """Inductor and remat at budgets 1 and 0."""
-    header = ("model", "", "peak", "step / Inductor", "compile", "of it planning")
+    header = ("model", "", "peak", "step / Inductor", "compile", "planning share")
     lines = []
     for model, rows in models.items():
         by_name = {row.strategy: row for row in rows}

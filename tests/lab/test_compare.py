@@ -101,7 +101,7 @@ def test_figures_are_exact_in_table_json_and_picture(here, capsys):
         (["--peers", "inductor@3"], "torch's activation_memory_budget is a number from 0 to 1"),
         (["--budgets", "16"], "'remat@16': memory_budget='16': a number without a unit; did you mean 16GiB?"),
         (["--peers", "none", "--budgets", "none"], "there is nothing to compare: both --peers and --budgets are none"),
-        (["--size", "batch=few"], "'batch=few' is no size; expected a name and a whole number above 0, as in batch=16"),
+        (["--size", "batch=few"], "'batch=few' is not a size; expected a name and a whole number above 0, as in batch=16"),
         (["--model", "tiny_user_model:make", "--size", "batch=2"], "--size is for models of the catalog"),
         (["--rounds", "-1"], "'-1' is not a number of rounds, 0 to 1000"),
     ],

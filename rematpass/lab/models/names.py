@@ -81,6 +81,6 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
     for text in texts:
         name, _, number = text.partition("=")
         if not name or not number.isdecimal() or int(number) < 1:
-            raise MeasureError(f"{text!r} is no size; expected a name and a whole number above 0, as in batch=16")
+            raise MeasureError(f"{text!r} is not a size; expected a name and a whole number above 0, as in batch=16")
         sizes[name] = int(number)
     return sizes

@@ -183,7 +183,7 @@ def test_a_buffer_that_backward_overwrites_stays_in_backward():
     [
         (CheckpointPolicy.MUST_SAVE, ["mm"], ["sin", "exp"]),
         (CheckpointPolicy.PREFER_SAVE, [], ["sin", "exp"]),
-        (CheckpointPolicy.MUST_RECOMPUTE, [], ["mm", "sin", "exp"]),
+        (CheckpointPolicy.MUST_RECOMPUTE, [], ["mm", "sin", "exp", "cos_1"]),  # cos_1: the derivative of sin(mm)
     ],
 )
 def test_users_marks_become_flags_of_ops_and_values(policy, saved, recomputed):

@@ -38,7 +38,7 @@ def test_the_devices_are_those_that_can_be_measured():
         (lambda: names.check_device("gpu"), "'gpu' is not a device; try cpu or cuda"),
         (
             lambda: names.parse_sizes(["batch=few"]),
-            "'batch=few' is no size; expected a name and a whole number above 0, as in batch=16",
+            "'batch=few' is not a size; expected a name and a whole number above 0, as in batch=16",
         ),
     ],
 )
