@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -101,7 +103,7 @@ def test_figures_are_exact_in_table_json_and_picture(here, capsys):
         (["--peers", "inductor@3"], "torch's activation_memory_budget is a number from 0 to 1"),
         (["--budgets", "16"], "'remat@16': memory_budget='16': a number without a unit; did you mean 16GiB?"),
         (["--peers", "none", "--budgets", "none"], "there is nothing to compare: both --peers and --budgets are none"),
-        (["--size", "batch=few"], "'batch=few' is not a size; expected a name and a whole number above 0, as in batch=16"),
+        (["--size", "batch=few"], "'batch=few' is not a size; expected a name and a whole number above 0"),
         (["--model", "tiny_user_model:make", "--size", "batch=2"], "--size is for models of the catalog"),
         (["--rounds", "-1"], "'-1' is not a number of rounds, 0 to 1000"),
     ],
@@ -183,9 +185,15 @@ def test_the_estimate_says_what_it_rests_on():
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_sigterm_leaves_no_process_and_no_file(here):
-    """SIGTERM arrives while a worker, which has started a process as compilers do, builds the model."""
-    temporary = here / "temporary"
-    temporary.mkdir()
+    """SIGTERM arrives while a worker, which has started a process as compilers do, builds the model.
+
+    Python's fork server puts a socket into TMPDIR, whose path must be short.
+    """
+    with tempfile.TemporaryDirectory(prefix="sigterm") as temporary:
+        _send_sigterm(here, Path(temporary))
+
+
+def _send_sigterm(here, temporary):
     command = [sys.executable, "-m", "rematpass", "compare", "--model", "tiny_user_model:endless", "--no-picture"]
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(here)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

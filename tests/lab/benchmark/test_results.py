@@ -139,7 +139,7 @@ def test_show_measures_nothing(runner, capsys):
         (["--models", "lama"], "error: unknown model 'lama'; did you mean llama? Valid names are llama,"),
         (["--device", "gpu"], "error: 'gpu' is not a device; try cpu or cuda"),
         (["--budgets", "16"], "error: 'remat@16': memory_budget='16'"),
-        (["--size", "batch"], "error: 'batch' is no size"),
+        (["--size", "batch"], "error: 'batch' is not a size"),
     ],
 )
 def test_invalid_arguments_are_refused(runner, capsys, arguments, message):
