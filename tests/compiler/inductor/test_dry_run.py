@@ -82,9 +82,8 @@ def test_the_predicted_peak_is_the_measured_one(make, shape, tangent):
     measured = measure_memory(lambda: step(x), list(model.parameters())).peak
     (found,) = partitioner.found
     assert not found.fwd.unknown + found.bwd.unknown
-    assert (
-        measured == found.peak_nbytes + tangent
-    )  # of the loss, which the caller holds; alive if the peak is in backward
+    # The tangent of the loss is alive if the peak is in backward; where torch holds tangents, the dry run counts it.
+    assert measured == found.peak_nbytes + (tangent if _torch.FREES_TANGENTS else 0)
     step(x).backward(), eager(x).backward()
     for p, q in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
