@@ -46,9 +46,10 @@ def _planned(strategy: Strategy, row: Measurement) -> str:
     return "no plan" if row.planned_peak is None else format_bytes(row.planned_peak)
 
 
-def _ratio(strategy: Strategy, row: Measurement) -> str:
+def ratio_text(row: Measurement, missing: str = NOT_MEASURED) -> str:
+    """The step time relative to Inductor's, with its quartiles, as the text of a cell."""
     if row.step_ratio is None:
-        return NOT_MEASURED
+        return missing
     lower, median, upper = row.step_ratio
     return f"{median:.2f} ({lower:.2f}-{upper:.2f})"
 
@@ -58,10 +59,11 @@ def recomputed(strategy: Strategy, row: Measurement) -> str:
     return NOT_MEASURED if row.recomputed_share is None else format_percent(row.recomputed_share)
 
 
-def _gradients(strategy: Strategy, row: Measurement) -> str:
+def gradients_text(row: Measurement, missing: str = NOT_MEASURED, reference: str = "reference") -> str:
+    """The error of the gradients as the text of a cell; a star if Inductor's are the reference."""
     star = " *" if row.gradient_reference == "Inductor" else ""
     if row.gradient_error is None:
-        return f"reference{star}" if star else NOT_MEASURED
+        return f"{reference}{star}" if star else missing
     return f"{row.gradient_error:.0e}{star}"
 
 
@@ -76,10 +78,10 @@ COLUMNS = (
     Column("planned", _planned),
     Column("measured", lambda _, row: _bytes(row.peak)),
     Column("less gradients", lambda _, row: _bytes(row.peak_less_gradients)),
-    Column("step / Inductor", _ratio),
+    Column("step / Inductor", lambda _, row: ratio_text(row)),
     Column("saved", lambda _, row: _bytes(row.saved)),
     Column("recomputed", recomputed),
-    Column("gradients off", _gradients),
+    Column("gradients off", lambda _, row: gradients_text(row)),
     Column("compile", _compile),
     Column("plan", lambda s, row: "" if s.is_peer else seconds_text(row.planning_seconds)),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rematpass.report.comparison import budget_text, notes, recomputed, title
+from rematpass.report.comparison import budget_text, gradients_text, notes, ratio_text, recomputed, title
 from rematpass.report.measurement import INFEASIBLE, MEASURED, Measurement, Strategy
 from rematpass.units import BYTE_UNITS, format_bytes
 
@@ -71,9 +71,9 @@ def _columns(strategies: Sequence[Strategy], rows: Mapping[str, Measurement]) ->
         _Column("budget", [budget_text(strategy) for strategy in strategies]),
         column(f"planned\n{unit}", lambda s, row: "" if s.is_peer else _in_unit(row.planned_peak, unit)),
         _Column(f"measured\n{unit}", [_measured(rows.get(s.name), unit) for s in strategies]),
-        column("step /\nInductor", _ratio),
+        column("step /\nInductor", lambda _, row: ratio_text(row, NO_FIGURE)),
         column("recom-\nputed", lambda _, row: NO_FIGURE if row.recomputed_share is None else recomputed(_, row)),
-        column("gradients\noff by", _gradients),
+        column("gradients\noff by", lambda _, row: gradients_text(row, NO_FIGURE, "ref.")),
         column("compile", _compile),
         column("plan-\nning", lambda s, row: "" if s.is_peer else _seconds(row.planning_seconds)),
     ]
@@ -115,20 +115,6 @@ def _measured(row: Measurement | None, unit: str) -> str:
     if row.status != MEASURED:
         return "no plan" if row.status == INFEASIBLE else "failed"
     return _in_unit(row.peak, unit)
-
-
-def _ratio(_: Strategy, row: Measurement) -> str:
-    if row.step_ratio is None:
-        return NO_FIGURE
-    lower, median, upper = row.step_ratio
-    return f"{median:.2f} ({lower:.2f}-{upper:.2f})"
-
-
-def _gradients(_: Strategy, row: Measurement) -> str:
-    star = " *" if row.gradient_reference == "Inductor" else ""
-    if row.gradient_error is None:
-        return f"ref.{star}" if star else NO_FIGURE
-    return f"{row.gradient_error:.0e}{star}"
 
 
 def _compile(strategy: Strategy, row: Measurement) -> str:
