@@ -25,6 +25,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.graph_passes.step_facts import StepFacts
 from rematpass.compiler.inductor.realize_op import REALIZE
+from rematpass.compiler.inductor.scheduler_pass import follow_plan
 from rematpass.compiler.ops.kinds import needs_random_state
 from rematpass.compiler.ops.node_info import is_tangent
 from rematpass.core.op import Kind, Origin, Side
@@ -51,9 +52,11 @@ def emit(captured: Captured, plan: Plan) -> tuple[fx.GraphModule, fx.GraphModule
     bwd_outputs = [writer.result(n) for n in captured.bwd_outputs]
     module = writer.finish(fwd_outputs + bwd_outputs)
     static = [writer.new_inputs[n] for n in captured.static_inputs]
-    return _torch.extract_fwd_bwd_modules(
+    modules = _torch.extract_fwd_bwd_modules(
         module, saved + states, num_fwd_outputs=len(fwd_outputs), static_inputs=static
     )
+    follow_plan(*modules)
+    return modules
 
 
 def step_facts(captured: Captured) -> StepFacts:

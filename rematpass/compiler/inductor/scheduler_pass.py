@@ -28,6 +28,9 @@ A fourth, ``mm`` and ``add`` becoming ``addmm``, is a graph pass (``graph_passes
 One hook installs all of this: ``_pre_fusion_custom_pass``, which exists in torch 2.11 to 2.15 and is part of the cache
 keys by its ``uuid``. It patches one scheduler, which lives for one graph. (``inductor_choices_class`` is read once per
 thread and would stay.)
+
+Only graphs that ``follow_plan`` has marked are treated so. All others, those of torch's own partitioner and of
+inference, are compiled as without this backend: a compilation may hand out torch's own choice (``default_partition``).
 """
 
 from __future__ import annotations
@@ -47,17 +50,29 @@ from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
 from rematpass.compiler.source_hash import sources_hash
 
 
+_MARK = "rematpass_follow_plan"  # in the meta of the output node, which survives copies of a graph
+
+
 def config_patches(*, split: bool = True, strict: bool = True) -> dict[str, Any]:
     """Inductor's settings for both graphs and for their dry run; arguments as for ``KeepOrder``."""
-    return {
-        "_pre_fusion_custom_pass": KeepOrder(split, strict),
-        "reorder_for_peak_memory": False,
-        "allow_buffer_reuse": not split,
-    }
+    return {"_pre_fusion_custom_pass": KeepOrder(split, strict), "reorder_for_peak_memory": False}
+
+
+def follow_plan(*modules: fx.GraphModule) -> None:
+    """Mark modules, and the subgraphs that they call: their kernels have to run in the order of the graph."""
+    for part in (part for module in modules for part in module.modules() if isinstance(part, fx.GraphModule)):
+        part.graph.find_nodes(op="output")[0].meta[_MARK] = True
+
+
+def follows_plan(module: fx.GraphModule) -> bool:
+    """Whether ``follow_plan`` has marked the module."""
+    return bool(module.graph.find_nodes(op="output")[0].meta.get(_MARK))
 
 
 class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
-    """A scheduler pass: kernels in the order of the graph, fusion guarded by a ``Gate``. Inference is left to Inductor.
+    """A scheduler pass: kernels in the order of the graph, fusion guarded by a ``Gate``.
+
+    Graphs that no plan has made are left to Inductor (``follow_plan``).
 
     ``split``: memory is short, so on the CPU a function ends after a kernel whose reads have to be freed. ``strict``:
     errors are raised; else they are logged, and Inductor orders and fuses by itself. In a dry run errors have the same
@@ -70,7 +85,7 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
     def __call__(self, nodes: list[Node]) -> list[Node]:
         if not nodes:
             return nodes
-        if V.graph.is_inference:
+        if V.graph.is_inference or not follows_plan(V.graph.module):
             _reorder_for_peak_memory(nodes[0].scheduler)
             return nodes
         keep_mutation_renames(nodes)
@@ -88,6 +103,8 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
         for position, node in enumerate(nodes):
             node.min_order = node.max_order = position
         guard_fusion(scheduler, Gate(KernelTimeline(scheduler, nodes, self.split), self.strict), self.split)
+        if self.split:
+            _forbid_reuse(V.graph.wrapper_code)
         return nodes
 
     def uuid(self) -> bytes:
@@ -154,6 +171,17 @@ def _recompute_and_rename(op: Node, recompute: Callable[..., None], *args: Any, 
 def _ordering_dependencies(op: Node) -> Any:
     """What an op waits for though its loops do not read it."""
     return _torch.OrderedSet(d for d in op.read_writes.reads if isinstance(d, (_torch.WeakDep, _torch.StarDep)))
+
+
+def _forbid_reuse(wrapper: Any) -> None:
+    """Let the wrapper of one graph allocate every buffer anew."""
+    plan_lines: Callable[..., None] = wrapper.run_wrapper_ir_passes
+
+    def run_wrapper_ir_passes(*args: Any, **kwargs: Any) -> None:
+        with _torch.inductor_config.patch(allow_buffer_reuse=False):
+            plan_lines(*args, **kwargs)
+
+    wrapper.run_wrapper_ir_passes = run_wrapper_ir_passes
 
 
 def _reorder_for_peak_memory(scheduler: Any) -> None:

@@ -4,7 +4,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rematpass.compiler import _torch
 from rematpass.compiler.graph_passes.avoid_addmm import separate_products
 from rematpass.compiler.inductor.dry_run import dry_run
-from rematpass.compiler.inductor.scheduler_pass import config_patches
+from rematpass.compiler.inductor.scheduler_pass import config_patches, follow_plan
 
 SHAPES = [(64, 11), (64, 3), (64, 11), (64, 3), (11, 11), (11, 11)]
 
@@ -18,7 +18,9 @@ def tied(logits, hidden, h, w, *chain):
 
 
 def traced(function, *shapes):
-    return make_fx(function, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
+    module = make_fx(function, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
+    follow_plan(module)
+    return module
 
 
 def live_bytes(module):

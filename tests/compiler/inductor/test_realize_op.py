@@ -28,6 +28,7 @@ SHAPES = [(64, 5), (64, 5), (5, 5), (5, 5), (5, 5)]
 
 def peaks(realize):
     module = make_fx(two_terms(realize), tracing_mode="fake")(*(torch.empty(s) for s in SHAPES))
+    scheduler_pass.follow_plan(module)
     inputs = [n.meta["val"] for n in module.graph.find_nodes(op="placeholder")]
     with _torch.inductor_config.patch(scheduler_pass.config_patches()):
         found = dry_run(module, inputs, is_backward=True)

@@ -14,8 +14,11 @@ from rematpass.compiler.inductor.dry_run import dry_run
 DEFAULT, OURS = {}, scheduler_pass.config_patches()
 
 
-def traced(f, *shapes):
-    return make_fx(f, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
+def traced(f, *shapes, planned=True):
+    module = make_fx(f, tracing_mode="fake")(*(torch.empty(shape) for shape in shapes))
+    if planned:
+        scheduler_pass.follow_plan(module)
+    return module
 
 
 def dry(module, patches):
@@ -46,6 +49,13 @@ def test_copies_of_one_value_run_where_the_plan_puts_them():
     module = traced(recomputed_thrice, *SHAPES)
     assert kernels(module, OURS) == ["cos", "mm", "mm_1", "cos_1", "mm_2", "mm_3", "cos_2", "mm_4", "mm_5"]
     assert dry(module, OURS).peak.nbytes == 3 * 140 + 1280 + 1792  # three products, g, one copy
+
+
+def test_a_graph_that_no_plan_has_made_is_left_to_inductor():
+    module = traced(recomputed_thrice, *SHAPES, planned=False)
+    alone, beside_ours = (dry(module, patches) for patches in (DEFAULT, OURS))
+    assert beside_ours.timeline == alone.timeline
+    assert dry(traced(recomputed_thrice, *SHAPES), OURS).timeline != alone.timeline
 
 
 @pytest.mark.parametrize("patches", [DEFAULT, {"reorder_for_peak_memory": False}])
