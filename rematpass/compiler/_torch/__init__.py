@@ -52,6 +52,7 @@ from torch._inductor import (
     list_mode_options,
 )
 from torch._inductor import ir as inductor_ir
+from torch._inductor import lowering as inductor_lowering
 from torch._inductor import memory as inductor_memory
 from torch._inductor import metrics as inductor_metrics
 from torch._inductor import scheduler as inductor_scheduler
@@ -63,10 +64,12 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir as cache_directory
 from torch._inductor.utils import get_dtype_size
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
+from torch._logging._internal import trace_log as _trace_log
 from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _make_graph_module as graph_module  # its code is made when it is asked for
 from torch.fx.experimental._backward_state import BackwardState
-from torch.fx.experimental.symbolic_shapes import free_symbols
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._ordered_set import OrderedSet
 from torch.utils._python_dispatch import _disable_current_modes as without_modes
@@ -87,8 +90,10 @@ from rematpass.compiler._torch.partitioning import (
     thread_rng_states,
 )
 from rematpass.compiler._torch.random_state import (
+    bytes_of_kept_state,
     device_of_random_state,
     random_state_before,
+    replayed_call,
     run_and_save_rng_state,
     run_with_rng_state,
 )
@@ -100,10 +105,12 @@ __all__ = [
     "CompileContext",
     "CustomGraphPass",
     "CustomPartitionerFn",
+    "FakeTensorMode",
     "HigherOrderOperator",
     "OpOverload",
     "OrderedSet",
     "SchedulerPass",
+    "ShapeEnv",
     "StarDep",
     "SymT",
     "V",
@@ -111,6 +118,7 @@ __all__ = [
     "aot_autograd",
     "backward_is_traced",
     "boxed_nop",
+    "bytes_of_kept_state",
     "cache_directory",
     "called_through",
     "check_version",
@@ -134,6 +142,7 @@ __all__ = [
     "inductor_driver",
     "inductor_graph",
     "inductor_ir",
+    "inductor_lowering",
     "inductor_memory",
     "inductor_metrics",
     "inductor_scheduler",
@@ -151,6 +160,7 @@ __all__ = [
     "region_being_partitioned",
     "region_budget_of",
     "register_lowering",
+    "replayed_call",
     "run_and_save_rng_state",
     "run_with_rng_state",
     "saved_tensor_hooks_are_active",
@@ -158,6 +168,7 @@ __all__ = [
     "symbol_is_type",
     "thread_rng_states",
     "trace_structured",
+    "traces_structured",
     "warn_once_cache",
     "without_modes",
     "wrapped_modules",
@@ -167,6 +178,12 @@ default_partition = min_cut_rematerialization_partition
 # Whether a tangent is freed after its last use in backward, which empties the list that it is called with: seen in
 # torch 2.13, while in 2.11 autograd holds all tangents until backward ends. Only the dry run depends on it.
 FREES_TANGENTS = release(torch.__version__) >= (2, 13)
+# Functions that Inductor does not compute again on a CPU in each of several readers, in should_realize_on_reuse of
+# torch/_inductor/ir.py: seen in torch 2.11, 2.13 and 2.14.
+_SINCE_2_12 = (
+    frozenset({"log", "log10", "log1p", "log2", "tanh"}) if release(torch.__version__) >= (2, 12) else frozenset()
+)
+SLOW_TO_REPEAT = frozenset({"exp", "sigmoid"}) | _SINCE_2_12
 # The class of scheduler passes that compile caches accept; torch 2.11 has one class for all passes.
 SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPass)
 
@@ -179,6 +196,11 @@ def is_impure(node: fx.Node) -> bool:
 def lays_channels_last(module: fx.GraphModule) -> bool:
     """Whether Inductor will lay out the convolutions of this module with channels last."""
     return bool(inductor_graph.GraphLowering.decide_layout_opt(module, is_inference=False))
+
+
+def traces_structured() -> bool:
+    """Whether somebody reads what ``trace_structured`` writes. The handler removes itself if there is no file."""
+    return bool(_trace_log.handlers)
 
 
 def storage_key(tensor: torch.Tensor) -> int | None:

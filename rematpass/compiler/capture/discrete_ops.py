@@ -12,7 +12,10 @@ Such ops are found by types, not by names: they read floats that may differ when
 booleans. Autograd's ``x == x.amax()`` is one too: with another ``x`` it finds no maximum and divides by zero. Two
 kinds are left to the planner. Comparisons that only gradients need (``relu(x) <= 0``) change only where both sides
 are equal up to rounding. The integers that attention kernels of a GPU return are the random state of their
-dropout: with dropout they run once anyway, and without it nothing uses them.
+dropout: drawn again from the same state they are the same, and without dropout nothing uses them.
+
+A random op that a mark makes run again draws the same numbers again (``emit``), so it is a decision only where its
+numbers depend on the floats that it reads: ``bernoulli`` of recomputed probabilities, but not a dropout mask.
 
 A user's MUST_RECOMPUTE takes precedence, and ``REMAT_SAVE_DECISIONS=0`` turns this off.
 
@@ -36,12 +39,18 @@ from rematpass.core.op import LIBRARY_KINDS, Kind, Op, Side, Value
 
 REASON = "its result is a decision that recomputed inputs could change"
 
-# Kinds whose result has the same bits in every kernel: they move values, or draw them from a seed.
-_MOVES = frozenset({Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.SEEDED, Kind.SYMBOLIC})
+# Kinds whose result has the same bits in every kernel: they move values, or draw them from a seed or a state.
+_MOVES = frozenset({Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.SEEDED, Kind.RANDOM, Kind.SYMBOLIC})
 _FLOATS = ("float", "bfloat", "complex")
 _ROUNDED = ("float16", "bfloat16", "float8")  # kept in 32 bits inside a fused kernel
-_NOT_FUSED = LIBRARY_KINDS | {Kind.KERNEL, Kind.OPAQUE, Kind.COLLECTIVE}
+_NOT_FUSED = LIBRARY_KINDS | {Kind.KERNEL, Kind.RANDOM, Kind.OPAQUE, Kind.COLLECTIVE}
 _VARIES = getattr(torch.Tag, "nondeterministic_bitwise", None)  # None in old versions of torch
+# Random ops that read only the shape of their tensors, and random ops whose numbers, but not whose floats, do the same.
+_OF_A_SHAPE = frozenset(
+    {"rand_like", "randn_like", "randint_like", "uniform", "exponential", "cauchy", "log_normal", "geometric"}
+    | {"random", "normal_functional", "bernoulli.p"}
+)
+_OF_A_SHAPE_AND_FLOATS = frozenset({"native_dropout", "normal"})
 _EQUALITIES = frozenset({torch.ops.aten.eq.Tensor, torch.ops.aten.ne.Tensor})
 
 
@@ -63,11 +72,25 @@ def _exact(captured: Captured, fuse: bool) -> frozenset[int]:
     for op, node in zip(graph.ops, captured.op_node, strict=True):
         if op.kind is Kind.SEEDED or (op.kind is Kind.COPY and drawn.issuperset(op.reads)):
             drawn.update(op.writes)
-        once = bool(op.never_recompute)
-        if once or (exact.issuperset(op.reads) and _same_bits(graph, op, node, fuse)):
+        if op.kind is Kind.RANDOM and not op.never_recompute and _draws_by_shape(node):
+            keeps = _named(node, _OF_A_SHAPE) or exact.issuperset(op.reads)
+            exact.update(v for v in op.writes if keeps or not _is_float(graph.values[v]))
+        elif op.never_recompute or (exact.issuperset(op.reads) and _same_bits(graph, op, node, fuse)):
             late = {v for v in op.writes if fuse and _is_rounded_late(op, graph.values[v])}
             exact.update(set(op.writes) - (late - drawn))
     return frozenset(exact)
+
+
+def _named(node: fx.Node, names: frozenset[str]) -> bool:
+    """Whether the op is among ``names``, with or without the name of its overload."""
+    name = getattr(node.target, "_opname", "")
+    return name in names or f"{name}.{getattr(node.target, '_overloadname', '')}" in names
+
+
+def _draws_by_shape(node: fx.Node) -> bool:
+    """Whether the numbers that a random op draws depend on no float that it reads."""
+    by_name = _named(node, _OF_A_SHAPE | _OF_A_SHAPE_AND_FLOATS)
+    return by_name or "attention" in getattr(node.target, "_opname", "")
 
 
 def _same_bits(graph: JointGraph, op: Op, node: fx.Node, fuse: bool) -> bool:
@@ -99,11 +122,13 @@ def _is_float(value: Value) -> bool:
 def _is_discrete(captured: Captured, op: Op, exact: frozenset[int]) -> bool:
     graph = captured.graph
     inexact = [v for v in op.reads if _is_float(graph.values[v]) and v not in exact]
-    if not inexact or op.never_recompute or all(_is_float(graph.values[v]) for v in op.writes):
+    if not inexact or op.never_recompute:
         return False
-    if op.kind is Kind.ATTENTION:
+    if op.kind is not Kind.RANDOM and all(_is_float(graph.values[v]) for v in op.writes):
         return False
     node = captured.op_node[op.id]
+    if op.kind is Kind.ATTENTION or (op.kind is Kind.RANDOM and _draws_by_shape(node)):
+        return False
     if any(n.meta.get("recompute") is CheckpointPolicy.MUST_RECOMPUTE for n in (node, *projections(node))):
         return False
     if graph.sides[op.id] is Side.EITHER:

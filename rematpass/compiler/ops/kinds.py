@@ -3,8 +3,8 @@
 ``_TABLE`` says for each kind how its ops are recognized and whether they may run again. An op may run again if another
 run gives the same bits and has no other effect. Random ops may not, unless they draw from an explicit seed (Inductor's
 ``inductor_random``) or draw nothing (attention without dropout). Custom ops, higher-order ops and users' kernels are
-not known to be pure, whatever their names and tags say; the user's own mark can allow them to run again, from the
-random state of their first run (``needs_random_state``).
+not known to be pure, whatever their names and tags say. The user's own mark can allow all of these to run again, from
+the random state of their first run (``needs_random_state``).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _TABLE: dict[Kind, Rule] = {
     Kind.KERNEL: Rule(),  # every other op of these namespaces
     # Ops of any namespace, by the schema, the namespace or the result (``kind_of``).
     Kind.SYMBOLIC: Rule(),
-    Kind.RANDOM: Rule(never_recompute="it draws random numbers"),
+    Kind.RANDOM: Rule(never_recompute="it draws random numbers", marks_override=True),
     Kind.COLLECTIVE: Rule(never_recompute="it communicates between ranks", marks_override=True),
     Kind.EFFECT: Rule(never_recompute="it has an effect besides its result"),
     Kind.MUTATION: Rule(never_recompute="it overwrites its argument"),
@@ -173,8 +173,8 @@ def draws_random_numbers(node: fx.Node) -> bool:
 
 
 def needs_random_state(node: fx.Node) -> bool:
-    """Whether the call may draw undeclared random numbers, so that another run must start from the same state."""
-    return isinstance(node.target, OpOverload) and kind_of(node) is Kind.OPAQUE
+    """Whether the call draws random numbers, or may draw some, so that another run must start from the same state."""
+    return isinstance(node.target, OpOverload) and kind_of(node) in (Kind.RANDOM, Kind.OPAQUE)
 
 
 def must_stay_separate(node: fx.Node) -> bool:

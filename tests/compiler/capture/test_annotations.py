@@ -21,7 +21,7 @@ from rematpass.compiler.emit import emit
 from rematpass.compiler.planned import records
 from rematpass.core.cost import estimate
 from rematpass.core.hardware import preset
-from rematpass.core.op import Origin
+from rematpass.core.op import Kind, Origin
 from rematpass.core.solve.baselines import recompute_all
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import ContradictoryMarks
@@ -90,11 +90,17 @@ def test_prefer_save_leaves_the_decision_to_the_planner():
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_RECOMPUTE, CheckpointPolicy.PREFER_RECOMPUTE])
-def test_random_numbers_of_a_region_are_saved_whatever_the_mark(policy, budget):
-    """Numbers drawn again would be others."""
-    record = planned(policy, [aten.native_dropout.default, aten.bernoulli.p], budget, dropout=True)
+def test_random_numbers_of_a_region_are_drawn_again(policy, budget):
+    """From the random state of the first draw, which ``emit`` saves in place of the dropout mask."""
+    record = planned(policy, [aten.native_dropout.default], budget, dropout=True)
+    assert runs_again(record, "native_dropout") == {"native_dropout"}
+    assert not saved(record, "native_dropout")
+
+
+def test_random_numbers_marked_to_be_saved_are_saved():
+    record = planned(CheckpointPolicy.MUST_SAVE, [aten.native_dropout.default], 0, dropout=True)
     assert not runs_again(record, "native_dropout")
-    assert not runs_again(record, "bernoulli")
+    assert "native_dropout.1" in saved(record, "native_dropout")
 
 
 @pytest.mark.parametrize("strict", [0, 1])
@@ -107,11 +113,14 @@ def test_contradictory_marks_are_an_error_that_names_the_path(strict, monkeypatc
 
     def with_unsavable_noise(*arguments, **more):
         found = capture(*arguments, **more)
-        (noise,) = (op.writes[:1] for op in found.graph.ops if op.never_recompute == "it draws random numbers")
-        values = [
-            dataclasses.replace(v, cannot_save="it is a handle") if v.id in noise else v for v in found.graph.values
-        ]
-        return dataclasses.replace(found, graph=dataclasses.replace(found.graph, values=tuple(values)))
+        (draw,) = (op for op in found.graph.ops if op.kind is Kind.RANDOM)
+        once = dataclasses.replace(draw, never_recompute="it draws random numbers", must_recompute=False)
+        ops = tuple(once if op is draw else op for op in found.graph.ops)
+        values = tuple(
+            dataclasses.replace(v, cannot_save="it is a handle") if v.id == draw.writes[0] else v
+            for v in found.graph.values
+        )
+        return dataclasses.replace(found, graph=dataclasses.replace(found.graph, ops=ops, values=values))
 
     monkeypatch.setattr(partitioner, "capture", with_unsavable_noise)
     with pytest.raises(BackendCompilerFailed) as caught:

@@ -23,7 +23,6 @@ def test_seeded_random_numbers_may_be_recomputed():
 @pytest.mark.parametrize(
     ("target", "arguments", "why"),
     [
-        (aten.bernoulli.default, [SQUARE], "it draws random numbers"),
         (prims.inductor_seeds.default, [7, torch.device("cpu")], "it draws random numbers"),
         (aten.add_.Tensor, [ROWS.clone(), 1], "it overwrites its argument"),
         (aten.mm.default, [ROWS, SQUARE], ""),
@@ -33,6 +32,25 @@ def test_seeded_random_numbers_may_be_recomputed():
 def test_ops_that_no_mark_allows_to_be_recomputed(target, arguments, why):
     traits = traits_of(called(target, *arguments))
     assert (traits.never_recompute, traits.honours_marks) == (why, False)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "keywords"),
+    [
+        (aten.bernoulli.default, [SQUARE], {}),
+        (aten.native_dropout.default, [ROWS, 0.5, True], {}),
+        (aten.rand.default, [[3, 5]], {"device": torch.device("cpu")}),
+    ],
+)
+def test_a_mark_allows_random_numbers_to_be_drawn_again(target, arguments, keywords):
+    traits = traits_of(called(target, *arguments, **keywords))
+    assert (traits.never_recompute, traits.honours_marks) == ("it draws random numbers", True)
+
+
+def test_numbers_of_a_users_generator_are_never_drawn_again():
+    """The state of the device's own generator says nothing about them."""
+    node = called(aten.bernoulli.default, SQUARE, generator=torch.Generator())
+    assert not traits_of(node).honours_marks
 
 
 def test_a_mark_allows_a_custom_op_to_be_recomputed():
