@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from support.fuzz_blocks import Norm, Shape, rows, width_of
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from .fuzz_blocks import Norm, Shape, rows, width_of
 
 
 class Attention(nn.Module):

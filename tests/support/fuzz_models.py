@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from .fuzz_attention import Attention
-from .fuzz_blocks import (
+from support.fuzz_attention import Attention
+from support.fuzz_blocks import (
     ACTIVATIONS,
     Fourier,
     Mixture,
@@ -31,7 +28,9 @@ from .fuzz_blocks import (
     rows,
     width_of,
 )  # fmt: skip
-from .fuzz_convolution import ConvNext, Convolution, Inverted, Layout, UNet
+from support.fuzz_convolution import ConvNext, Convolution, Inverted, Layout, UNet
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 KINDS = {
     kind.__name__: kind
@@ -241,10 +240,10 @@ def write(seed: int) -> Program:
     elif kind == "image":
         given |= {"length": r.choice((12, 17, 24)), "side": r.choice((12, 17, 24)), "width": r.choice((3, 16, 24))}
         given["channels_last"] = r.random() < 0.4
-    count = r.choices(range(1, 7), (30, 30, 20, 10, 5, 5))[0]
+    count = r.choices(range(1, 7), (45, 30, 12, 7, 3, 3))[0]
     kinds = r.choices(list(MIXES[mix]), list(MIXES[mix].values()), k=count)
     layers = [_layer(r, kind) for kind in kinds]
-    if count <= 3 and r.random() < 0.25:
+    if count <= 2 and r.random() < 0.2:
         layers *= 2  # equal layers
     return Program(
         seed=seed,

@@ -77,10 +77,11 @@ class Looker:
             with _torch.inductor_config.patch(backend.inductor_patches(config)):
                 modules = partitioner(copy_module(self.gm), self.inputs, **self.settings)
                 peak = self._peak(modules)
-        except BudgetInfeasible as refused:
-            return Choice(budget, limit=int(budget), floor=refused.floor)
         except Exception as error:
-            return Choice(budget, error=f"{type(error).__name__}: {error}"[:300])
+            cause = getattr(error, "inner_exception", error)
+            if isinstance(cause, BudgetInfeasible):
+                return Choice(budget, limit=int(budget), floor=cause.floor)
+            return Choice(budget, error=f"{type(cause).__name__}: {cause}"[:300])
         record = partitioner.planned
         if record is None:
             return Choice(budget, error="nothing was planned")
