@@ -42,6 +42,7 @@ from torch._functorch.partitioners import (
     is_sym_node,
     min_cut_rematerialization_partition,
 )
+from torch._functorch.partitioners import default_partition as save_all_partition
 from torch._guards import CompileContext
 from torch._inductor import compile_fx as inductor_driver
 from torch._inductor import config as inductor_config
@@ -163,6 +164,7 @@ __all__ = [
     "replayed_call",
     "run_and_save_rng_state",
     "run_with_rng_state",
+    "save_all_partition",
     "saved_tensor_hooks_are_active",
     "storage_key",
     "symbol_is_type",

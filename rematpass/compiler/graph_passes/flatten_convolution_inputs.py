@@ -7,6 +7,10 @@ parameters. With a flat view, backward makes each copy when it needs it::
     forward     primals_3 ──▶ output                    primals_3 ──▶ [view -1] primals_3_flat ──▶ output
     backward    primals_3 ──▶ [convolution]             primals_3_flat ──▶ [view shape] ──▶ [convolution]
 
+Complex values of four dimensions that lead to a convolution would be saved in that layout too. They keep theirs with a
+flat view, because the decompositions of complex ops rely on the strides that they were traced with: ``view.dtype``
+needs a last stride of 1.
+
 The name of the view begins with that of the input: by the name, Inductor recognizes an input of forward, whose memory
 it does not free in backward.
 """
@@ -22,7 +26,7 @@ from rematpass.compiler.graph_passes.step_facts import StepFacts
 
 
 def flatten_convolution_inputs(fwd: fx.GraphModule, bwd: fx.GraphModule, facts: StepFacts) -> None:
-    """Flatten the saved inputs among ``facts.convolution_inputs`` that are dense and of known sizes."""
+    """Flatten the saved inputs among ``facts.convolution_inputs`` and complex values: the dense ones of known sizes."""
     output = fwd.graph.find_nodes(op="output")[0]
     results = list(output.args[0])
     taken = {node.name: node for node in bwd.graph.find_nodes(op="placeholder")}
@@ -43,11 +47,12 @@ def flatten_convolution_inputs(fwd: fx.GraphModule, bwd: fx.GraphModule, facts: 
 
 
 def _can_be_flat(node: Any, facts: StepFacts) -> bool:
-    if not isinstance(node, fx.Node) or node.op != "placeholder" or node.name not in facts.convolution_inputs:
-        return False
-    tensor = node.meta["val"]
+    tensor = node.meta.get("val") if isinstance(node, fx.Node) else None
     if not isinstance(tensor, torch.Tensor):
-        return False  # an input that is a size
+        return False  # a size
+    is_read_by_convolution = node.op == "placeholder" and node.name in facts.convolution_inputs
+    if not is_read_by_convolution and not (tensor.is_complex() and tensor.ndim == 4):
+        return False
     return all(isinstance(n, int) for n in tensor.shape) and tensor.is_contiguous()
 
 

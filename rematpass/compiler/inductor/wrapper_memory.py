@@ -20,8 +20,8 @@ from typing import Any
 
 from rematpass.compiler import _torch, devices
 from rematpass.compiler._torch import inductor_ir
+from rematpass.compiler.inductor.extern_calls import is_view, workspace_inside
 from rematpass.compiler.ops.size_hints import hint_in
-from rematpass.compiler.ops.traits import workspace_of_call
 
 # Lines that neither allocate nor free.
 _WITHOUT_BYTES = frozenset(
@@ -29,7 +29,7 @@ _WITHOUT_BYTES = frozenset(
     "DeferredLine EnterDeviceContextManagerLine ExitDeviceContextManagerLine "
     "EnterDeviceContextManagerWithStreamInfoLine ExitDeviceContextManagerWithStreamInfoLine "
     "SymbolicCallArgLine UnbackedSymbolDefsLine DynamicScalarLine "
-    "ExitSubgraphLine IndexPutFallbackLine ScatterFallbackLine AssertDivByZeroLine ExternKernelMultiOutLine".split()
+    "ExitSubgraphLine AssertDivByZeroLine ExternKernelMultiOutLine".split()
 )
 
 
@@ -138,20 +138,35 @@ class WrapperMemory:
         self.timeline.append(LiveBytes(line.kernel_name, self.live))
 
     def _ExternKernelOutLine(self, line: Any) -> None:  # noqa: N802
-        self.timeline.append(LiveBytes(origin(line.node), self.live + _workspace(self.graph, line.node)))
+        self.timeline.append(LiveBytes(origin(line.node), self.live + workspace_inside(self.graph, line.node)))
 
     def _ExternKernelAllocLine(self, line: Any) -> None:  # noqa: N802
         node = line.node
         layout = node.get_output_spec()
         if isinstance(layout, inductor_ir.MultiOutputLayout):
             results = [o for o in getattr(node, "outputs", ()) if isinstance(o, inductor_ir.MultiOutput)]
-            own = [o for o in results if not o.get_inputs_that_alias_output()]
-            for result in own:
+            if is_view(self.graph, node):
+                self._hold_views(node, results)
+                results = []
+            for result in results:
                 self._allocate(result)
-            self.items[node.get_name()] = [o.get_name() for o in own]
+            self.items[node.get_name()] = [o.get_name() for o in results]
         elif _owns_its_bytes(layout) and not node.get_inputs_that_alias_output():
             self._allocate(node)
-        self.timeline.append(LiveBytes(origin(node), self.live + _workspace(self.graph, node)))
+        self.timeline.append(LiveBytes(origin(node), self.live + workspace_inside(self.graph, node)))
+
+    def _hold_views(self, node: Any, views: list[Any]) -> None:
+        """A storage lives as long as any view of it that a call has made."""
+        base = self._held_as((*node.get_inputs_that_alias_output(), *node.get_mutation_names())[0])
+        self.names_alive.setdefault(base, 1)  # its own; the lines that take the views out of the tuple add theirs
+        for view in views:
+            self.part_of[view.get_name()] = self.same_as[view.get_name()] = base
+
+    def _IndexPutFallbackLine(self, line: Any) -> None:  # noqa: N802
+        self._ExternKernelOutLine(line)
+
+    def _ScatterFallbackLine(self, line: Any) -> None:  # noqa: N802
+        self._ExternKernelOutLine(line)
 
     def _SubgraphBegin(self, line: Any) -> None:  # noqa: N802
         self.calls.append(_SubgraphCall(line.has_branches, [self._operand(node) for node in line.operands]))
@@ -237,17 +252,6 @@ def _nbytes(graph: Any, buffer: Any) -> int:
     nbytes = size * int(_torch.get_dtype_size(buffer.get_dtype()))
     device = buffer.get_device()
     return nbytes if device is None else devices.of(device).allocated(nbytes)
-
-
-def _workspace(graph: Any, node: Any) -> int:
-    """Bytes that a call allocates and frees inside itself; 0 where they are not known."""
-
-    def hints(sizes: Any) -> tuple[int, ...]:
-        return tuple(hint_in(graph, size) for size in sizes)
-
-    given = [i for i in node.inputs if isinstance(i, inductor_ir.IRNode) and i.has_tensor_output()]
-    laid_out = [(hints(i.get_size()), hints(i.get_stride())) for i in given if i.maybe_get_stride() is not None]
-    return max((workspace_of_call(source, laid_out) for source in node.get_origins()), default=0)
 
 
 def _owns_its_bytes(layout: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from rematpass.compiler import _torch
 from rematpass.compiler._torch import OpOverload, pytree
+from rematpass.compiler.ops.kinds import kind_by_name
 from rematpass.compiler.ops.size_hints import hint
+from rematpass.core.op import LIBRARY_KINDS
+
+# Parts of the names of ops on matrices, whose FLOPs per element grow with the rows.
+_ON_MATRICES = ("linalg", "cholesky", "lu_", "triangular", "geqrf", "ormqr", "svd", "pinv")
+# FLOPs assumed for each element of the arguments where no formula is known, from the time of a sort; and for each row
+# of matrices, from the formulas of a singular value decomposition.
+_FLOPS_PER_ELEMENT, _FLOPS_PER_ROW = 1000, 20
 
 # Ops that write rows of their first argument by index. If all indices are equal, they take a GPU many times as long.
 _WRITE_BY_INDEX = frozenset(
@@ -21,32 +31,51 @@ _WRITE_BY_INDEX = frozenset(
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor argument without its numbers; ``sizes`` and ``strides`` in elements, symbols replaced by numbers."""
+    """A tensor argument without its numbers; ``sizes`` and ``strides`` in elements, symbols replaced by numbers.
+
+    ``conjugated``, ``negated``: a lazy conjugate or negative view, which many kernels copy before they read it.
+    """
 
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    conjugated: bool = False
+    negated: bool = False
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}{list(self.sizes)}{list(self.strides)}"
+        lazy = "*" * self.conjugated + "-" * self.negated
+        return f"{lazy}{str(self.dtype).removeprefix('torch.')}{list(self.sizes)}{list(self.strides)}"
 
-    def make(self, draw: torch.Generator | None = None, rows: int = 1) -> torch.Tensor:
+    def make(
+        self, draw: torch.Generator | None = None, rows: int = 1, *, fill: bool = False, pivots: bool = False
+    ) -> torch.Tensor:
         """A tensor of this description. The program's own random generators are not used.
 
-        Floats are drawn by ``draw``; without it they are uninitialized. Integers are 0, but with ``draw``, those of 64
-        bits count 0, 1, ... modulo ``rows``: different and valid as indices of that many rows.
+        Floats are drawn by ``draw``; without it they are uninitialized, or with ``fill``, matrices of 1 on the diagonal
+        and 1/2 elsewhere, which are invertible, positive definite, and valid as probabilities. Integers are 0, but with
+        ``draw``, those of 64 bits count 0, 1, ... modulo ``rows``: different and valid as indices of that many rows.
+        With ``pivots``, those of 32 bits are 1, since LAPACK counts rows from 1.
         """
         # Filled before it is strided: the elements of an expanded tensor cannot be written one by one.
         spanned = 1 + sum((n - 1) * stride for n, stride in zip(self.sizes, self.strides, strict=True))
         flat = torch.empty(0 if 0 in self.sizes else spanned, dtype=self.dtype, device=self.device)
-        if not (flat.is_floating_point() or flat.is_complex()):
+        has_floats = flat.is_floating_point() or flat.is_complex()
+        if not has_floats:
             flat.zero_()
+            if pivots and self.dtype is torch.int32:
+                flat.fill_(1)
             if draw and self.dtype is torch.int64:
                 flat.copy_(torch.arange(flat.numel(), device=self.device) % rows)
         elif draw:
             flat.normal_(generator=draw)
-        return flat.as_strided(self.sizes, self.strides)
+        elif fill:
+            flat.fill_(0.5)
+        made = flat.as_strided(self.sizes, self.strides)
+        if has_floats and fill and not draw and len(self.sizes) > 1 and 0 not in self.strides:
+            made.diagonal(dim1=-2, dim2=-1).fill_(1)
+        made = torch.conj(made) if self.conjugated else made
+        return torch._neg_view(made) if self.negated else made
 
 
 @dataclass(frozen=True)
@@ -72,6 +101,17 @@ class SampleCall:
     def dtypes(self) -> set[torch.dtype]:
         return {spec.dtype for spec in self._specs()}
 
+    @property
+    def assumed_flops(self) -> int:
+        """What the work of a call is taken for where no formula gives its FLOPs."""
+        elements = sum(math.prod(spec.sizes) for spec in self._specs())
+        rows = max((spec.sizes[-1] for spec in self._specs() if spec.sizes), default=1) if self._is_on_matrices else 0
+        return elements * max(_FLOPS_PER_ELEMENT, _FLOPS_PER_ROW * rows)
+
+    @property
+    def _is_on_matrices(self) -> bool:
+        return any(part in self.target._schema.name for part in _ON_MATRICES)
+
     def _specs(self) -> list[TensorSpec]:
         leaves, _ = pytree.tree_flatten((self.args, self.kwargs))
         return [leaf for leaf in leaves if isinstance(leaf, TensorSpec)]
@@ -81,9 +121,9 @@ class SampleCall:
         name = self.target._schema.name.split("::")[1]
         by_index = name in _WRITE_BY_INDEX and self.args and isinstance(self.args[0], TensorSpec)
         rows = min(self.args[0].sizes if by_index else (), default=1)
-        args, kwargs = pytree.tree_map(
-            lambda a: a.make(draw, rows) if isinstance(a, TensorSpec) else a, (self.args, self.kwargs)
-        )
+        fill = kind_by_name(self.target) not in LIBRARY_KINDS  # these do the same whatever the numbers are
+        make = functools.partial(TensorSpec.make, draw=draw, rows=rows, fill=fill, pivots=self._is_on_matrices)
+        args, kwargs = pytree.tree_map_only(TensorSpec, make, (self.args, self.kwargs))
         return args, kwargs
 
     def prepare(self, draw: torch.Generator | None = None) -> Callable[[], Any]:
@@ -101,10 +141,11 @@ def sample_call_of(
     node; each applies to the next argument of the same sizes. ``channels_last``: whether a convolution's images and
     weights will be laid out with channels last, while the final strides are not known yet.
     """
-    if not isinstance(node.target, OpOverload):
+    target, arguments = _torch.replayed_call(node)
+    if not isinstance(target, OpOverload):
         return None
     left = [(tuple(sizes), tuple(strides)) for sizes, strides in laid_out]
-    channels_last = channels_last and "convolution" in node.target._schema.name
+    channels_last = channels_last and "convolution" in target._schema.name
 
     def spec_of(argument: Any) -> Any:
         value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
@@ -117,7 +158,7 @@ def sample_call_of(
         if found is not None:
             strides = left[found][1]
             del left[: found + 1]
-        return TensorSpec(sizes, strides, value.dtype, value.device)
+        return TensorSpec(sizes, strides, value.dtype, value.device, value.is_conj(), value.is_neg())
 
-    args, kwargs = pytree.tree_map(spec_of, (node.args, node.kwargs))
-    return SampleCall(node.target, args, kwargs)
+    args, kwargs = pytree.tree_map(spec_of, (arguments, node.kwargs))
+    return SampleCall(target, args, kwargs)

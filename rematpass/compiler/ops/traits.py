@@ -21,10 +21,12 @@ from rematpass.compiler.ops.kinds import (
     nested_calls,
     rule_of,
 )
+from rematpass.compiler.ops.library_calls import is_library_call
 from rematpass.compiler.ops.node_info import argument_at
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.compiler.ops.workspace import measured_workspace
-from rematpass.core.op import LIBRARY_KINDS, Kind
+from rematpass.core.cost import FUSIBLE
+from rematpass.core.op import Kind
 
 # The position of a convolution's weight among its arguments.
 _WEIGHT: dict[Any, int] = {torch.ops.aten.convolution.default: 1, torch.ops.aten.convolution_backward.default: 2}
@@ -45,28 +47,39 @@ class Traits:
     workspace: int = 0
 
 
-def traits_of(node: fx.Node, *, channels_last: bool = False) -> Traits:
-    """The traits of a ``call_function`` node. ``channels_last``: whether Inductor lays convolutions out that way."""
+def traits_of(node: fx.Node, *, channels_last: bool = False, fuse: bool = True) -> Traits:
+    """The traits of a ``call_function`` node.
+
+    ``channels_last``: whether Inductor lays convolutions out that way. ``fuse``: whether it compiles the graph.
+    """
     kind, flops = kind_of(node), flops_of(node)
     rule = rule_of(kind)
     if node.meta.get("unbacked_bindings"):
         return Traits(kind, "the size of its result depends on data")
-    if kind is Kind.RANDOM or any(map(draws_random_numbers, nested_calls(node))):
+    if any(map(draws_random_numbers, nested_calls(node))):
         why = rule_of(Kind.RANDOM).never_recompute
-        return Traits(kind, why, flops=flops, workspace=_workspace(node, channels_last))
+        return Traits(kind, why, flops=flops, workspace=_workspace(node, channels_last, fuse))
+    if kind is Kind.RANDOM:
+        again = rule.marks_override and _can_restore_random_state(node)
+        return Traits(kind, rule.never_recompute, again, flops, _workspace(node, channels_last, fuse))
     if kind is Kind.OPAQUE:
         return Traits(kind, rule.never_recompute, rule.marks_override and _can_restore_random_state(node), flops=flops)
     if rule.never_recompute:
         return Traits(kind, rule.never_recompute, rule.marks_override)
-    return Traits(kind, flops=flops, workspace=_workspace(node, channels_last))
+    if kind in FUSIBLE and fuse and is_library_call(node):
+        kind = Kind.KERNEL
+    return Traits(kind, flops=flops, workspace=_workspace(node, channels_last, fuse))
 
 
 def _can_restore_random_state(node: fx.Node) -> bool:
     """Whether another run can start from the random state of the first.
 
-    A state can be passed to a call, but not to a call inside one of its subgraphs.
+    A state can be passed to a call, but not to a call inside one of its subgraphs. A generator of the user's has a
+    state of its own, and the seeds that Inductor draws for a whole graph take fewer bytes than a state.
     """
     if any(map(needs_random_state, nested_calls(node))):
+        return False
+    if node.kwargs.get("generator") is not None or node.target is torch.ops.prims.inductor_seeds.default:
         return False
     return not needs_random_state(node) or bool(_torch.device_of_random_state(node))
 
@@ -74,17 +87,23 @@ def _can_restore_random_state(node: fx.Node) -> bool:
 def workspace_of_call(
     node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
 ) -> int:
-    """Bytes that a library takes inside the call and gives back (``workspace.py``); 0 for ops of no library.
+    """Bytes that a library takes inside the call and gives back (``workspace.py``).
 
-    ``laid_out``, ``channels_last``: as for ``sample_call_of``.
+    0 for views, and for ops that are not torch's own: nobody knows what else they do. ``laid_out``, ``channels_last``:
+    as for ``sample_call_of``.
     """
-    # By name, since the kind of attention with dropout is RANDOM.
-    if not isinstance(node.target, OpOverload) or kind_by_name(node.target) not in LIBRARY_KINDS:
+    target, _ = _torch.replayed_call(node)
+    if not isinstance(target, OpOverload) or kind_by_name(target) is Kind.OPAQUE or _torch.is_impure(node):
+        return _torch.bytes_of_kept_state(node)
+    if any(result.alias_info is not None and not result.alias_info.is_write for result in target._schema.returns):
         return 0
-    return measured_workspace(node, laid_out, channels_last=channels_last, flops=flops_of(node))
+    inside = measured_workspace(node, laid_out, channels_last=channels_last, flops=flops_of(node))
+    return inside + _torch.bytes_of_kept_state(node)
 
 
-def _workspace(node: fx.Node, channels_last: bool) -> int:
+def _workspace(node: fx.Node, channels_last: bool, fuse: bool) -> int:
+    if not is_library_call(node, fuse=fuse):
+        return 0
     return workspace_of_call(node, channels_last=channels_last) + _packed_weight(node)
 
 

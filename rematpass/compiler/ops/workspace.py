@@ -1,10 +1,12 @@
 """The workspace of library calls: bytes that a call takes inside itself and gives back, beyond its results.
 
-cuDNN and cuBLASLt allocate workspaces, attention keeps partial sums, and on the CPU oneDNN's convolutions copy their
-arguments into another layout. No table lists these bytes, because libraries choose kernels by shape, layout, dtype and
-device. So each distinct call is made once per process, on sample arguments, and the device reports the highest point
-(``DeviceKind.workspace``). On a GPU that takes milliseconds and resets the allocator's peak statistics. On the CPU it
-takes as long as in a training step, so large calls are left out, as are calls known to have no workspace.
+cuDNN and cuBLASLt allocate workspaces, attention keeps partial sums, on the CPU oneDNN's convolutions copy their
+arguments into another layout, a Fourier transform over several dimensions holds the result of one while it makes that
+of the next, sorts and medians copy what they sort, and many kernels first copy a lazy conjugate. No table lists these
+bytes, because libraries choose kernels by shape, layout, dtype and device. So each distinct call is made once per
+process, on sample arguments, and the device reports the highest point (``DeviceKind.workspace``). On a GPU that takes
+milliseconds and resets the allocator's peak statistics. On the CPU it takes as long as in a training step, so large
+calls are left out, as are calls known to have no workspace.
 
 Measured on the CPU (torch 2.13, 2 threads): a 3x3 convolution with channels first takes the bytes of its input, its
 backward twice that, and with channels last a few hundredths; the backward of attention takes a copy of its queries; a
@@ -23,6 +25,7 @@ from torch import fx
 
 from rematpass.compiler import _torch, devices
 from rematpass.compiler.ops.sample_call import SampleCall, sample_call_of
+from rematpass.errors import MeasureError
 
 log = logging.getLogger("rematpass")
 
@@ -49,7 +52,7 @@ def measured_workspace(
     if call is None or device is None:
         return 0
     kind = devices.of(device)
-    if not kind.can_measure_workspace(call.target, call.dtypes, flops):
+    if not kind.can_measure_workspace(call.target, call.dtypes, flops or call.assumed_flops):
         return 0
     key = (call.key, str(device), *kind.workspace_settings())
     if key not in _known:
@@ -73,7 +76,7 @@ def empty_caches() -> None:
 
 
 def _measured(call: SampleCall, device: torch.device) -> int | None:
-    """None if the call cannot be made now."""
+    """None if the call cannot be made now; 0 if it never can, because sample arguments do not do for it."""
     _used.add(device)
     try:
         with _torch.without_modes(), torch.no_grad(), _torch.preserve_rng_state():
@@ -82,4 +85,4 @@ def _measured(call: SampleCall, device: torch.device) -> int | None:
         raise
     except Exception as error:  # out of memory, for example: the graph can be planned without this workspace
         log.warning("the workspace of %s could not be measured and is left out: %s", call.target, error)
-        return None
+        return None if isinstance(error, torch.OutOfMemoryError | MeasureError) else 0

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from support.nodes import fake_call, fake_convolution
+from support.nodes import called, fake_call, fake_convolution
 
 from rematpass.compiler import _torch
 from rematpass.compiler.devices import record
@@ -99,6 +99,20 @@ class TestOnAGpu:
         assert traits_of(fake_call(aten.tanh.default, (2, 3))).workspace == 0
 
 
+X = torch.ones(64, 32)
+Z = torch.ones(64, 32, dtype=torch.complex64)
+CALLS = {
+    "transform over two dimensions": lambda: called(aten._fft_c2r.default, Z, [0, 1], 0, 62),
+    "sort": lambda: called(aten.sort.stable, X.flatten(), stable=True),
+    "k-th value": lambda: called(aten.kthvalue.default, X, 3, 0),
+    "median": lambda: called(aten.median.default, X),
+    "product of a conjugate": lambda: called(aten.bmm.default, Z[None], Z[None].mT.conj()),
+    "multiple of a conjugate": lambda: called(aten.mul.Tensor, Z, Z.conj()),
+    "singular values": lambda: called(aten._linalg_svd.default, X),
+    "inverse": lambda: called(aten.linalg_inv_ex.default, (X + torch.eye(64, 32)).T @ X + 64 * torch.eye(32)),
+}
+
+
 def fresh(node):
     """The most bytes that the call holds, including its results, from a separate recording."""
     call = sample_call_of(node)
@@ -132,6 +146,22 @@ class TestOnTheCpu:
         assert workspace.measured_workspace(node) == fresh(node) - results > 0
         (key,) = workspace._known
         assert key[-1] == str(torch.get_num_threads())
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_what_a_library_call_takes_is_counted(self, name):
+        node = CALLS[name]()
+        found = traits_of(node).workspace
+        assert found == fresh(node) - sum(t.nbytes for t in _torch.pytree.tree_leaves(node.meta["val"]))
+        assert found >= 4096
+
+    def test_a_call_without_workspace_has_none(self):
+        assert traits_of(called(aten.cumsum.default, X, 1)).workspace == 0
+
+    def test_a_call_that_sample_arguments_do_not_suit_is_tried_once(self, caplog):
+        node = called(aten.gather.default, X, 0, torch.zeros(1, 1, dtype=torch.int64))
+        node.args[0].meta["val"] = X[:0]  # index 0 is out of bounds
+        assert [workspace.measured_workspace(node) for _ in range(3)] == [0] * 3
+        assert len(caplog.records) == 1
 
     def test_products_in_float32_have_no_workspace(self, monkeypatch):
         node = fake_call(aten.mm.default, (64, 32), (32, 64), device="cpu")
