@@ -30,6 +30,7 @@ first four files, and the directories that its directory may use: ``report`` use
       op.py                       Op and Value: one call, one storage
       sides.py                    where each op has to run: forward, backward, or either
       order.py                    the order of backward's ops
+      graph_arrays.py             a joint graph as arrays over its ops and values
       graph.py                    JointGraph: forward and backward as ops and values
       sizes.py                    a joint graph at other sizes
       schedule.py                 Plan: Run and Drop, step by step
@@ -87,6 +88,7 @@ first four files, and the directories that its directory may use: ``report`` use
         flops.py                  the FLOPs of a call
         sample_call.py            a call on sample arguments, outside of its graph
         workspace.py              bytes that library calls take inside themselves, measured
+        library_calls.py          the calls that the compiler hands to a library
         traits.py                 what the planner has to know of a call
       graph_passes/               every rewrite of an fx graph, in the order in which they run
         eliminate_common_subexpressions.py  merges repeated computations, drops dead code
@@ -105,8 +107,10 @@ first four files, and the directories that its directory may use: ``report`` use
         compile_context.py        what is being compiled, and which modules run
         call_count.py             how often a step calls what is being compiled
         subgraph_workspace.py     bytes that subgraphs take inside themselves
+        element_order.py          which arguments are read element by element, and in which order
         graph_reader.py           reads fx nodes one by one into ops and values
         joint_graph.py            joint GraphModule -> JointGraph
+      functional.py             whether a graph reads what it has overwritten
         discrete_ops.py           backward uses the decisions that forward made
         annotations.py            users' marks on regions
         measured_cost.py          the seconds of ops, measured
@@ -116,6 +120,7 @@ first four files, and the directories that its directory may use: ``report`` use
         buffer_liveness.py        the bytes alive while Inductor's ops run in our order
         fusion_gate.py            Inductor merges kernels only where that does not raise the peak
         scheduler_pass.py         Inductor runs ops in our order
+        extern_calls.py           the bytes inside of library calls, and the views that they return
         wrapper_memory.py         the bytes alive, line by line of Inductor's wrapper
         subgraph_lines.py         marks in the wrapper where the call of a subgraph begins and ends
         skip_codegen.py           schedules and wrapper lines without the code of kernels
@@ -123,6 +128,7 @@ first four files, and the directories that its directory may use: ``report`` use
         without_trace.py          a dry run changes nothing in the process
         dry_run.py                the exact peak of both graphs, before any code is generated
       emit.py                     Plan -> the forward and the backward module
+      default_partition.py        what torch's own partitioner would do: a rung of the ladder
       select_plan.py              a rung, emitted and rewritten, with its exact peak
       user_errors.py              errors that are never a reason to fall back, with short tracebacks
       planned.py                  records of what was planned; the log line, reports, listeners
@@ -131,7 +137,7 @@ first four files, and the directories that its directory may use: ``report`` use
         check_peak.py             REMAT_CHECK: a training run measures its own first steps
         step_warnings.py          warns when a step's sizes or calls exceed its plan
       auto_budget.py              the budget "auto": what is free on the device
-      default_partition.py        what torch's own partitioner would save, to compare with
+      planner.py                  a captured graph and a budget -> modules, and the record of the decision
       partitioner.py              capture, rewrite, plan, select, emit: what Inductor calls
       plan_cache.py               plans kept for processes that take the compiled graph from the cache
       backend.py                  the backends, and enable()

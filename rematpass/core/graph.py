@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from rematpass.core.graph_arrays import GraphArrays
 from rematpass.core.op import Kind, Op, Origin, Side, Value
 from rematpass.core.order import backward_order
-from rematpass.core.ragged import Bools, Ints, Rows
 from rematpass.core.sides import classify
 from rematpass.errors import GraphError
 
@@ -31,7 +29,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class JointGraph:
+class JointGraph(GraphArrays):
     """Forward and backward in one graph. Outputs are value ids, without duplicates.
 
     ``holds_outputs``: whether the caller of forward holds its outputs while backward runs. If not, outputs that are not
@@ -103,57 +101,6 @@ class JointGraph:
         return tuple(tuple(dict.fromkeys(op.reads + op.mutates)) for op in self.ops)
 
     @cached_property
-    def touched_rows(self) -> Rows:
-        """``touched`` as arrays."""
-        return Rows.of(self.touched)
-
-    @cached_property
-    def written_rows(self) -> Rows:
-        """For each op, the values that it writes."""
-        return Rows.of([op.writes for op in self.ops])
-
-    @cached_property
-    def producer_array(self) -> Ints:
-        """``producer`` as an array, -1 for None."""
-        return np.array([-1 if op is None else op for op in self.producer], np.int64)
-
-    @cached_property
-    def _kind_index(self) -> Ints:
-        """For each op, the index of its kind among the members of ``Kind``."""
-        index = {kind: i for i, kind in enumerate(Kind)}
-        return np.array([index[op.kind] for op in self.ops], np.int64)
-
-    def is_of(self, kinds: Container[Kind]) -> Bools:
-        """For each op, whether its kind is one of ``kinds``."""
-        return np.array([kind in kinds for kind in Kind])[self._kind_index]
-
-    def made_by(self, kinds: Container[Kind]) -> Bools:
-        """For each value, whether an op of one of ``kinds`` writes it."""
-        return np.append(self.is_of(kinds), False)[self.producer_array]
-
-    @cached_property
-    def size_rank(self) -> Ints:
-        """For each value, the rank of its size: equal for values of equal size."""
-        return np.unique(self.nbytes, return_inverse=True)[1]
-
-    @cached_property
-    def nbytes(self) -> Ints:
-        """For each value, its bytes."""
-        return np.array([v.nbytes for v in self.values], np.int64)
-
-    @cached_property
-    def nbytes_of_others(self) -> Ints:
-        """For each value, the bytes that the other calls of a step hold of it, if it is saved."""
-        of_each_call = [v.origin is Origin.OP or v.id in self.own_inputs for v in self.values]
-        others: Ints = (self.calls - 1) * self.nbytes * np.array(of_each_call, np.int64)
-        return others
-
-    @cached_property
-    def nbytes_workspace(self) -> Ints:
-        """For each op, the bytes of its workspace."""
-        return np.array([op.nbytes_workspace for op in self.ops], np.int64)
-
-    @cached_property
     def forward_inputs(self) -> tuple[int, ...]:
         """The arguments of forward: parameters, buffers and other inputs."""
         return tuple(v.id for v in self.values if v.origin in (Origin.STATIC, Origin.INPUT))
@@ -200,12 +147,6 @@ class JointGraph:
         return frozenset(v for op in self.forward_ops for v in self.ops[op].writes)
 
     @cached_property
-    def is_backward(self) -> Bools:
-        """For each op, whether it belongs to backward."""
-        found: Bools = np.array([side is Side.BACKWARD for side in self.sides], np.bool_)
-        return found
-
-    @cached_property
     def runs_once(self) -> frozenset[int]:
         """Ops that must not run twice: ops of backward, ``never_recompute`` ops, and ops with ``must_save`` results."""
         return frozenset(
@@ -230,20 +171,6 @@ class JointGraph:
         wanted = {v for op in in_backward for v in op.reads} | set(self.bwd_outputs)
         return frozenset(v for v in wanted - made if self.values[v].origin is not Origin.TANGENT)
 
-    @cached_property
-    def savable(self) -> Bools:
-        """For each value, whether it may be saved and is written by an op outside of backward."""
-        free = [self.sides[op.id] is not Side.BACKWARD and not op.must_recompute for op in self.ops]
-        can = [v.origin is Origin.OP and not v.cannot_save for v in self.values]
-        savable: Bools = np.array(can, np.bool_) & np.array([*free, False])[self.producer_array]
-        return savable
-
-    def marked(self, values: Iterable[int]) -> Bools:
-        """For each value, whether it is one of ``values``."""
-        marked = np.zeros(len(self.values), np.bool_)
-        marked[list(values)] = True
-        return marked
-
     def ancestors(self, values: Iterable[int], stop: Container[int] = frozenset()) -> list[int]:
         """The ids of the ops that compute ``values`` from ``stop`` and the inputs, in order."""
         producer, ops = self.producer, self.ops
@@ -261,8 +188,13 @@ class JointGraph:
     def to_json(self) -> str:
         """A JSON document that ``from_json`` reads back into an equal graph."""
         fields = dataclasses.asdict(self)
+        # Defaults are left out, so that these fields do not change files and digests.
         if self.fuse:
-            del fields["fuse"]  # the default is left out, so that this field does not change files and digests
+            del fields["fuse"]
+        for part, name in (("values", "order"), ("ops", "reads_elsewhere"), ("ops", "slow_to_repeat")):
+            for entry in fields[part]:
+                if not entry[name]:
+                    del entry[name]
         return json.dumps({"format": FORMAT, **fields}, separators=(",", ":"))
 
     @classmethod

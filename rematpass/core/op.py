@@ -56,7 +56,11 @@ class Side(str, Enum):
 
 @dataclass(frozen=True)
 class Value:
-    """A storage. ``nbytes`` is exact for the sizes seen at compile time; ``nbytes_expr`` is the formula behind it."""
+    """A storage. ``nbytes`` is exact for the sizes seen at compile time; ``nbytes_expr`` is the formula behind it.
+
+    ``order``: values that element by element are computed from each other have the same number if their elements lie in
+    memory in the same order, and different numbers if one is a transposed image of the other.
+    """
 
     id: int
     nbytes: int
@@ -68,6 +72,7 @@ class Value:
     must_save: bool = False
     cannot_save: str = ""  # the reason, in words; empty if the value can be saved
     mutated: bool = False  # an input that forward overwrites: backward never reads it
+    order: int = 0
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Value:
@@ -77,7 +82,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Op:
-    """One call. ``reads`` and ``writes`` are value ids; ``mutates`` lists the values that it overwrites."""
+    """One call. ``reads`` and ``writes`` are value ids; ``mutates`` lists the values that it overwrites.
+
+    ``reads_elsewhere``: of an op that fuses, the reads that are not element by element: an element of the result
+    depends on others of the argument (a sum over rows, a gather, a slice). The result cannot be written over such an
+    argument, nor over what the argument is computed from.
+
+    ``slow_to_repeat``: of an op that fuses, whether its result is not computed again in each of several readers, and
+    neither is what a kernel computes from it: a fusing compiler writes that to memory.
+    """
 
     id: int
     kind: Kind
@@ -94,9 +107,12 @@ class Op:
     pinned: Side = Side.EITHER  # effects, mutations and random draws stay on their side
     source: str = ""  # file:line of the user's code
     module: str = ""  # path of the nn.Module that called it
+    reads_elsewhere: tuple[int, ...] = ()
+    slow_to_repeat: bool = False
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Op:
         """An op from the fields that JSON holds: lists for tuples, texts for enums."""
         tuples = {name: tuple(fields[name]) for name in ("reads", "writes", "mutates")}
+        tuples["reads_elsewhere"] = tuple(fields.get("reads_elsewhere", ()))
         return cls(**{**fields, **tuples, "kind": Kind(fields["kind"]), "pinned": Side(fields["pinned"])})

@@ -6,7 +6,7 @@ inputs. If a step calls the graph several times before backward, the timeline is
 in addition to everything that the other calls have saved.
 
 With ``fuse``, virtual copies take no bytes (``materialization``), and an op that fuses reuses the memory of an argument
-of the same size whose life ends with it, instead of allocating (``_overwritten``).
+of the same layout whose life ends with it, instead of allocating (``_overwritten``).
 """
 
 from __future__ import annotations
@@ -177,21 +177,23 @@ def _sum_intervals(first: Ints, last: Ints, nbytes: Ints, count: int) -> Ints:
 
 
 def _overwritten(graph: JointGraph, memory: Materialization, end: Ints) -> Ints:
-    """The copies whose memory is reused: the run that ends their life fuses and writes a copy of the same size.
+    """The copies whose memory is reused: the run that ends their life fuses and writes a copy of the same layout.
 
-    A run reuses each argument once, and at most as many as it writes copies of that size. Inputs, tangents and outputs
-    are never overwritten.
+    A run reuses each argument once, at most as many as it writes copies of that layout, and only arguments that it
+    reads element by element. Inputs, tangents and outputs are never overwritten.
+
+    Source: ``decide_inplace_update`` and ``can_inplace`` in torch/_inductor/scheduler.py.
     """
     trace = memory.trace
     fuses = graph.is_of(FUSIBLE)[trace.op]
     new = np.flatnonzero(memory.in_memory & graph.made_by(FUSIBLE)[trace.value])
-    ends_here = fuses[memory.reader] & (end[memory.read] == memory.reader) & ~trace.is_output[memory.read]
-    ends_here &= (graph.producer_array >= 0)[trace.value[memory.read]]
+    ends_here = fuses[memory.reader] & (end[memory.read] == memory.reader) & ~memory.elsewhere
+    ends_here &= memory.can_be_overwritten(graph)[memory.read]
     old, position = memory.read[ends_here], memory.reader[ends_here]
-    # One integer per (position, size), to match what is offered with what is wanted.
-    size, stride = graph.size_rank[trace.value], len(graph.values)
-    wanted = np.sort(trace.born[new] * stride + size[new])
-    offered = position * stride + size[old]
+    # One integer per (position, layout), to match what is offered with what is wanted.
+    layout, stride = graph.layout[trace.value], len(graph.values)
+    wanted = np.sort(trace.born[new] * stride + layout[new])
+    offered = position * stride + layout[old]
     order = np.argsort(offered, kind="stable")
     offered = offered[order]
     rank = np.arange(len(offered)) - np.searchsorted(offered, offered)  # among the offers of the same key

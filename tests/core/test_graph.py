@@ -107,6 +107,19 @@ def test_a_graph_survives_json(graph, hints, name, source, shape):
     assert (again.sides, again.producer) == (graph.sides, graph.producer)
 
 
+def test_how_ops_read_is_in_json_only_where_it_says_something():
+    plain = chain(2)
+    op = dataclasses.replace(plain.ops[0], reads_elsewhere=(0,), slow_to_repeat=True)
+    value = dataclasses.replace(plain.values[1], order=1)
+    values = (plain.values[0], value, *plain.values[2:])
+    graph = dataclasses.replace(plain, ops=(op, *plain.ops[1:]), values=values)
+    document = json.loads(graph.to_json())
+    assert [o.get("reads_elsewhere") for o in document["ops"]][:2] == [[0], None]
+    assert [o.get("slow_to_repeat") for o in document["ops"]][:2] == [True, None]
+    assert [v.get("order") for v in document["values"]][:3] == [None, 1, None]
+    assert JointGraph.from_json(graph.to_json()) == graph != plain
+
+
 def test_a_graph_captured_for_an_eager_backend_says_so_in_json():
     graph = chain(1)
     assert "fuse" not in json.loads(graph.to_json())  # files and digests are those of graphs without this field

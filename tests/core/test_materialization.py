@@ -63,15 +63,15 @@ def test_outputs_of_both_sides_take_bytes_even_if_they_fuse():
     assert peaks(graph) == (89 + 13 + 7 + 5, 89 + 13 + 7 + 5)
 
 
-def sum_of(count, nbytes, readers=1, device="cpu"):
+def sum_of(count, nbytes, readers=1, device="cpu", elsewhere=0):
     """The sum, of ``nbytes`` bytes, of ``count`` products of 11 bytes; pointwise ops read it after another product.
 
-    Returns the graph and the id of the sum.
+    ``elsewhere``: how many of the products are not read element by element. Returns the graph and the id of the sum.
     """
     b = Builder()
     x = b.input(2)
     terms = [b.op([x], 11) for _ in range(count)]
-    total = b.op(terms, nbytes, kind=Kind.POINTWISE)
+    total = b.op(terms, nbytes, kind=Kind.POINTWISE, reads_elsewhere=tuple(terms[:elsewhere]))
     later = b.op([x], 3)
     outputs = [b.op([total, later], 5, kind=Kind.POINTWISE) for _ in range(readers)]
     tangent = b.input(0, Origin.TANGENT)
@@ -86,11 +86,44 @@ def in_memory(graph, value, *, fuse=True):
     return bool(found.in_memory[copy]), found.realized_pairs
 
 
-@pytest.mark.parametrize(("nbytes", "realized"), [(21, True), (22, False)])
-def test_a_copy_is_realized_if_its_sources_take_more_bytes(nbytes, realized):
-    graph, total = sum_of(2, nbytes)
+@pytest.mark.parametrize(
+    ("nbytes", "elsewhere", "realized"),
+    [
+        (11, 0, True),  # written over one of the terms, it frees the other
+        (11, 1, True),
+        (11, 2, False),  # written beside both, it takes 11 bytes then, to free 11 later
+        (10, 0, True),
+        (12, 0, False),  # of another size than the terms: it overwrites none
+    ],
+)
+def test_a_copy_is_realized_if_its_sources_take_more_bytes_also_while_it_is_written(nbytes, elsewhere, realized):
+    graph, total = sum_of(2, nbytes, elsewhere=elsewhere)
     assert in_memory(graph, total) == (realized, ((total, 0),) if realized else ())
     assert in_memory(graph, total, fuse=False) == (True, ())
+
+
+@pytest.mark.parametrize("origin", [Origin.TANGENT, Origin.INPUT])
+def test_a_copy_that_could_only_overwrite_an_argument_of_the_step_is_not_realized(origin):
+    b = Builder()
+    x = b.input(2)
+    out = b.op([x], 3)
+    tangent = b.input(0, Origin.TANGENT)
+    total = b.op([b.input(11, origin), b.op([tangent], 10)], 11, kind=Kind.POINTWISE)
+    graph = b.build([out], [b.op([total, b.op([x, tangent], 5)], 3, kind=Kind.POINTWISE)])
+    assert in_memory(graph, total) == (False, ())
+
+
+@pytest.mark.parametrize(("readers", "expected"), [(1, False), (2, True)])
+@pytest.mark.parametrize("through", [False, True])
+def test_a_copy_that_is_slow_to_repeat_is_in_memory_if_it_has_several_readers(readers, expected, through):
+    """On a CPU, Inductor writes ``exp(x)``, and ``exp(x) + 1`` as well."""
+    b = Builder()
+    value = b.op([b.op([b.input(2)], 97)], 11, kind=Kind.POINTWISE, slow_to_repeat=True)
+    if through:
+        value = b.op([value], 11, kind=Kind.POINTWISE)
+    outputs = [b.op([value], 5, kind=Kind.POINTWISE) for _ in range(readers)]
+    graph = b.build(outputs, [b.op([b.input(0, Origin.TANGENT)], 3)])
+    assert in_memory(graph, value) == (expected, ())
 
 
 def test_sources_that_are_read_later_anyway_do_not_count():

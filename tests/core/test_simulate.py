@@ -152,7 +152,7 @@ def dropped_outputs(kind=Kind.MATMUL):
     ("kind", "live"),
     [
         (Kind.MATMUL, (5, 5 + 7, 7 + 11, 11 + 11 + 13, 11 + 13 + 17, 17 + 19)),
-        (Kind.POINTWISE, (5, 5 + 7, 7 + 11, 11 + 11, 11 + 11 + 17, 17 + 19)),  # 5 is virtual; 6 frees two values
+        (Kind.POINTWISE, (5, 5 + 7, 7 + 11, 11 + 11, 11 + 11, 11 + 11 + 19)),  # 5 and 6 are virtual
     ],
 )
 def test_outputs_that_the_caller_drops_live_to_the_end_of_forward_or_while_they_are_saved(kind, live):
@@ -232,6 +232,52 @@ def test_an_output_is_not_overwritten():
     tangent = b.input(0, Origin.TANGENT)
     graph = b.build([a, out], [b.op([tangent], 3)])
     assert simulated(graph).live[:2] == (97, 97 + 97)
+
+
+@pytest.mark.parametrize("how", [{"order": 1}, {"dtype": "int32"}])
+def test_an_argument_in_another_order_or_of_another_dtype_is_not_overwritten(how):
+    """As a result of a transposed argument, or of a cast: Inductor compares the index expressions and the dtypes."""
+    graph = in_sequence((Kind.MATMUL, 97), (Kind.POINTWISE, 97))
+    values = list(graph.values)
+    values[1] = dataclasses.replace(values[1], **how)
+    assert simulated(dataclasses.replace(graph, values=tuple(values))).live[:2] == (97, 97 + 97)
+
+
+def test_an_argument_that_is_not_read_element_by_element_is_not_overwritten():
+    graph = in_sequence((Kind.MATMUL, 97), (Kind.POINTWISE, 97))
+    ops = list(graph.ops)
+    ops[1] = dataclasses.replace(ops[1], reads_elsewhere=(1,))
+    assert simulated(dataclasses.replace(graph, ops=tuple(ops))).live[:2] == (97, 97 + 97)
+
+
+@pytest.mark.parametrize(
+    ("orders", "elsewhere", "overwrites"),
+    [
+        ((0, 1, 0), (), True),  # transposed and transposed back
+        ((0, 0, 1), (), False),
+        ((0, 0, 0), (1,), False),  # what the virtual value in between gathers
+        ((0, 0, 0), (2,), False),  # gathered from the virtual value
+    ],
+)
+def test_orders_are_followed_through_virtual_copies(orders, elsewhere, overwrites):
+    graph = in_sequence((Kind.MATMUL, 97), (Kind.POINTWISE, 97), (Kind.POINTWISE, 97))
+    values, ops = list(graph.values), list(graph.ops)
+    for v, order in zip((1, 2, 3), orders, strict=True):
+        values[v] = dataclasses.replace(values[v], order=order)
+    for v in elsewhere:
+        ops[v] = dataclasses.replace(ops[v], reads_elsewhere=(v,))
+    live = simulated(dataclasses.replace(graph, values=tuple(values), ops=tuple(ops))).live
+    assert live[:3] == (97, 97, 97 if overwrites else 97 + 97)
+
+
+def test_an_argument_that_is_also_read_elsewhere_through_a_virtual_copy_is_not_overwritten():
+    """As in ``x + x.flip(0)``."""
+    b = Builder()
+    a = b.op([b.input(2)], 97)
+    flipped = b.op([a], 97, kind=Kind.COPY, reads_elsewhere=(a,))
+    out = b.op([a, flipped], 97, kind=Kind.POINTWISE)
+    graph = b.build([out], [b.op([b.input(0, Origin.TANGENT)], 3)])
+    assert simulated(graph).live[:3] == (97, 97, 97 + 97)
 
 
 def test_only_one_result_overwrites_an_argument():

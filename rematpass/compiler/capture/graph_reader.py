@@ -11,6 +11,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import fx
 
 from rematpass.compiler import _torch
 from rematpass.compiler._torch import pytree
+from rematpass.compiler.capture.element_order import ElementReader, Orders, has_strides
 from rematpass.compiler.capture.subgraph_workspace import subgraphs_run_by
 from rematpass.compiler.ops.node_info import (
     arithmetic_dtype,
@@ -27,11 +29,14 @@ from rematpass.compiler.ops.node_info import (
     mutated_arguments,
     pinned,
     projections,
+    read_element_by_element,
+    slow_to_repeat,
     source_of,
     spanned,
 )
 from rematpass.compiler.ops.size_hints import hint, is_size, symbols_with_hints
 from rematpass.compiler.ops.traits import Traits, aliased_argument, traits_of, user_mark
+from rematpass.core.cost import FUSIBLE
 from rematpass.core.op import Kind, Op, Origin, Value
 from rematpass.errors import CaptureError
 
@@ -43,6 +48,7 @@ class GraphReader:
     ``results[node]`` has the structure of the node's result; each leaf is the id of the value that the tensor lives in,
     or None. So ``getitem`` is one index into it. ``replay[view]``: all values that replaying a view reads, which are
     the value it views and the sizes it takes. ``workspace_of_subgraph``: a subgraph's bytes beyond its results.
+    ``fuse``: whether Inductor compiles the graph.
     """
 
     static: frozenset[fx.Node]
@@ -50,6 +56,7 @@ class GraphReader:
     old_versions: frozenset[fx.Node]
     channels_last: bool
     workspace_of_subgraph: Callable[[fx.GraphModule], int]
+    fuse: bool = True
     ops: list[Op] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     op_node: list[fx.Node] = field(default_factory=list)
@@ -61,6 +68,8 @@ class GraphReader:
     must_save: set[int] = field(default_factory=set)
     hints: dict[str, int] = field(default_factory=dict)
     workspaces: dict[fx.GraphModule, int] = field(default_factory=dict)  # of subgraphs
+    elements: ElementReader = field(default_factory=ElementReader)
+    storages: list[int | None] = field(default_factory=list)  # of values
 
     def read(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -80,8 +89,9 @@ class GraphReader:
         return tuple(dict.fromkeys(wanted))
 
     def values_with_marks(self) -> list[Value]:
-        marked = self._marked
-        return [dataclasses.replace(v, must_save=True) if v.id in marked else v for v in self.values]
+        """The values with their marks, and the orders of their elements in memory."""
+        marked, orders = self._marked, self._orders.of_value
+        return [dataclasses.replace(v, must_save=v.id in marked, order=orders.get(v.id, 0)) for v in self.values]
 
     def ops_with_marks(self) -> list[Op]:
         """The ops with their marks resolved: a mark on a view applies to the value it views, and "save" wins.
@@ -103,8 +113,14 @@ class GraphReader:
             must = (op.must_recompute or derived) and saved.isdisjoint(op.writes)
             if must:
                 recomputed.update(op.writes)
-            ops.append(dataclasses.replace(op, must_recompute=must))
+            elsewhere = tuple(sorted(self._orders.elsewhere.get(op.id, ())))
+            ops.append(dataclasses.replace(op, must_recompute=must, reads_elsewhere=elsewhere))
         return ops
+
+    @cached_property
+    def _orders(self) -> Orders:
+        """How all ops read their arguments; asked for when all nodes are read."""
+        return self.elements.orders()
 
     @property
     def _marked(self) -> set[int]:
@@ -130,7 +146,7 @@ class GraphReader:
         if fresh and any(o is not None for o in owners):
             # A call that makes values and also returns arguments: readers of the arguments have to wait for the call.
             fresh = [i for i, leaf in enumerate(leaves) if leaf is not None]
-        traits = traits_of(node, channels_last=self.channels_last)
+        traits = traits_of(node, channels_last=self.channels_last, fuse=self.fuse)
         if fresh or traits.kind in (Kind.MUTATION, Kind.EFFECT) or not any(o is not None for o in owners):
             first = len(self.values)
             alone = len(leaves) == 1 and not isinstance(node.meta.get("val"), (tuple, list, dict))
@@ -193,6 +209,7 @@ class GraphReader:
             )
         )
         self.value_node.append(node)
+        self.storages.append(_torch.storage_key(leaf) if tensor else None)
         if node is not None:
             self.stands_for[node] = len(self.values) - 1
         return len(self.values) - 1
@@ -212,6 +229,8 @@ class GraphReader:
         changed = tuple(dict.fromkeys(v for n in mutated_arguments(node) for v in ids(self.results[n])))
         overwrites_all = node.target is torch.ops.aten.copy_.default  # it does not read what it writes
         reads = self.values_of(n for n in node.all_input_nodes if not (overwrites_all and n is node.args[0]))
+        if traits.kind in FUSIBLE:
+            self._read_elements(node, written)
         self.op_node.append(node)
         self.ops.append(
             Op(
@@ -230,8 +249,22 @@ class GraphReader:
                 pinned=pinned(node, traits.kind),
                 source=source_of(node),
                 module=module_of(node),
+                slow_to_repeat=slow_to_repeat(node),
             )
         )
+
+    def _read_elements(self, node: fx.Node, written: tuple[int, ...]) -> None:
+        """Record how the next op reads its arguments; a view without the bytes of what it views is read elsewhere."""
+        each, result = read_element_by_element(node), node.meta.get("val")
+        reads = []
+        for argument in node.all_input_nodes:
+            tensors = pytree.tree_leaves(argument.meta.get("val"))
+            for value, tensor in zip(pytree.tree_leaves(self.results[argument]), tensors, strict=False):
+                if value is not None and has_strides(tensor):
+                    same = _torch.storage_key(tensor) == self.storages[value]
+                    reads.append((value, tensor, argument in each and same))
+        alone = len(written) == 1 and has_strides(result)
+        self.elements.add(len(self.ops), reads, (written[0], result) if alone else None)
 
 
 def ids(tree: Any) -> tuple[int, ...]:

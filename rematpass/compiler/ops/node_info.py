@@ -15,6 +15,10 @@ from rematpass.compiler._torch import OpOverload, pytree
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.core.op import Kind, Side
 
+# Ops without torch's tag for pointwise ops whose arguments are read element by element: all of them, or the first one.
+_ELEMENT_BY_ELEMENT = frozenset("clone _to_copy convert_element_type fma native_dropout_backward tril triu".split())
+_FIRST_ELEMENT_BY_ELEMENT = frozenset("slice_scatter select_scatter diagonal_scatter".split())
+
 
 def is_tangent(node: fx.Node) -> bool:
     return "tangents" in str(node.target)
@@ -46,6 +50,28 @@ def mutated_arguments(node: fx.Node) -> list[fx.Node]:
             leaves = pytree.tree_leaves(argument_at(node, position, argument.name))
             mutated += [n for n in leaves if isinstance(n, fx.Node)]
     return mutated
+
+
+def read_element_by_element(node: fx.Node) -> frozenset[fx.Node]:
+    """The arguments of which each element of the result depends on the element at its own place alone."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return frozenset()
+    name = target._schema.name.split("::")[1]
+    if torch.Tag.pointwise in target.tags or name in _ELEMENT_BY_ELEMENT:
+        return frozenset(node.all_input_nodes)
+    first = argument_at(node, 0, "self") if name in _FIRST_ELEMENT_BY_ELEMENT else None
+    others = pytree.tree_leaves((node.args[1:], node.kwargs))
+    return frozenset({first}) if isinstance(first, fx.Node) and first not in others else frozenset()
+
+
+def slow_to_repeat(node: fx.Node) -> bool:
+    """Whether Inductor does not compute the call again in each of several readers."""
+    target, value = node.target, node.meta.get("val")
+    if not isinstance(target, OpOverload) or not isinstance(value, torch.Tensor):
+        return False
+    name = target._schema.name.split("::")[1]
+    return name in _torch.SLOW_TO_REPEAT and devices.of(value.device).codegen == "cpp"
 
 
 def pinned(node: fx.Node, kind: Kind) -> Side:
