@@ -47,7 +47,8 @@ def keeping(
     name = "" if settings.caches_are_disabled() else key(partitioner.uuid(), gm, example_inputs, options)
     yield
     if name and partitioner.planned is not None:
-        keep(name, partitioner.planned)
+        if partitioner.planned.is_decided:
+            keep(name, partitioner.planned)
     elif name and (found := find(name)) is not None:
         summary, files = found
         tell(summary, always=bool(partitioner.config.memory_budget.given), cached=True)

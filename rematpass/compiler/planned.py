@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -28,16 +30,48 @@ from rematpass.report.summary import Summary
 log = logging.getLogger("rematpass")
 
 
+class Decision(NamedTuple):
+    """The ladder that a rung was chosen from, and the summary of the choice."""
+
+    ladder: Ladder
+    summary: Summary
+
+
 @dataclass(frozen=True)
 class Record:
-    """One planned graph: the decision, and all that is needed to explain it."""
+    """One planned graph: the decision, and all that is needed to explain it.
 
-    summary: Summary
-    problem: Problem  # without its cached intermediate results, which are large
-    ladder: Ladder
+    ``hardware``: the preset behind the estimated seconds. ``decide``: makes the ladder and the summary; it is called
+    when they are needed first, since without a limit the modules do not depend on them. ``saved_by_torch``: what
+    torch's own partitioner would save, if known.
+    """
+
+    problem: Problem
     rung: Rung
-    hardware: str  # the preset behind the estimated seconds
-    saved_by_torch: frozenset[int] | None = None  # what torch's own partitioner would save, for a report
+    hardware: str
+    decide: Callable[[], Decision] = dataclasses.field(repr=False, compare=False)
+    saved_by_torch: frozenset[int] | None = None
+
+    def __post_init__(self) -> None:
+        # Without its cached intermediate results, which are large.
+        object.__setattr__(self, "problem", dataclasses.replace(self.problem))
+
+    @functools.cached_property
+    def _decision(self) -> Decision:
+        return self.decide()
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the ladder and the summary have been made."""
+        return "_decision" in vars(self)
+
+    @property
+    def ladder(self) -> Ladder:
+        return self._decision.ladder
+
+    @property
+    def summary(self) -> Summary:
+        return self._decision.summary
 
     @property
     def graph(self) -> JointGraph:
@@ -93,10 +127,10 @@ def plans(clear: bool = False) -> list[Summary]:
     of the old one. Graphs from a compile cache are not planned, so they have none. ``clear``: forget all of them.
     """
     with _lock:
-        summaries = [record.summary for compilation in _last.values() for record in compilation.records]
+        found = [record for compilation in _last.values() for record in compilation.records]
         if clear:
             _last.clear()
-    return summaries
+    return [record.summary for record in found]
 
 
 @contextlib.contextmanager
@@ -115,7 +149,8 @@ def listening(callback: Callable[[Record], None]) -> Iterator[None]:
 def publish(record: Record, *, always: bool, report_dir: str = "") -> None:
     """Keep the record, log its summary, write its report if a directory is given, and call the listeners."""
     _keep(record)
-    tell(record.summary, always=always)
+    if is_told(always):
+        tell(record.summary, always=always)
     if report_dir:
         _write_report(record, Path(report_dir))
     for listener in list(_listeners):
@@ -125,11 +160,16 @@ def publish(record: Record, *, always: bool, report_dir: str = "") -> None:
 def _keep(record: Record) -> None:
     """Keep ``record`` in place of those of earlier compilations of its frame."""
     frame, token = compile_context.frame_id(), compile_context.compilation()
-    key = record.summary.graph if frame is None else frame
+    key = record.graph.name if frame is None else frame
     with _lock:
         earlier = _last.pop(key, None)
         same = earlier is not None and token is not None and earlier.token == token
         _last[key] = _Compilation(token, (*(earlier.records if earlier and same else ()), record))
+
+
+def is_told(always: bool) -> bool:
+    """Whether ``tell`` has any effect."""
+    return always or log.isEnabledFor(logging.INFO) or _torch.traces_structured()
 
 
 def tell(summary: Summary, *, always: bool, cached: bool = False) -> None:
@@ -151,9 +191,9 @@ def _write_report(record: Record, directory: Path) -> None:
     try:
         paths = write(record.report(), directory)
     except Exception as error:
-        log.warning("no report of %s: %s: %s", record.summary.graph, type(error).__name__, error)
+        log.warning("no report of %s: %s: %s", record.graph.name, type(error).__name__, error)
     else:
-        log.info("report of %s: %s", record.summary.graph, paths["html"])
+        log.info("report of %s: %s", record.graph.name, paths["html"])
 
 
 class SharedBudgetWarning:

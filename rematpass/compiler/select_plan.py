@@ -10,12 +10,12 @@ import logging
 import time
 from dataclasses import dataclass
 
-from torch import fx
-
 from rematpass.compiler.capture.joint_graph import Captured
+from rematpass.compiler.default_partition import DefaultPartition, Modules
 from rematpass.compiler.emit import emit, step_facts
 from rematpass.compiler.graph_passes.pipeline import rewrite_step
 from rematpass.compiler.inductor.dry_run import StepDryRun, dry_run_step
+from rematpass.core.frontier import Default
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.verify import verify
 
@@ -31,17 +31,22 @@ class Candidate:
     """
 
     rung: Rung
-    modules: tuple[fx.GraphModule, fx.GraphModule]
+    modules: Modules
     peak: int
     peak_without_outputs: int
     exact: bool
 
 
 class Candidates:
-    """The candidates of one graph, made when they are asked for. ``dry_run_seconds``: the time of all dry runs."""
+    """The candidates of one graph, made when they are asked for. ``dry_run_seconds``: the time of all dry runs.
 
-    def __init__(self, captured: Captured, *, fuse: bool) -> None:
-        self.captured, self.fuse = captured, fuse
+    ``default``: the rung of torch's own choice, with its modules, which no pass changes.
+    """
+
+    def __init__(
+        self, captured: Captured, *, fuse: bool, default: tuple[Default, DefaultPartition] | None = None
+    ) -> None:
+        self.captured, self.fuse, self.default = captured, fuse, default
         self.dry_run_seconds = 0.0
         self._made: dict[int, Candidate] = {}
 
@@ -56,10 +61,16 @@ class Candidates:
             self._made[key] = self._make(rung)
         return self._made[key]
 
-    def _make(self, rung: Rung) -> Candidate:
+    def _modules(self, rung: Rung) -> Modules:
+        if self.default is not None and rung is self.default[0].rung:
+            return self.default[1].modules
         verify(self.captured.graph, rung.plan)
         modules = emit(self.captured, rung.plan)
         rewrite_step(*modules, step_facts(self.captured), fuse=self.fuse)
+        return modules
+
+    def _make(self, rung: Rung) -> Candidate:
+        modules = self._modules(rung)
         found = self._dry_run(modules) if self.fuse else None
         if found is None:
             return Candidate(rung, modules, rung.peak, rung.timeline.peak_without_outputs, exact=False)
@@ -69,7 +80,7 @@ class Candidates:
         log.debug("the simulated peak is %d bytes, Inductor's is %d bytes", rung.peak, peak)
         return Candidate(rung, modules, peak, without, exact=True)
 
-    def _dry_run(self, modules: tuple[fx.GraphModule, fx.GraphModule]) -> StepDryRun | None:
+    def _dry_run(self, modules: Modules) -> StepDryRun | None:
         """Inductor's peaks; None, with a log line, if they cannot be determined."""
         start = time.perf_counter()
         try:

@@ -5,7 +5,15 @@ both seconds and peak. The remaining rungs fall in peak as they rise in seconds,
 memory. The judge (``verify``) checks only the rungs that are selected: one or a few of dozens.
 
 ``select`` goes by the peaks that its caller reports, which can differ from the simulated ones: under Inductor, a dry
-run gives the exact peak of a rung, and takes seconds. One to three dry runs usually settle a budget, and at most six.
+run gives the exact peak of a rung, and takes seconds. One or two dry runs usually settle a budget, and at most six.
+
+One rung is not the planner's: the *default*, which is what the compiler does without a planner. It is the choice where
+nothing limits, so a budget never costs anything that it need not cost. Under a limit it is asked like any other rung,
+unless the bytes that it certainly takes (``Default.at_least``) already settle the matter::
+
+        the asked peak of our rung is at most at_least              ours; the default is not asked
+        the default takes less, or it is faster and fits            the default
+        otherwise                                                   ours
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -23,8 +32,8 @@ from rematpass.core.solve.ladder import SOLVERS, Rung
 from rematpass.core.solve.local_search.refine import pareto
 from rematpass.core.solve.problem import Problem
 
-_MOST_PROBES = 4  # candidates asked for on the way down, before the floor
-_WORTH_A_PROBE = 0.99  # a faster candidate is asked for if it takes at most this part of the seconds of the one at hand
+_MOST_PROBES = 4  # rungs asked, before the floor and the default
+_WORTH_A_PROBE = 0.99  # a faster rung is asked for if it takes at most this part of the seconds of the one at hand
 
 
 def peak_allowed(budget: int, device: str) -> int:
@@ -40,20 +49,44 @@ def least_budget(peak: int, device: str) -> int:
 
 
 @dataclass(frozen=True)
+class Default:
+    """What the compiler would save without a planner, as a rung.
+
+    The compiler runs it in an order of its own, so the simulated peak is only a guess. ``at_least``: bytes that are
+    alive when backward begins, whatever the order.
+    """
+
+    rung: Rung
+    at_least: int
+
+    @property
+    def peak(self) -> int:
+        """The simulated peak, but at least what is certain, in bytes."""
+        return max(self.rung.peak, self.at_least)
+
+
+@dataclass(frozen=True)
 class Ladder:
-    """Rungs from the fastest (the ceiling) to the one with the lowest peak (the floor)."""
+    """Rungs from the fastest (the ceiling) to the one with the lowest peak (the floor), and the default, if known."""
 
     rungs: tuple[Rung, ...]
+    default: Default | None = None
 
     @property
     def ceiling(self) -> int:
-        """The simulated peak of the fastest rung, in bytes."""
-        return self.rungs[0].peak
+        """The simulated peak of the fastest rung, in bytes; that of the default if it is lower."""
+        fastest = self.rungs[0].peak
+        return fastest if self.default is None else max(self.floor, min(fastest, self.default.peak))
 
     @property
     def floor(self) -> int:
         """The lowest simulated peak, in bytes."""
         return self.rungs[-1].peak
+
+    @property
+    def unlimited(self) -> Rung:
+        """The rung to take where nothing limits."""
+        return self.default.rung if self.default else self.rungs[0]
 
     def limit(self, fraction: float) -> int:
         """The bytes that a fraction stands for: floor + fraction x (ceiling - floor)."""
@@ -64,8 +97,8 @@ class Ladder:
         return next((rung for rung in self.rungs if rung.peak <= nbytes), None)
 
 
-def build(problem: Problem, solver: str = "ladder") -> Ladder:
-    """Solve, simulate, and keep the plans that no other plan beats.
+def build(problem: Problem, solver: str = "ladder", default: Default | None = None) -> Ladder:
+    """Solve, simulate, and keep the plans that no other plan beats; ``default`` is put beside them.
 
     Plans that recompute more than ``problem.max_recompute`` forwards are left out, unless there are no others.
 
@@ -79,7 +112,7 @@ def build(problem: Problem, solver: str = "ladder") -> Ladder:
     allowed = problem.max_recompute * problem.forward_seconds * (1 + 1e-9)
     within = [rung for rung in rungs if rung.timeline.recompute_seconds <= allowed]
     kept = pareto(within or [min(rungs, key=lambda r: r.timeline.recompute_seconds)])
-    return Ladder(tuple(_with_realized(rung) for rung in kept))
+    return Ladder(tuple(_with_realized(rung) for rung in kept), default)
 
 
 def _with_realized(rung: Rung) -> Rung:
@@ -104,19 +137,22 @@ class Selection(Generic[C]):
     """The candidate that a budget selects.
 
     ``limit``: the budget in bytes, None for no limit; ``fits``: False if the budget is in bytes and no candidate stays
-    under it; the candidate is then the floor's.
+    under it; the candidate is then the lowest. ``floor``, ``ceiling``: the lowest peak and that of the fastest rung, in
+    bytes; as reported for the rungs that were asked, and simulated for others.
     """
 
     candidate: C
     limit: int | None
+    floor: int
+    ceiling: int
     fits: bool = True
 
 
 def select(ladder: Ladder, budget: Budget, device: str, ask: Callable[[Rung], C]) -> Selection[C]:
     """The fastest candidate within ``budget`` on a device: "cpu", or a GPU's name.
 
-    A fraction is a part of the way from floor to ceiling, so the floor is always within it. ``ask`` returns the
-    candidate of a rung; it is called for few rungs, but possibly twice for the same one, so it should memoize.
+    A fraction is a part of the way from floor to ceiling; if no candidate is within it, the lowest is taken. ``ask``
+    returns the candidate of a rung; it is called once for each rung that is asked.
 
     Raises:
         ValueError: the budget is "auto", which the caller has to resolve to bytes.
@@ -124,47 +160,120 @@ def select(ladder: Ladder, budget: Budget, device: str, ask: Callable[[Rung], C]
     if budget.kind is BudgetKind.AUTO:
         raise ValueError("the budget auto has no bytes yet: ask the device what is free first")
     if budget.is_unlimited:
-        return Selection(ask(ladder.rungs[0]), None)
+        chosen = ask(ladder.unlimited)
+        return Selection(chosen, None, min(ladder.floor, chosen.peak), chosen.peak)
     if budget.kind is BudgetKind.FRACTION:
-        limit = ladder.limit(budget.fraction)
-        found = _fastest_within(ladder, limit, least_budget(limit, device), ask)
-        return Selection(found or ask(ladder.rungs[-1]), limit)
-    allowed = peak_allowed(budget.nbytes, device)
-    found = _fastest_within(ladder, allowed, allowed, ask)
-    return Selection(found or ask(ladder.rungs[-1]), budget.nbytes, fits=found is not None)
+        limit = target = ladder.limit(budget.fraction)
+        accepted = least_budget(limit, device)
+    else:
+        limit, target = budget.nbytes, peak_allowed(budget.nbytes, device)
+        accepted = target
+    search = _Search(ladder, target, accepted, ask)
+    chosen = search.run()
+    fits = chosen.peak <= accepted or budget.kind is BudgetKind.FRACTION
+    return Selection(chosen, limit, search.floor, max(search.ceiling, chosen.peak), fits)
 
 
-def _fastest_within(ladder: Ladder, nbytes: int, accepted: int, ask: Callable[[Rung], C]) -> C | None:
-    """The fastest candidate under ``nbytes``; None if not even the floor's peak is ``accepted``.
+class _Search(Generic[C]):
+    """Asks rungs until the fastest one under ``nbytes`` is found. ``asked``: the candidates so far, by rung.
 
-    The simulated peaks choose the first rung. If its peak is too high, the next one is the fastest rung that would fit
-    if its simulated peak were wrong by the same factor. ``accepted``: bytes, at least ``nbytes``, up to which a peak
-    does not lead further down.
+    ``accepted``: bytes, at least ``nbytes``, up to which a peak is good enough.
     """
-    target, too_high = nbytes, nbytes
-    for asked in range(_MOST_PROBES):
-        rung = ladder.fastest_under(target)
-        if rung is None:
-            break
-        candidate = ask(rung)
-        if candidate.peak <= accepted:
-            return _faster_within(ladder, candidate, too_high, accepted, ask) if asked else candidate
-        too_high = rung.peak
-        target = min(target * nbytes // candidate.peak, rung.peak - 1)
-    floor = ask(ladder.rungs[-1])
-    return floor if floor.peak <= accepted else None
 
+    def __init__(self, ladder: Ladder, nbytes: int, accepted: int, ask: Callable[[Rung], C]) -> None:
+        self.ladder, self.nbytes, self.accepted, self._ask = ladder, nbytes, accepted, ask
+        self.asked: dict[int, C] = {}  # by the index of the rung
+        self.default: C | None = None
 
-def _faster_within(ladder: Ladder, fits: C, too_high: int, accepted: int, ask: Callable[[Rung], C]) -> C:
-    """The fastest rung below ``too_high`` that would fit if its simulated peak were as wrong as that of ``fits``.
+    def run(self) -> C:
+        """The fastest candidate found to fit; the lowest if none does."""
+        if (found := self._default_at_once()) is not None:
+            return found
+        floor = len(self.ladder.rungs) - 1
+        for _ in range(_MOST_PROBES):
+            following = self._faster()
+            if following is None and not self._fitting():
+                following = floor if floor not in self.asked else self._lower()
+            if following is None:
+                break
+            self.ask(following)
+        if not self._fitting() and floor not in self.asked:
+            self.ask(floor)
+        fitting = self._fitting()
+        best = self.asked[fitting[0]] if fitting else self.lowest
+        return self._against_default(best)
 
-    ``fits`` itself if there is none, if it is hardly faster, or if its peak is above ``accepted`` after all.
-    """
-    rung = ladder.fastest_under(min(accepted * fits.rung.peak // fits.peak, too_high - 1))
-    if rung is None or rung.seconds > _WORTH_A_PROBE * fits.rung.seconds:
-        return fits
-    candidate = ask(rung)
-    return candidate if candidate.peak <= accepted else fits
+    def ask(self, index: int) -> None:
+        self.asked[index] = self._ask(self.ladder.rungs[index])
+
+    @property
+    def lowest(self) -> C:
+        """The asked rung with the lowest peak; the fastest of them."""
+        return self.asked[min(self.asked, key=lambda i: (self.asked[i].peak, i))]
+
+    def _fitting(self) -> list[int]:
+        """The asked rungs that fit, fastest first."""
+        return sorted(i for i, found in self.asked.items() if found.peak <= self.accepted)
+
+    def _expected(self, index: int) -> int:
+        """The peak of a rung, if its simulated peak is as wrong as that of the nearest rung that was asked."""
+        peak = self.ladder.rungs[index].peak
+        if not self.asked:
+            return peak
+        nearest = min(self.asked, key=lambda i: (abs(self.ladder.rungs[i].peak - peak), -i))
+        return peak * self.asked[nearest].peak // max(1, self.ladder.rungs[nearest].peak)
+
+    def _faster(self) -> int | None:
+        """The fastest rung that is expected to fit; None if it is hardly faster than one that is known to fit."""
+        fitting = self._fitting()
+        stop = fitting[0] if fitting else len(self.ladder.rungs)
+        found = next((i for i in range(stop) if i not in self.asked and self._expected(i) <= self.nbytes), None)
+        if found is None or not fitting:
+            return found
+        seconds = [self.ladder.rungs[i].seconds for i in (found, stop)]
+        return found if seconds[0] <= _WORTH_A_PROBE * seconds[1] else None
+
+    def _lower(self) -> int | None:
+        """Among the rungs that may be lower than all that were asked, the one amid the largest gap between these."""
+        known = sorted(self.asked)
+        first = next(i for i, rung in enumerate(self.ladder.rungs) if rung.peak < self.lowest.peak or i == known[-1])
+        ends = [first - 1, *(i for i in known if i >= first)]
+        gaps = [(later - earlier, earlier) for earlier, later in itertools.pairwise(ends)]
+        width, start = max(gaps, default=(0, 0))
+        return start + (width + 1) // 2 if width > 1 else None
+
+    def _default_at_once(self) -> C | None:
+        """The default, if it fits as expected and no rung is much faster: then no other rung is asked."""
+        default = self.ladder.default
+        if default is None or default.peak > self.nbytes:
+            return None
+        self.default = self._ask(default.rung)
+        much_faster = self.ladder.rungs[0].seconds < _WORTH_A_PROBE * default.rung.seconds
+        return None if much_faster or self.default.peak > self.accepted else self.default
+
+    def _against_default(self, best: C) -> C:
+        """``best``, or the default if that takes less, or if it is faster and fits."""
+        default = self.ladder.default
+        if default is None:
+            return best
+        is_faster = default.rung.seconds < best.rung.seconds and default.at_least <= self.accepted
+        if self.default is None:
+            if best.peak <= default.at_least and not is_faster:
+                return best
+            self.default = self._ask(default.rung)
+        takes_less = self.default.peak < best.peak
+        return self.default if takes_less or (is_faster and self.default.peak <= self.accepted) else best
+
+    @property
+    def floor(self) -> int:
+        """The lowest of all peaks that are known, in bytes; the simulated floor, if it was not asked."""
+        known = [found.peak for found in (*self.asked.values(), self.default) if found is not None]
+        return min(known if len(self.ladder.rungs) - 1 in self.asked else [*known, self.ladder.floor])
+
+    @property
+    def ceiling(self) -> int:
+        """The default's peak, if it was asked; else the ladder's ceiling, in bytes."""
+        return self.ladder.ceiling if self.default is None else self.default.peak
 
 
 @contextlib.contextmanager

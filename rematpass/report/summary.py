@@ -114,8 +114,14 @@ def summarize(
     plan_hash: str,
     fallback: str = "",
     bound_seconds: float = 0.0,
+    ends: tuple[int, int] | None = None,
 ) -> Summary:
-    """Summarize ``rung``, chosen from ``ladder`` for ``graph``; ``peaks``: with and without forward's outputs."""
+    """Summarize ``rung``, chosen from ``ladder`` for ``graph``.
+
+    ``peaks``: with and without forward's outputs. ``ends``: floor and ceiling according to the compiler; if None, the
+    simulated ones.
+    """
+    floor, ceiling = ends or (ladder.floor, ladder.ceiling)
     made = [v for v in rung.plan.saved if graph.values[v].origin is Origin.OP]
     again = list(rung.plan.recomputed())
     return Summary(
@@ -126,8 +132,8 @@ def summarize(
         planned_peak=peaks[0],
         peak_without_outputs=peaks[1],
         exact=exact,
-        floor=ladder.floor,
-        ceiling=ladder.ceiling,
+        floor=floor,
+        ceiling=ceiling,
         saved_values=len(made),
         saved_nbytes=sum(graph.values[v].nbytes for v in made),
         recomputed_ops=len(again),

@@ -12,7 +12,7 @@ from rematpass.budget import Budget, BudgetKind
 from rematpass.commands.plan_file import plan_graph
 from rematpass.core import frontier
 from rematpass.core.cost import Costs, estimate
-from rematpass.core.frontier import SOLVERS, Ladder, Rung, build, pareto
+from rematpass.core.frontier import SOLVERS, Default, Ladder, Rung, build, pareto
 from rematpass.core.hardware import preset
 from rematpass.core.op import Kind, Origin
 from rematpass.core.schedule import Plan
@@ -165,6 +165,61 @@ def test_a_byte_budget_below_every_peak_selects_the_floor_and_says_so():
     selection = frontier.select(ladder_of(100, 80), budget, "cpu", ask)
     assert (selection.candidate.peak, selection.limit, selection.fits) == (95, budget.nbytes, False)
     assert asked == [80]
+
+
+def test_the_lowest_of_all_that_were_asked_is_taken_if_the_floor_is_wrong():
+    ask, asked = asking({100: 99, 90: 91, 88: 87, 86: 95, 80: 98})
+    selection = frontier.select(ladder_of(100, 90, 88, 86, 80), Budget(fraction=0), "cpu", ask)
+    assert (selection.candidate.peak, selection.floor, selection.limit) == (87, 87, 80)
+    assert asked == [80, 88, 86]  # the middle of those below 98, then the middle of those below 87
+
+
+def with_default(*peaks, seconds, peak, at_least):
+    return dataclasses.replace(ladder_of(*peaks), default=Default(rung(seconds, peak), at_least))
+
+
+def test_the_default_is_the_choice_where_nothing_limits():
+    ask, asked = asking({100: 100, 130: 120})
+    selection = frontier.select(with_default(100, 80, seconds=7, peak=130, at_least=110), Budget(), "cpu", ask)
+    assert (selection.candidate.peak, selection.limit, selection.ceiling) == (120, None, 120)
+    assert asked == [130]
+
+
+def test_a_rung_below_what_the_default_certainly_takes_settles_the_choice():
+    ask, asked = asking({100: 108, 80: 80})
+    ladder = with_default(100, 80, seconds=7, peak=130, at_least=110)
+    assert frontier.select(ladder, of_bytes(109), "cpu", ask).candidate.peak == 108
+    assert asked == [100]
+
+
+def test_a_budget_above_the_defaults_peak_never_takes_more_than_it():
+    ask, asked = asking({100: 119, 80: 80, 125: 115})
+    ladder = with_default(100, 80, seconds=7, peak=125, at_least=110)
+    assert frontier.select(ladder, of_bytes(120), "cpu", ask).candidate.peak == 115
+    assert asked == [100, 125]
+    assert frontier.select(ladder, of_bytes(114), "cpu", ask).candidate.peak == 80
+
+
+def test_a_default_that_fits_and_is_as_fast_is_the_only_one_asked():
+    ask, asked = asking({125: 115})
+    ladder = with_default(100, 80, seconds=0, peak=125, at_least=110)
+    assert frontier.select(ladder, of_bytes(1000), "cpu", ask).candidate.peak == 115
+    assert asked == [125]
+
+
+def test_the_default_is_the_floor_where_it_is_the_lowest():
+    ask, _ = asking({100: 180, 80: 160, 90: 70})
+    ladder = with_default(100, 80, seconds=7, peak=90, at_least=60)
+    for budget in (Budget(fraction=0), Budget(fraction=0.5), of_bytes(65)):
+        selection = frontier.select(ladder, budget, "cpu", ask)
+        assert (selection.candidate.peak, selection.floor) == (70, 70)
+    assert not selection.fits
+
+
+def test_fractions_are_of_the_way_to_the_lower_of_both_ceilings():
+    assert with_default(100, 80, seconds=7, peak=90, at_least=85).limit(0.5) == 85
+    assert with_default(100, 80, seconds=7, peak=130, at_least=85).limit(0.5) == 90
+    assert with_default(100, 80, seconds=7, peak=60, at_least=50).limit(0.5) == 80
 
 
 def test_a_rung_is_its_own_candidate():

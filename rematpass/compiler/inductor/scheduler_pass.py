@@ -49,7 +49,6 @@ from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, pr
 from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
 from rematpass.compiler.source_hash import sources_hash
 
-
 _MARK = "rematpass_follow_plan"  # in the meta of the output node, which survives copies of a graph
 
 
