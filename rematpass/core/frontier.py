@@ -5,7 +5,8 @@ both seconds and peak. The remaining rungs fall in peak as they rise in seconds,
 memory. The judge (``verify``) checks only the rungs that are selected: one or a few of dozens.
 
 ``select`` goes by the peaks that its caller reports, which can differ from the simulated ones: under Inductor, a dry
-run gives the exact peak of a rung, and takes seconds. One or two dry runs usually settle a budget, and at most six.
+run gives the exact peak of a rung, and takes seconds. One or two dry runs usually settle a budget, and at most six,
+unless the floor is not as low as simulated.
 
 One rung is not the planner's: the *default*, which is what the compiler does without a planner. It is the choice where
 nothing limits, so a budget never costs anything that it need not cost. Under a limit it is asked like any other rung,
@@ -33,6 +34,7 @@ from rematpass.core.solve.local_search.refine import pareto
 from rematpass.core.solve.problem import Problem
 
 _MOST_PROBES = 4  # rungs asked, before the floor and the default
+_MOST_IN_DOUBT = 8  # rungs asked if not even the floor is as low as simulated
 _WORTH_A_PROBE = 0.99  # a faster rung is asked for if it takes at most this part of the seconds of the one at hand
 
 
@@ -151,8 +153,9 @@ class Selection(Generic[C]):
 def select(ladder: Ladder, budget: Budget, device: str, ask: Callable[[Rung], C]) -> Selection[C]:
     """The fastest candidate within ``budget`` on a device: "cpu", or a GPU's name.
 
-    A fraction is a part of the way from floor to ceiling; if no candidate is within it, the lowest is taken. ``ask``
-    returns the candidate of a rung; it is called once for each rung that is asked.
+    A fraction is a part of the way from floor to ceiling. If no candidate is within it, the simulated floor is too low;
+    it is then a part of the way from the lowest peak that was found. ``ask`` returns the candidate of a rung; it is
+    called once for each rung that is asked.
 
     Raises:
         ValueError: the budget is "auto", which the caller has to resolve to bytes.
@@ -162,43 +165,44 @@ def select(ladder: Ladder, budget: Budget, device: str, ask: Callable[[Rung], C]
     if budget.is_unlimited:
         chosen = ask(ladder.unlimited)
         return Selection(chosen, None, min(ladder.floor, chosen.peak), chosen.peak)
-    if budget.kind is BudgetKind.FRACTION:
-        limit = target = ladder.limit(budget.fraction)
-        accepted = least_budget(limit, device)
+    search = _Search(ladder, ask)
+    if budget.kind is BudgetKind.BYTES:
+        limit, allowed = budget.nbytes, peak_allowed(budget.nbytes, device)
+        chosen = search.fastest(allowed, allowed)
+        fits = chosen.peak <= allowed
     else:
-        limit, target = budget.nbytes, peak_allowed(budget.nbytes, device)
-        accepted = target
-    search = _Search(ladder, target, accepted, ask)
-    chosen = search.run()
-    fits = chosen.peak <= accepted or budget.kind is BudgetKind.FRACTION
+        limit, fits = ladder.limit(budget.fraction), True
+        chosen = search.fastest(limit, least_budget(limit, device))
+        if chosen.peak > least_budget(limit, device):  # the floor is higher than simulated, and the limit with it
+            limit = search.floor + int(budget.fraction * max(0, ladder.ceiling - search.floor))
+            chosen = search.fastest(limit, least_budget(limit, device))
     return Selection(chosen, limit, search.floor, max(search.ceiling, chosen.peak), fits)
 
 
 class _Search(Generic[C]):
-    """Asks rungs until the fastest one under ``nbytes`` is found. ``asked``: the candidates so far, by rung.
+    """Asks rungs for their peaks. ``asked``: the candidates so far, by the index of the rung."""
 
-    ``accepted``: bytes, at least ``nbytes``, up to which a peak is good enough.
-    """
-
-    def __init__(self, ladder: Ladder, nbytes: int, accepted: int, ask: Callable[[Rung], C]) -> None:
-        self.ladder, self.nbytes, self.accepted, self._ask = ladder, nbytes, accepted, ask
-        self.asked: dict[int, C] = {}  # by the index of the rung
+    def __init__(self, ladder: Ladder, ask: Callable[[Rung], C]) -> None:
+        self.ladder, self._ask = ladder, ask
+        self.asked: dict[int, C] = {}
         self.default: C | None = None
+        self.nbytes = self.accepted = 0
 
-    def run(self) -> C:
-        """The fastest candidate found to fit; the lowest if none does."""
+    def fastest(self, nbytes: int, accepted: int) -> C:
+        """The fastest candidate found to take at most ``nbytes``; the lowest if none is found.
+
+        ``accepted``: bytes, at least ``nbytes``, up to which a peak is good enough.
+        """
+        self.nbytes, self.accepted = nbytes, accepted
         if (found := self._default_at_once()) is not None:
             return found
         floor = len(self.ladder.rungs) - 1
-        for _ in range(_MOST_PROBES):
-            following = self._faster()
-            if following is None and not self._fitting():
-                following = floor if floor not in self.asked else self._lower()
-            if following is None:
-                break
+        while len(self.asked) < _MOST_PROBES and (following := self._faster()) is not None:
             self.ask(following)
         if not self._fitting() and floor not in self.asked:
             self.ask(floor)
+        while not self._fitting() and len(self.asked) < _MOST_IN_DOUBT and (following := self._lower()) is not None:
+            self.ask(following)
         fitting = self._fitting()
         best = self.asked[fitting[0]] if fitting else self.lowest
         return self._against_default(best)
@@ -247,7 +251,8 @@ class _Search(Generic[C]):
         default = self.ladder.default
         if default is None or default.peak > self.nbytes:
             return None
-        self.default = self._ask(default.rung)
+        if self.default is None:
+            self.default = self._ask(default.rung)
         much_faster = self.ladder.rungs[0].seconds < _WORTH_A_PROBE * default.rung.seconds
         return None if much_faster or self.default.peak > self.accepted else self.default
 

@@ -144,11 +144,17 @@ def test_after_four_questions_only_the_floor_is_left():
     assert asked == [100, 99, 98, 97, 80]
 
 
-@pytest.mark.parametrize(("fraction", "limit"), [(0, 80), (0.5, 90), (0.999, 99)])
-def test_a_fraction_is_never_infeasible(fraction, limit):
+@pytest.mark.parametrize("fraction", [0, 0.5, 0.999])
+def test_a_fraction_is_never_infeasible(fraction):
     ask, _ = asking({100: 170, 80: 160})
     selection = frontier.select(ladder_of(100, 80), Budget(fraction=fraction), "cpu", ask)
-    assert (selection.candidate.peak, selection.limit, selection.fits) == (160, limit, True)
+    assert (selection.candidate.peak, selection.limit, selection.fits) == (160, 160, True)
+
+
+def test_a_fraction_is_of_the_way_from_the_floor_that_was_found():
+    ask, _ = asking({100: 101, 90: 91, 80: 86})
+    selection = frontier.select(ladder_of(100, 90, 80), Budget(fraction=0.25), "cpu", ask)
+    assert (selection.candidate.peak, selection.limit, selection.floor) == (86, 89, 86)
 
 
 def test_a_fraction_accepts_a_peak_slightly_above_its_limit():
@@ -170,7 +176,7 @@ def test_a_byte_budget_below_every_peak_selects_the_floor_and_says_so():
 def test_the_lowest_of_all_that_were_asked_is_taken_if_the_floor_is_wrong():
     ask, asked = asking({100: 99, 90: 91, 88: 87, 86: 95, 80: 98})
     selection = frontier.select(ladder_of(100, 90, 88, 86, 80), Budget(fraction=0), "cpu", ask)
-    assert (selection.candidate.peak, selection.floor, selection.limit) == (87, 87, 80)
+    assert (selection.candidate.peak, selection.floor, selection.limit) == (87, 87, 87)
     assert asked == [80, 88, 86]  # the middle of those below 98, then the middle of those below 87
 
 
