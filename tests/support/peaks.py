@@ -77,15 +77,14 @@ class Looker:
             with _torch.inductor_config.patch(backend.inductor_patches(config)):
                 modules = partitioner(copy_module(self.gm), self.inputs, **self.settings)
                 peak = self._peak(modules)
+                if partitioner.planned is None:
+                    return Choice(budget, error="nothing was planned")
+                summary = partitioner.planned.summary
         except Exception as error:
             cause = getattr(error, "inner_exception", error)
             if isinstance(cause, BudgetInfeasible):
                 return Choice(budget, limit=int(budget), floor=cause.floor)
             return Choice(budget, error=f"{type(cause).__name__}: {cause}"[:300])
-        record = partitioner.planned
-        if record is None:
-            return Choice(budget, error="nothing was planned")
-        summary = record.summary
         return Choice(
             budget,
             limit=summary.budget_nbytes,
@@ -93,7 +92,7 @@ class Looker:
             planned=summary.planned_peak,
             exact=summary.exact,
             seconds=summary.step_seconds,
-            plan=summary.plan_hash,
+            plan=f"{summary.plan_hash} by {summary.solver}",
         )
 
 
@@ -138,7 +137,7 @@ def _remembered_dry_runs() -> Iterator[None]:
         settings = tuple(repr(getattr(config, name)) for name in OWN if name[0] != "_")
         own_pass = config._pre_fusion_custom_pass
         order = own_pass.uuid() if own_pass is not None else None
-        marks = [sorted((str(k), repr(v)[:200]) for k, v in m.meta.items()) for m in (fwd, bwd)]
+        marks = [sorted((str(k), repr(v)[:200]) for k, v in meta.items()) for m in (fwd, bwd) for meta in _metas(m)]
         texts = [f"{m.graph.python_code('self').src}" for m in (fwd, bwd)]
         key = repr((settings, order, marks, texts, sorted(more.items())))
         if key not in known:
@@ -154,6 +153,11 @@ def _remembered_dry_runs() -> Iterator[None]:
     finally:
         for home in homes:
             home.dry_run_step = _REAL  # type: ignore[attr-defined]
+
+
+def _metas(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where passes leave marks."""
+    return module.meta, module.graph.find_nodes(op="output")[0].meta
 
 
 _REAL = dry_run_step
