@@ -105,6 +105,10 @@ class KernelTimeline:
         candidate = self.inplace_candidate(op, moved)
         return self.buffers[candidate.new].nbytes if candidate else 0
 
+    def is_inside(self, name: str) -> bool:
+        """Whether the buffer never leaves the kernel that makes it, so it is not allocated."""
+        return self._is_inside(self.buffers[name], {})
+
     def _is_inside(self, buffer: Buffer, moved: Mapping[Node, int]) -> bool:
         if buffer.maker is None:
             return False

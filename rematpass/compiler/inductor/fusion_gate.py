@@ -16,15 +16,14 @@ signatures in torch 2.11 to 2.15.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rematpass.compiler import _torch, devices
-from rematpass.compiler._torch import inductor_ir, inductor_memory
+from rematpass.compiler import devices
+from rematpass.compiler._torch import inductor_memory
 from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, launches, whole_of
 
 log = logging.getLogger("rematpass")
@@ -151,7 +150,7 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
             nodes = fuse_all(nodes)
         log.debug("%d kernels, about %d bytes at the peak", len(nodes), gate.limit)
         try:
-            overwrite_what_frees_bytes(scheduler, gate.timeline)
+            allow_only_what_frees_bytes(scheduler, gate.timeline)
             if split:
                 join_kernels(scheduler, gate.timeline, nodes, gate.limit)
             else:
@@ -163,22 +162,17 @@ def guard_fusion(scheduler: Any, gate: Gate, split: bool) -> None:
     scheduler.can_fuse, scheduler.fuse_two_nodes, scheduler.fuse_nodes = guarded, fuse_two_nodes, fuse_nodes
 
 
-def overwrite_what_frees_bytes(scheduler: Any, timeline: KernelTimeline) -> None:
-    """Let ops overwrite a buffer that is allocated.
+def allow_only_what_frees_bytes(scheduler: Any, timeline: KernelTimeline) -> None:
+    """Keep ops from overwriting what never leaves their kernel.
 
-    Inductor takes the first of an op's reads that the op can overwrite, even one that never leaves the kernel; that one
-    is then allocated after all. (Example: the mask of a dropout, which the kernel draws and reads, beside the values
-    that it masks.) Another read is put first only in this case, and only if kernels alone compute and read it, because
-    what a call returns may share its bytes.
+    Inductor takes the first of an op's reads that the op can overwrite. If that one is not allocated, it is allocated
+    after all, and the next one stays alive: the mask of a dropout, which the kernel draws and reads, beside the values
+    that it masks; a gradient that is added up in the kernel that multiplies it with a product.
     """
     for op, candidates in timeline.inplace_candidates.items():
-        chosen = timeline.inplace_candidate(op)
-        if chosen is None or chosen is candidates[0] or chosen.old not in scheduler.name_to_buf:
-            continue
-        computed = isinstance(scheduler.name_to_buf[chosen.old].node, inductor_ir.ComputedBuffer)
-        if computed and not any(reader.is_extern() for reader in timeline.buffers[chosen.old].readers):
-            reads = sorted(op.read_writes.reads, key=lambda read, old=chosen.old: read.name != old)  # type: ignore[misc]
-            op.read_writes = dataclasses.replace(op.read_writes, reads=_torch.OrderedSet(reads))
+        for old in {candidate.old for candidate in candidates if timeline.is_inside(candidate.old)}:
+            for user in scheduler.name_to_buf[old].users:
+                user.can_inplace &= user.node is not op
 
 
 def correct_reuse(scheduler: Any, nodes: Sequence[Node], timeline: KernelTimeline) -> None:

@@ -10,6 +10,7 @@ from rematpass.compiler import _torch, source_hash
 from rematpass.compiler.inductor import buffer_liveness, scheduler_pass
 from rematpass.compiler.inductor.buffer_liveness import predecessors
 from rematpass.compiler.inductor.dry_run import dry_run
+from rematpass.compiler.inductor.realize_op import REALIZE
 
 DEFAULT, OURS = {}, scheduler_pass.config_patches()
 
@@ -158,6 +159,13 @@ def softmax_backward(gradient, keys, queries, values):
     return first, torch.bmm(result, values), torch.bmm(result.permute(0, 2, 1), values)
 
 
+def soft_cap_backward(gradient, of_caller, hidden, weight):
+    """As before a loss: the gradient of capped logits, whose kernel can overwrite only the logits."""
+    total = REALIZE(torch.cos(gradient) * of_caller)
+    logits = hidden @ weight
+    return (REALIZE(total * torch.cos(logits)) @ weight.permute(1, 0),)
+
+
 @pytest.mark.parametrize("part", ["common_positions", "move", "__init__", "allocated"])
 def test_an_error_during_fusion_does_not_abort_training(part, monkeypatch, caplog):
     def broken(*_):
@@ -198,6 +206,7 @@ def test_the_kernel_timeline_equals_what_the_wrapper_allocates(monkeypatch):
         traced(halved_in_place, (64, 64), (64, 64)),
         traced(two_loops, (64, 64), (64, 64)),
         traced(softmax_backward, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7)),
+        traced(soft_cap_backward, (64, 640), (64, 640), (64, 8), (8, 640)),
     ):
         found = freed(module)
         assert timelines[-1].live.max() == found.peak.nbytes
