@@ -152,9 +152,9 @@ def test_a_fraction_is_never_infeasible(fraction):
 
 
 def test_a_fraction_is_of_the_way_from_the_floor_that_was_found():
-    ask, _ = asking({100: 101, 90: 91, 80: 86})
+    ask, _ = asking({100: 101, 90: 91, 80: 87})
     selection = frontier.select(ladder_of(100, 90, 80), Budget(fraction=0.25), "cpu", ask)
-    assert (selection.candidate.peak, selection.limit, selection.floor) == (86, 89, 86)
+    assert (selection.candidate.peak, selection.limit, selection.floor) == (87, 90, 87)
 
 
 def test_a_fraction_accepts_a_peak_slightly_above_its_limit():
