@@ -111,6 +111,7 @@ first four files, and the directories that its directory may use: ``report`` use
         graph_reader.py           reads fx nodes one by one into ops and values
         joint_graph.py            joint GraphModule -> JointGraph
         functional.py             whether a graph reads what it has overwritten
+        pure_ops.py               custom ops that the user declares to be pure
         discrete_ops.py           backward uses the decisions that forward made
         annotations.py            users' marks on regions
         measured_cost.py          the seconds of ops, measured

@@ -14,6 +14,7 @@ variable                   default    meaning
 ``REMAT_COST``             ``model``  ``measure``: time the expensive ops on this device instead of using the cost model
 ``REMAT_PLANNING_SECONDS``            the time limit for planning one graph, in seconds; unset: no limit
 ``REMAT_SAVE_DECISIONS``   ``1``      ``0``: backward may recompute what ``topk`` and comparisons decided in forward
+``REMAT_PURE_OPS``                   custom ops that backward may run again: ``transformers::*,mylib::scan``
 ``REMAT_HOLD_OUTPUTS``     ``1``      ``0``: the caller drops forward's outputs before backward starts
 ``REMAT_CALLS``                       how often a step calls a graph before its backward; unset: as often as observed
 ``REMAT_AUTO_RESERVE``                bytes that ``auto`` leaves free for the optimizer's state; unset: what Adam needs
@@ -59,6 +60,7 @@ class Config:
     cost: str = "model"
     planning_seconds: float | None = None
     save_decisions: bool = True
+    pure_ops: tuple[str, ...] = ()
     hold_outputs: bool = True
     calls: int | None = None
     auto_reserve: int | None = None
@@ -176,6 +178,16 @@ def _cost(value: object) -> str:
     return str(value)
 
 
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, str):
+        raise ValueError(f"a value of type {type(value).__name__} is not a string")
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    wrong = next((name for name in names if "::" not in name), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} has no namespace, as in mylib::scan")
+    return names
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str | os.PathLike):
         raise ValueError(f"a value of type {type(value).__name__} is not a string")
@@ -196,6 +208,9 @@ _SETTINGS = {
     "cost": _Setting(_cost, " or ".join(COSTS)),
     "planning_seconds": _Setting(_positive, "a finite number above 0"),
     "save_decisions": _Setting(_switch, _SWITCH),
+    "pure_ops": _Setting(
+        _names, "names of custom ops with their namespaces, separated by commas; * stands for any part"
+    ),
     "hold_outputs": _Setting(_switch, _SWITCH),
     "calls": _Setting(_times, "a whole number of at least 1"),
     "auto_reserve": _Setting(parse_reserve, f"0, {_BYTES}"),

@@ -259,7 +259,7 @@ def test_the_environment_is_read_at_each_call(monkeypatch):
         (
             "xyz",
             "valid options are memory_budget, max_recompute, strict, solver, hardware, cost, planning_seconds, "
-            "save_decisions, hold_outputs, calls, auto_reserve, check, report_dir",
+            "save_decisions, pure_ops, hold_outputs, calls, auto_reserve, check, report_dir",
         ),
     ],
 )
@@ -278,8 +278,8 @@ def test_an_unknown_option_is_an_error(name, hint):
         (
             "REMAT_XYZ",
             "valid names are REMAT_MEMORY_BUDGET, REMAT_MAX_RECOMPUTE, REMAT_STRICT, REMAT_SOLVER, REMAT_HARDWARE, "
-            "REMAT_COST, REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_HOLD_OUTPUTS, REMAT_CALLS, "
-            "REMAT_AUTO_RESERVE, REMAT_CHECK, REMAT_REPORT_DIR",
+            "REMAT_COST, REMAT_PLANNING_SECONDS, REMAT_SAVE_DECISIONS, REMAT_PURE_OPS, REMAT_HOLD_OUTPUTS, "
+            "REMAT_CALLS, REMAT_AUTO_RESERVE, REMAT_CHECK, REMAT_REPORT_DIR",
         ),
     ],
 )

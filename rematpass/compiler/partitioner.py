@@ -25,6 +25,7 @@ from rematpass.compiler.capture.call_count import calls_in_a_step, inputs_in_all
 from rematpass.compiler.capture.discrete_ops import keep_decisions
 from rematpass.compiler.capture.functional import check_functional
 from rematpass.compiler.capture.joint_graph import Captured, capture
+from rematpass.compiler.capture.pure_ops import allow_pure_ops
 from rematpass.compiler.default_partition import Joint, Modules, default_partitions
 from rematpass.compiler.graph_passes.pipeline import rewrite_joint
 from rematpass.compiler.ops import workspace
@@ -183,7 +184,7 @@ class RematPartitioner(_torch.CustomPartitionerFn):  # type: ignore[misc]
             holds_outputs=self.config.hold_outputs,
             calls=max(1, len(of_region)) * self.calls,
         )
-        captured = dataclasses.replace(captured, graph=graph)
+        captured = allow_pure_ops(dataclasses.replace(captured, graph=graph), self.config.pure_ops)
         return keep_decisions(captured, fuse=self.fuse) if self.config.save_decisions else captured
 
     def _fall_back(self, captured: Captured, joint: Joint, error: Exception) -> Modules:

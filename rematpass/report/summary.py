@@ -34,7 +34,8 @@ class Summary:
     ``bound_seconds``: a proven lower bound on the seconds of a step under this budget (``core/solve/bound.py`` states
     the assumptions); 0 if nothing is proven. ``holds_outputs``: whether forward's outputs count in backward. ``calls``:
     how often a step calls the graph before its backward. Budget and peaks cover all calls; ``nbytes_of_others`` is the
-    part of the planned peak that all calls but one have saved.
+    part of the planned peak that all calls but one have saved. ``kept``: for each reason why an op runs only once, the
+    bytes of its saved results; the reasons name the options that allow more.
     """
 
     graph: str
@@ -63,6 +64,7 @@ class Summary:
     holds_outputs: bool = True
     calls: int = 1
     nbytes_of_others: int = 0
+    kept: tuple[tuple[str, int], ...] = ()
 
     @property
     def gap(self) -> float | None:
@@ -76,11 +78,18 @@ class Summary:
             f"{self.graph}: budget {self.budget}, planned peak {format_bytes(self.planned_peak)} "
             f"{self._of_calls()}{self._without_outputs()}"
             f"(floor {format_bytes(self.floor)}, ceiling {format_bytes(self.ceiling)}), "
-            f"saves {self.saved_values} values of {format_bytes(self.saved_nbytes)}, "
+            f"saves {self.saved_values} values of {format_bytes(self.saved_nbytes)}{self._of_them()}, "
             f"recomputes {self.recomputed_ops} ops (+{format_percent(share)} of step seconds), {self._above_bound()}"
             f"plan {self.plan_hash} by {self.solver} in {format_seconds(self.planning_seconds)}"
             + (f"; fallback: {self.fallback}" if self.fallback else "")
         )
+
+    def _of_them(self) -> str:
+        """Of the saved bytes, those that no plan recomputes, if they are more than a hundredth of the peak."""
+        if self.budget_nbytes is None:
+            return ""
+        parts = [f"{format_bytes(n)}: {why}" for why, n in self.kept if n > 0.01 * self.planned_peak]
+        return f" (forbidden to recompute: {'; '.join(parts)})" if parts else ""
 
     def _above_bound(self) -> str:
         return "" if self.gap is None else f"at most {format_percent(self.gap)} above the proven bound, "
@@ -151,7 +160,35 @@ def summarize(
         holds_outputs=graph.holds_outputs,
         calls=graph.calls,
         nbytes_of_others=rung.timeline.nbytes_of_others,
+        kept=_kept(graph, rung),
     )
+
+
+def _kept(graph: JointGraph, rung: Rung) -> tuple[tuple[str, int], ...]:
+    """The saved bytes that are forbidden to recompute, by reason, most bytes first.
+
+    A value is, if its op may run only once, or one of the ops that would have to run again before it.
+    """
+    found: dict[str, int] = {}
+    saved = frozenset(rung.plan.saved)
+    for value in saved:
+        if why := _why_kept(graph, value, saved):
+            found[why] = found.get(why, 0) + graph.values[value].nbytes
+    return tuple(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _why_kept(graph: JointGraph, value: int, saved: frozenset[int]) -> str:
+    """Why the value cannot be recomputed from the other saved values; "" if it can."""
+    seen, todo = {value}, [value]
+    while todo:
+        producer = graph.producer[todo.pop()]
+        if producer is None:
+            continue
+        if why := graph.ops[producer].never_recompute:
+            return why
+        todo += [v for v in graph.ops[producer].reads if v not in seen and v not in saved]
+        seen.update(graph.ops[producer].reads)
+    return ""
 
 
 def peak_formula(graph: JointGraph, timeline: Timeline) -> str:
@@ -190,6 +227,7 @@ def infeasible(problem: Problem, lowest: Rung, floor: int, limit: int, device: s
         f"with at most {problem.max_recompute:g} extra forwards of recompute. The largest values at that moment:\n"
         + _saved_by_others(graph, lowest.timeline)
         + "".join(f"  {format_bytes(t.nbytes)}  {describe(graph, t)}\n" for t in largest)
+        + _forbidden(graph, lowest, floor)
         + _unavoidable(problem, floor)
         + f"Try memory_budget={enough} or more, "
         "a smaller batch, or REMAT_MAX_RECOMPUTE=2." + _if_dropped(lowest.timeline) + _of_regions(graph)
@@ -200,6 +238,12 @@ def _saved_by_others(graph: JointGraph, timeline: Timeline) -> str:
     if graph.calls == 1:
         return ""
     return f"  {format_bytes(timeline.nbytes_of_others)}  saved by {graph.calls - 1} other calls of the same step\n"
+
+
+def _forbidden(graph: JointGraph, lowest: Rung, floor: int) -> str:
+    """What is saved because it must not run again, and which option allows it, if that takes much of the peak."""
+    much = [(why, nbytes) for why, nbytes in _kept(graph, lowest) if nbytes > 0.01 * floor]
+    return "".join(f"Saved, and forbidden to recompute: {format_bytes(nbytes)}: {why}.\n" for why, nbytes in much)
 
 
 def _if_dropped(timeline: Timeline) -> str:

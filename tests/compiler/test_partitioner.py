@@ -246,6 +246,7 @@ def test_all_that_can_change_a_plan_changes_the_cache_key(monkeypatch):
         {"hardware": "h200"},
         {"strict": 1},
         {"save_decisions": 0},
+        {"pure_ops": "mylib::scan"},
         {"planning_seconds": 60},
         {"hold_outputs": 0},
         {"calls": 2},

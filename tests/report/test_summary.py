@@ -79,7 +79,23 @@ def test_a_summary_holds_the_numbers_of_the_plan():
         "holds_outputs": True,
         "calls": 1,
         "nbytes_of_others": 0,
+        "kept": (),
     }
+
+
+def test_what_is_forbidden_to_recompute_is_stated_with_the_option_that_allows_it():
+    graph = three_layers(op1={"never_recompute": "a decision (REMAT_SAVE_DECISIONS=0 allows it)"})
+    plan = schedule_late(graph, [2, 3], "ladder")
+    rung = Rung(plan, simulate(graph, plan, COSTS, fuse=False))
+    given = {"budget": Budget(fraction=0.0), "peaks": (rung.peak, rung.peak), "exact": True, "plan_hash": ""}
+    found = summarize(graph, Ladder((rung,)), rung, **given, limit=90, planning_seconds=0.0, dry_run_seconds=0.0)
+    assert found.kept == (("a decision (REMAT_SAVE_DECISIONS=0 allows it)", 11),)
+    stated = "(forbidden to recompute: 11 B: a decision (REMAT_SAVE_DECISIONS=0 allows it))"
+    assert f"saves 2 values of 18 B {stated}, recomputes" in found.line()
+    assert stated not in dataclasses.replace(found, planned_peak=1101).line()  # a hundredth of the peak
+    assert stated not in dataclasses.replace(found, budget_nbytes=None).line()
+    text = infeasible(Problem(graph, COSTS, fuse=False), rung, rung.peak, 40)
+    assert "Saved, and forbidden to recompute: 11 B: a decision (REMAT_SAVE_DECISIONS=0 allows it).\n" in text
 
 
 def test_saved_bytes_stay_below_the_peak_however_large_a_saved_input_is():

@@ -37,7 +37,7 @@ from rematpass.compiler.ops.node_info import projections
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import LIBRARY_KINDS, Kind, Op, Side, Value
 
-REASON = "its result is a decision that recomputed inputs could change"
+REASON = "its result is a decision that recomputed inputs could change (REMAT_SAVE_DECISIONS=0 allows it)"
 
 # Kinds whose result has the same bits in every kernel: they move values, or draw them from a seed or a state.
 _MOVES = frozenset({Kind.COPY, Kind.CREATE, Kind.INDEXING, Kind.SEEDED, Kind.RANDOM, Kind.SYMBOLIC})

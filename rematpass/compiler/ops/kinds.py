@@ -90,7 +90,10 @@ _TABLE: dict[Kind, Rule] = {
     Kind.COLLECTIVE: Rule(never_recompute="it communicates between ranks", marks_override=True),
     Kind.EFFECT: Rule(never_recompute="it has an effect besides its result"),
     Kind.MUTATION: Rule(never_recompute="it overwrites its argument"),
-    Kind.OPAQUE: Rule(never_recompute="a custom or higher-order op, not known to be pure", marks_override=True),
+    Kind.OPAQUE: Rule(
+        never_recompute="a custom or higher-order op, not known to be pure (REMAT_PURE_OPS declares it)",
+        marks_override=True,
+    ),
 }
 _BY_PART = {rule.within: kind for kind, rule in _TABLE.items() if rule.within}
 _BY_NAME = {name: kind for kind, rule in _TABLE.items() for name in rule.names.split()}

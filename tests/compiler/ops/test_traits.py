@@ -12,6 +12,7 @@ from rematpass.compiler.ops.traits import Traits, traits_of, user_mark
 from rematpass.core.op import Kind
 
 aten, prims = torch.ops.aten, torch.ops.prims
+OPAQUE = "a custom or higher-order op, not known to be pure (REMAT_PURE_OPS declares it)"
 SQUARE, ROWS, INDEX = torch.eye(3), torch.randn(5, 3), torch.tensor([2, 1])
 
 
@@ -55,13 +56,13 @@ def test_numbers_of_a_users_generator_are_never_drawn_again():
 
 def test_a_mark_allows_a_custom_op_to_be_recomputed():
     traits = traits_of(called(torch.ops.rematpass_tests.opaque.default, ROWS))
-    assert traits == Traits(Kind.OPAQUE, "a custom or higher-order op, not known to be pure", honours_marks=True)
+    assert traits == Traits(Kind.OPAQUE, OPAQUE, honours_marks=True)
 
 
 def test_a_custom_op_on_a_list_of_tensors_is_never_recomputed():
     """Its random state could not be restored: torch looks for the device in the arguments, not inside of lists."""
     traits = traits_of(called(torch.ops.rematpass_tests.of_a_list.default, [ROWS]))
-    assert traits == Traits(Kind.OPAQUE, "a custom or higher-order op, not known to be pure", honours_marks=False)
+    assert traits == Traits(Kind.OPAQUE, OPAQUE, honours_marks=False)
 
 
 def test_a_branch_that_contains_a_custom_op_is_never_recomputed():
@@ -75,7 +76,7 @@ def test_a_branch_that_contains_a_custom_op_is_never_recomputed():
 def test_a_higher_order_op_is_not_known_to_be_pure():
     branch = make_fx(lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), tracing_mode="fake")(ROWS)
     (node,) = branch.graph.find_nodes(op="call_function", target=torch.ops.higher_order.cond)
-    assert traits_of(node) == Traits(Kind.OPAQUE, "a custom or higher-order op, not known to be pure", True)
+    assert traits_of(node) == Traits(Kind.OPAQUE, OPAQUE, True)
 
 
 def test_an_effect_is_never_recomputed():
