@@ -77,7 +77,9 @@ def capture(
     clones = old_versions(module)
     channels_last = fuse and _torch.lays_channels_last(module)
     workspace = partial(_workspace_of_subgraph, fuse=fuse)
-    reader = GraphReader(frozenset(static), frozenset(clones.values()), frozenset(clones), channels_last, workspace)
+    reader = GraphReader(
+        frozenset(static), frozenset(clones.values()), frozenset(clones), channels_last, workspace, fuse
+    )
     for node in module.graph.nodes:
         reader.read(node)
     if shared_input_indices is None:
