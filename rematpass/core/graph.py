@@ -191,9 +191,9 @@ class JointGraph(GraphArrays):
         # Defaults are left out, so that these fields do not change files and digests.
         if self.fuse:
             del fields["fuse"]
-        for part, name in (("values", "order"), ("ops", "reads_elsewhere"), ("ops", "slow_to_repeat")):
-            for entry in fields[part]:
-                if not entry[name]:
+        for entry in (*fields["values"], *fields["ops"]):
+            for name in ("order", "reads_elsewhere", "slow_to_repeat", "always_written"):
+                if not entry.get(name, True):
                     del entry[name]
         return json.dumps({"format": FORMAT, **fields}, separators=(",", ":"))
 

@@ -48,6 +48,11 @@ class GraphArrays:
         return np.array([op.slow_to_repeat for op in self.ops], np.bool_)
 
     @cached_property
+    def always_written(self) -> Bools:
+        """For each value, whether its op says ``Op.always_written``."""
+        return np.array([*(op.always_written for op in self.ops), False], np.bool_)[self.producer_array]
+
+    @cached_property
     def written_rows(self) -> Rows:
         """For each op, the values that it writes."""
         return Rows.of([op.writes for op in self.ops])

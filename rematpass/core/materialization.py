@@ -5,7 +5,8 @@ bytes, but its *sources*, the copies in memory that it is computed from, must li
 
         a ──▶ [mul] ──▶ b (virtual) ──▶ [add] ──▶ c          a, the source of b, lives until add has run
 
-Outputs, saved values, and results of reductions and seeded draws are in memory even if all their readers fuse. So are
+Outputs, saved values, and results of reductions, of seeded draws and of ops that say so (``Op.always_written``) are in
+memory even if all their readers fuse. So are
 
 - copies with many sources, or that take long to compute and have several readers: the compiler writes them to memory
   instead of repeating the reads, or the arithmetic (``_find_virtual``);
@@ -145,9 +146,10 @@ def _find_virtual(graph: JointGraph, plan: Plan, trace: Trace, elsewhere: Bools)
         if len(sources) > 1:
             if len(sources) > (_MOST_SOURCES_FOR_SEVERAL if readers_of > 1 else most_for_one):
                 continue
-            # Sources that nothing else reads later are freed if the copy is written now.
+            # Sources that nothing else reads later are freed if the copy is written now. A copy that frees less than
+            # twice its bytes is not worth the traffic, nor the kernels that cannot be fused across it.
             frees = sum([nbytes[s] for s in sources if freed_after[s] <= born]) if readers_of else 0
-            if frees > nbytes[copy]:
+            if frees >= 2 * nbytes[copy]:
                 freed = [s for s in sources if freed_after[s] <= born and s not in apart]
                 # A copy that overwrites none of them lives beside them while it is written.
                 if frees > 2 * nbytes[copy] or overwritten.one_of(freed, copy):
@@ -197,6 +199,7 @@ def _could_be_virtual(graph: JointGraph, plan: Plan, trace: Trace) -> Bools:
     saved = graph.marked(plan.saved)[trace.value] & (trace.born < trace.first_backward)
     could = graph.made_by((FUSIBLE | FREE) - ALWAYS_REALIZED)[trace.value] & ~trace.is_output & ~saved
     could[trace.read[~fuses[trace.op[trace.reader]]]] = False
+    could &= ~graph.always_written[trace.value]
     return could
 
 

@@ -89,7 +89,8 @@ class Op:
     argument, nor over what the argument is computed from.
 
     ``slow_to_repeat``: of an op that fuses, whether its result is not computed again in each of several readers, and
-    neither is what a kernel computes from it: a fusing compiler writes that to memory.
+    neither is what a kernel computes from it: a fusing compiler writes that to memory. ``always_written``: whether a
+    fusing compiler writes its results to memory in any case.
     """
 
     id: int
@@ -109,6 +110,7 @@ class Op:
     module: str = ""  # path of the nn.Module that called it
     reads_elsewhere: tuple[int, ...] = ()
     slow_to_repeat: bool = False
+    always_written: bool = False
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Op:

@@ -109,13 +109,14 @@ def test_a_graph_survives_json(graph, hints, name, source, shape):
 
 def test_how_ops_read_is_in_json_only_where_it_says_something():
     plain = chain(2)
-    op = dataclasses.replace(plain.ops[0], reads_elsewhere=(0,), slow_to_repeat=True)
+    op = dataclasses.replace(plain.ops[0], reads_elsewhere=(0,), slow_to_repeat=True, always_written=True)
     value = dataclasses.replace(plain.values[1], order=1)
     values = (plain.values[0], value, *plain.values[2:])
     graph = dataclasses.replace(plain, ops=(op, *plain.ops[1:]), values=values)
     document = json.loads(graph.to_json())
     assert [o.get("reads_elsewhere") for o in document["ops"]][:2] == [[0], None]
     assert [o.get("slow_to_repeat") for o in document["ops"]][:2] == [True, None]
+    assert [o.get("always_written") for o in document["ops"]][:2] == [True, None]
     assert [v.get("order") for v in document["values"]][:3] == [None, 1, None]
     assert JointGraph.from_json(graph.to_json()) == graph != plain
 

@@ -93,10 +93,10 @@ def in_memory(graph, value, *, fuse=True):
         (11, 1, True),
         (11, 2, False),  # written beside both, it takes 11 bytes then, to free 11 later
         (10, 0, True),
-        (12, 0, False),  # of another size than the terms: it overwrites none
+        (12, 0, False),
     ],
 )
-def test_a_copy_is_realized_if_its_sources_take_more_bytes_also_while_it_is_written(nbytes, elsewhere, realized):
+def test_a_copy_is_realized_if_its_sources_take_twice_its_bytes(nbytes, elsewhere, realized):
     graph, total = sum_of(2, nbytes, elsewhere=elsewhere)
     assert in_memory(graph, total) == (realized, ((total, 0),) if realized else ())
     assert in_memory(graph, total, fuse=False) == (True, ())
@@ -111,6 +111,13 @@ def test_a_copy_that_could_only_overwrite_an_argument_of_the_step_is_not_realize
     total = b.op([b.input(11, origin), b.op([tangent], 10)], 11, kind=Kind.POINTWISE)
     graph = b.build([out], [b.op([total, b.op([x, tangent], 5)], 3, kind=Kind.POINTWISE)])
     assert in_memory(graph, total) == (False, ())
+
+
+def test_what_is_always_written_is_in_memory():
+    b = Builder()
+    value = b.op([b.op([b.input(2)], 97)], 11, kind=Kind.POINTWISE, always_written=True)
+    graph = b.build([b.op([value], 5, kind=Kind.POINTWISE)], [b.op([b.input(0, Origin.TANGENT)], 3)])
+    assert in_memory(graph, value) == (True, ())
 
 
 @pytest.mark.parametrize(("readers", "expected"), [(1, False), (2, True)])

@@ -70,6 +70,7 @@ class GraphReader:
     workspaces: dict[fx.GraphModule, int] = field(default_factory=dict)  # of subgraphs
     elements: ElementReader = field(default_factory=ElementReader)
     storages: list[int | None] = field(default_factory=list)  # of values
+    strided: set[int] = field(default_factory=set)  # values viewed by strides, which Inductor writes to memory for that
 
     def read(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -114,7 +115,9 @@ class GraphReader:
             if must:
                 recomputed.update(op.writes)
             elsewhere = tuple(sorted(self._orders.elsewhere.get(op.id, ())))
-            ops.append(dataclasses.replace(op, must_recompute=must, reads_elsewhere=elsewhere))
+            written = op.kind in FUSIBLE and not self.strided.isdisjoint(op.writes)
+            op = dataclasses.replace(op, must_recompute=must, reads_elsewhere=elsewhere, always_written=written)
+            ops.append(op)
         return ops
 
     @cached_property
@@ -158,6 +161,8 @@ class GraphReader:
             self._op(node, traits, tuple(range(first, len(self.values))))
         else:
             self.replay[node] = self.values_of(node.all_input_nodes)
+            if node.target is torch.ops.aten.as_strided.default:
+                self.strided.update(ids(self.results[node.args[0]]))
         return pytree.tree_unflatten(owners, spec)
 
     def _project(self, node: fx.Node, result: Any) -> Any:
