@@ -20,6 +20,7 @@ import numpy as np
 
 from rematpass.compiler import _torch, devices
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
+from rematpass.compiler.ops.size_hints import hint_in
 
 Node = Any  # a node of Inductor's scheduler: one op, or several fused ops
 Bytes = np.ndarray[Any, np.dtype[np.int64]]
@@ -33,10 +34,14 @@ def predecessors(nodes: Sequence[Node]) -> dict[Node, set[Node]]:
 
 @dataclass
 class Buffer:
-    """``maker``: None for an input that backward may free. ``is_output``: it is returned, so it lives to the end."""
+    """``maker``: None for an input that backward may free. ``is_output``: it is returned, so it lives to the end.
+
+    ``parts``: the ops that write parts of it (the inputs of a cat, in place); the first to run allocates it.
+    """
 
     nbytes: int
     maker: Node | None = None
+    parts: list[Node] = field(default_factory=list)
     readers: set[Node] = field(default_factory=set)
     is_output: bool = False
 
@@ -60,7 +65,7 @@ class KernelTimeline:
             for earlier in self.before[op]:
                 self.after[earlier].add(op)
         for name, buffer in self.buffers.items():
-            for op in buffer.readers | ({buffer.maker} if buffer.maker else set()):
+            for op in buffer.readers.union(buffer.parts, {buffer.maker} - {None}):
                 self.touches[op].add(name)
         self.inplace_candidates = _inplace_candidates(scheduler, ops, self.buffers)
         self.candidate_ops: dict[str, set[Node]] = {name: set() for name in self.buffers}
@@ -76,17 +81,25 @@ class KernelTimeline:
     def _add(self, nbytes: Bytes, first: int, buffer: Buffer, moved: dict[Node, int], sign: int) -> None:
         """Add the buffer's bytes over its life to ``nbytes``, which begins at launch ``first``."""
         reads = [moved.get(op, self.position[op]) for op in buffer.readers]
-        start = moved.get(buffer.maker, self.position[buffer.maker]) if buffer.maker else 0
+        start = self._start(buffer, moved)
         if self._is_inside_kernel(buffer, start, reads):
             return
         end = len(self.live) - 1 if buffer.is_output else self.launch[max(reads, default=start)]
         a, b = max(self.launch[start] - first, 0), min(end - first, len(nbytes) - 1)
         nbytes[a : b + 1] += sign * buffer.nbytes
 
+    def _start(self, buffer: Buffer, moved: Mapping[Node, int]) -> int:
+        """The position at which the buffer is allocated; 0 for an input."""
+        if buffer.maker is None:
+            return 0
+        return min(moved.get(op, self.position[op]) for op in (buffer.maker, *buffer.parts))
+
     @staticmethod
     def _is_inside_kernel(buffer: Buffer, start: int, reads: Sequence[int]) -> bool:
         """Whether the kernel at position ``start`` makes the buffer and alone reads it, so it is never allocated."""
         if buffer.maker is None or buffer.maker in buffer.readers or buffer.maker.is_extern() or buffer.is_output:
+            return False
+        if buffer.parts:
             return False
         return bool(reads) and all(position == start for position in reads)
 
@@ -113,14 +126,14 @@ class KernelTimeline:
         if buffer.maker is None:
             return False
         reads = [moved.get(op, self.position[op]) for op in buffer.readers]
-        return self._is_inside_kernel(buffer, moved.get(buffer.maker, self.position[buffer.maker]), reads)
+        return self._is_inside_kernel(buffer, self._start(buffer, moved), reads)
 
     def allocated(self) -> Counter[int]:
         """The bytes allocated at each position without overwriting: a C++ function seldom overwrites its results."""
         allocated: Counter[int] = Counter()
         for buffer in self.buffers.values():
             if buffer.maker is not None and not self._is_inside(buffer, {}):
-                allocated[self.position[buffer.maker]] += buffer.nbytes
+                allocated[self._start(buffer, {})] += buffer.nbytes
         return allocated
 
     def common_positions(self, early: Sequence[Node], late: Sequence[Node]) -> list[int]:
@@ -221,7 +234,9 @@ def _is_allocated(buffer: Any) -> bool:
 
 
 def _can_be_overwritten(buffer: Any) -> bool:
-    """Whether the buffer has a storage of its own and is not an input that the caller keeps."""
+    """Whether the buffer has a storage of its own and is neither the result of a cat nor an input that is kept."""
+    if isinstance(buffer.defining_op, _torch.inductor_scheduler.NopKernelSchedulerNode):
+        return False
     layout, kept = buffer.node.get_output_spec(), V.graph.graph_inputs.keys() - buffer.scheduler.name_to_donated_buffer
     without_storage = inductor_ir.NoneLayout, inductor_ir.MultiOutputLayout, inductor_ir.MutationLayoutSHOULDREMOVE
     return not isinstance(layout, without_storage) and buffer.get_name() not in kept
@@ -232,18 +247,18 @@ def _buffers(scheduler: Any, nodes: Sequence[Node], ops: Sequence[Node]) -> dict
     inductor_memory.assign_memory_planning_info_for_scheduler_buffers(nodes, scheduler.name_to_buf)
     inputs = inductor_memory.get_freeable_input_buf(nodes, _torch.OrderedSet(V.graph.graph_inputs))
     outputs = set(V.graph.get_output_names())
-    buffers = {name: Buffer(b.mpi_buffer.size_free, is_output=name in outputs) for name, b in inputs.items()}
+    buffers = {name: Buffer(_input_nbytes(name), is_output=name in outputs) for name in inputs}
     writer = {name: op for op in ops for name in op.get_buffer_names()}
-    parts: dict[str, Node] = {}
+    parts: dict[str, list[Node]] = {}
     for op in ops:
         for b in op.get_outputs():
             name, maker = b.get_name(), op
             if isinstance(op.node, inductor_ir.MultiOutput):  # allocated by the call that made the tuple
                 maker = next((writer[d.name] for d in op.unmet_dependencies if d.name in writer), op)
             if whole := whole_of(b):
-                parts.setdefault(whole, op)  # the whole buffer has to be allocated by then
+                parts.setdefault(whole, []).append(op)
             else:
-                buffers[name] = Buffer(b.mpi_buffer.size_free, parts.get(name, maker), is_output=name in outputs)
+                buffers[name] = Buffer(b.mpi_buffer.size_free, maker, parts.get(name, []), is_output=name in outputs)
     for op in ops:
         for dependency in op.read_writes.reads | op.unmet_dependencies:
             if not isinstance(dependency, _torch.WeakDep):
@@ -253,6 +268,12 @@ def _buffers(scheduler: Any, nodes: Sequence[Node], ops: Sequence[Node]) -> dict
                 if name in buffers:
                     buffers[name].readers.add(op)
     return {name: buffer for name, buffer in buffers.items() if buffer.nbytes}
+
+
+def _input_nbytes(name: str) -> int:
+    """The bytes of an input. Inductor's own planning counts what the last of its readers reads, such as a slice."""
+    layout = V.graph.graph_inputs[name].get_layout()
+    return hint_in(V.graph, layout.storage_size()) * int(_torch.get_dtype_size(layout.dtype))
 
 
 def whole_of(buffer: Any) -> str:

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rematpass.compiler import devices
+from rematpass.compiler import _torch, devices
 from rematpass.compiler._torch import inductor_memory
 from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, launches, whole_of
 
@@ -48,7 +48,9 @@ def _continued(timeline: KernelTimeline, nodes: Sequence[Node], limit: int) -> s
     """The names of the first ops of the kernels after which the function continues."""
     allocated, continued = timeline.allocated(), set()
     nbytes = 0
-    for node, following in itertools.pairwise(nodes):
+    # The result of a cat is a node without code, which ends no function.
+    with_code = [node for node in nodes if not isinstance(node, _torch.inductor_scheduler.NopKernelSchedulerNode)]
+    for node, following in itertools.pairwise(with_code):
         position, next_position = (timeline.position.get(part.get_nodes()[0]) for part in (node, following))
         if position is None or next_position is None or node.is_extern() or following.is_extern():
             nbytes = 0

@@ -166,6 +166,17 @@ def soft_cap_backward(gradient, of_caller, hidden, weight):
     return (REALIZE(total * torch.cos(logits)) @ weight.permute(1, 0),)
 
 
+def recurrent_backward(gates, products, gradient, weight):
+    """As in a recurrent network: saved gates are only read in slices, and the gradients of steps are concatenated."""
+    found = []
+    for part in range(2):
+        of_gate, of_product = (t[:, 48 * part : 48 * (part + 1)] for t in (gates, products))
+        given = gradient[:, 48 * part : 48 * (part + 1)]
+        steps = [torch.sin(of_gate) * given, torch.cos(of_gate) * given, torch.exp(of_product) * given]
+        found.append(REALIZE(torch.tanh(torch.cat(steps, 1))) @ weight)
+    return (found[0] @ found[1].permute(1, 0), torch.cat([f.sum(0) for f in found]))
+
+
 @pytest.mark.parametrize("part", ["common_positions", "move", "__init__", "allocated"])
 def test_an_error_during_fusion_does_not_abort_training(part, monkeypatch, caplog):
     def broken(*_):
@@ -207,6 +218,7 @@ def test_the_kernel_timeline_equals_what_the_wrapper_allocates(monkeypatch):
         traced(two_loops, (64, 64), (64, 64)),
         traced(softmax_backward, (8, 60, 11), (8, 11, 60), (8, 60, 11), (8, 60, 7)),
         traced(soft_cap_backward, (64, 640), (64, 640), (64, 8), (8, 640)),
+        traced(recurrent_backward, (64, 96), (64, 96), (64, 96), (144, 7)),
     ):
         found = freed(module)
         assert timelines[-1].live.max() == found.peak.nbytes
