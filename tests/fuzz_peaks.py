@@ -47,6 +47,7 @@ from rematpass.core.frontier import least_budget, peak_allowed
 
 FRACTIONS = (1, 0.7, 0.5, 0.2, 0)
 BYTE_BUDGETS = 3
+LINE_EVERY = 50  # programs, where there is no terminal to show a bar
 ROUNDING = 1 + 1e-6  # of estimated seconds
 
 
@@ -187,15 +188,21 @@ def judge_seed(seed: int) -> Outcome:
 def fuzz(seeds: range, jobs: int, tell: Callable[[Outcome], None], console: Console) -> collections.Counter[str]:
     """The number of programs by what they break, until interrupted; ``tell`` is called with each that breaks any."""
     found: collections.Counter[str] = collections.Counter()
+    outcomes = track(_outcomes(seeds, jobs), "programs", total=len(seeds), console=console)
     try:
-        for outcome in track(_outcomes(seeds, jobs), "programs", total=len(seeds), console=console):
-            kinds = outcome.kinds or {"not valid" if outcome.invalid else "kept"}
-            found.update(kinds)
+        for count, outcome in enumerate(outcomes, 1):
+            found.update(outcome.kinds or {"not valid" if outcome.invalid else "kept"})
             if outcome.broken:
                 tell(outcome)
+            if not console.is_terminal and count % LINE_EVERY == 0:
+                console.print(f"{count} of {len(seeds)} programs: {counts(found)}", highlight=False)
     except KeyboardInterrupt:
         pass
     return found
+
+
+def counts(found: collections.Counter[str]) -> str:
+    return ", ".join(f"{kind}: {count}" for kind, count in found.most_common())
 
 
 def _outcomes(seeds: range, jobs: int) -> Iterator[Outcome]:
@@ -236,7 +243,7 @@ def main() -> int:
         console.print(smallest.text(), markup=False, highlight=False, soft_wrap=True)
 
     found = fuzz(range(given.seed, given.seed + given.programs), given.jobs, tell, console)
-    console.print(", ".join(f"{kind}: {count}" for kind, count in found.most_common()))
+    console.print(counts(found), highlight=False)
     return 0 if set(found) <= {"kept", "not valid"} else 1
 
 
