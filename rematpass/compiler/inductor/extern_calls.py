@@ -13,16 +13,24 @@ from rematpass.compiler.ops.library_calls import is_library_call
 from rematpass.compiler.ops.size_hints import hint_in
 from rematpass.compiler.ops.traits import workspace_of_call
 
+# Ops that return views, though by their schemas they do not.
+_UNDECLARED_VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias"})
 
-def is_view(graph: Any, node: Any) -> bool:
-    """Whether the results of a call that allocates its results live in the storage of an argument.
 
-    A reshape is a view by its schema, but copies where the strides demand it.
-    """
+def viewed(graph: Any, node: Any) -> str | None:
+    """The name of the argument whose storage the results of a call live in; None if the call makes new storages."""
     if node.get_mutation_names():
-        return True  # it returns the argument that it overwrites
-    if not node.get_inputs_that_alias_output():
-        return False
+        return str(node.get_mutation_names()[0])  # it returns the argument that it overwrites
+    declared = node.get_inputs_that_alias_output()
+    if not declared and _op(getattr(node, "op_overload", None)) not in _UNDECLARED_VIEWS:
+        return None
+    if not _shares_storage(graph, node):
+        return None
+    return str(declared[0] if declared else node.inputs[0].get_name())
+
+
+def _shares_storage(graph: Any, node: Any) -> bool:
+    """Whether a view by its op is one. A reshape copies where the strides demand it."""
 
     def stand_in(value: Any) -> Any:
         if not isinstance(value, inductor_ir.IRNode):

@@ -20,7 +20,7 @@ from typing import Any
 
 from rematpass.compiler import _torch, devices
 from rematpass.compiler._torch import inductor_ir
-from rematpass.compiler.inductor.extern_calls import is_view, workspace_inside
+from rematpass.compiler.inductor.extern_calls import viewed, workspace_inside
 from rematpass.compiler.ops.size_hints import hint_in
 
 # Lines that neither allocate nor free.
@@ -145,8 +145,8 @@ class WrapperMemory:
         layout = node.get_output_spec()
         if isinstance(layout, inductor_ir.MultiOutputLayout):
             results = [o for o in getattr(node, "outputs", ()) if isinstance(o, inductor_ir.MultiOutput)]
-            if is_view(self.graph, node):
-                self._hold_views(node, results)
+            if base := viewed(self.graph, node):
+                self._hold_views(base, results)
                 results = []
             for result in results:
                 self._allocate(result)
@@ -155,9 +155,9 @@ class WrapperMemory:
             self._allocate(node)
         self.timeline.append(LiveBytes(origin(node), self.live + workspace_inside(self.graph, node)))
 
-    def _hold_views(self, node: Any, views: list[Any]) -> None:
+    def _hold_views(self, base: str, views: list[Any]) -> None:
         """A storage lives as long as any view of it that a call has made."""
-        base = self._held_as((*node.get_inputs_that_alias_output(), *node.get_mutation_names())[0])
+        base = self._held_as(base)
         self.names_alive.setdefault(base, 1)  # its own; the lines that take the views out of the tuple add theirs
         for view in views:
             self.part_of[view.get_name()] = self.same_as[view.get_name()] = base
