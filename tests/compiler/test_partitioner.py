@@ -17,10 +17,11 @@ from support.programs import PROGRAMS, afresh, differences, reference, run
 from torch._dynamo.exc import BackendCompilerFailed
 
 from rematpass import BudgetInfeasible, Config, plans
-from rematpass.compiler import partitioner
+from rematpass.compiler import partitioner, planner
 from rematpass.compiler.auto_budget import auto_budget
 from rematpass.compiler.backend import remat_aot_eager
 from rematpass.compiler.partitioner import RematPartitioner
+from rematpass.compiler.planner import Planner
 from rematpass.core import frontier
 from rematpass.core.op import Origin
 from rematpass.core.schedule import Plan
@@ -118,10 +119,10 @@ def test_a_recompile_over_budget_continues_at_the_floor_and_logs_the_excess(ends
         step(torch.ones(4 * BATCH, WIDTH))
 
 
-def broken(problem, solver="ladder"):
+def broken(problem, solver, default):
     if solver == "ladder":
         raise PlanError("the planner has a bug")
-    return build(problem, solver)
+    return build(problem, solver, default)
 
 
 build = frontier.build
@@ -263,15 +264,15 @@ def test_all_that_can_change_a_plan_changes_the_cache_key(monkeypatch):
     assert len(set(keys)) == len(keys)
 
 
-def test_the_auto_budget_counts_all_calls_of_a_graph_and_the_optimizers_state(monkeypatch):
+def test_the_auto_budget_counts_all_calls_of_a_graph_and_the_optimizers_state():
     """Four blocks of 1 GiB of weights: Adam's state for all, and the gradients of the three that a plan leaves out."""
-    monkeypatch.setattr(partitioner, "free_bytes", lambda device: 64 << 30)
     b = Builder()
     b.input(1 << 30, Origin.STATIC, dtype="float32")
     budgets = []
     for calls in (1, 4):
         graph = b.build([b.op([0], 4)], [], calls=calls)
-        budgets.append(RematPartitioner(Config.read({"memory_budget": "auto"}, {}))._budget(graph).nbytes)
+        auto = Config.read({"memory_budget": "auto"}, {})
+        budgets.append(Planner(auto, True, None, torch.device("cpu"), 64 << 30).budget(graph).nbytes)
     assert budgets == [auto_budget(64 << 30, 1 << 30, None), auto_budget(61 << 30, 4 << 30, None)]
 
 
@@ -332,10 +333,10 @@ def test_a_timeout_is_handled_like_a_failure(caplog):
 
 @pytest.mark.parametrize(("budget", "solver"), [("64MiB", "recompute_all"), (0.5, None)])
 def test_running_out_of_memory_while_planning_is_handled_like_a_failure(budget, solver, monkeypatch, caplog):
-    def out_of_memory(problem, solver="ladder"):
+    def out_of_memory(problem, solver, default):
         if solver == "ladder":
             raise MemoryError
-        return build(problem, solver)
+        return build(problem, solver, default)
 
     monkeypatch.setattr(frontier, "build", out_of_memory)
     summary = train(memory_budget=budget)
@@ -344,7 +345,7 @@ def test_running_out_of_memory_while_planning_is_handled_like_a_failure(budget, 
 
 
 def test_if_recomputing_everything_fails_too_torchs_partitioner_takes_over(monkeypatch, caplog):
-    def always_broken(problem, solver="ladder"):
+    def always_broken(problem, solver, default):
         raise PlanError(f"no {solver}")
 
     monkeypatch.setattr(frontier, "build", always_broken)
@@ -369,17 +370,17 @@ def test_a_graph_that_cannot_be_captured_is_left_to_torch(monkeypatch, caplog):
 def test_the_cycle_collector_is_off_from_capture_to_the_summary(monkeypatch):
     seen = []
 
-    def watched(name):
-        original = getattr(partitioner, name)
+    def watched(module, name):
+        original = getattr(module, name)
 
         def wrapper(*args, **kwargs):
             seen.append((name, gc.isenabled()))
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(partitioner, name, wrapper)
+        monkeypatch.setattr(module, name, wrapper)
 
-    watched("capture")
-    watched("summarize")
+    watched(partitioner, "capture")
+    watched(planner, "summarize")
     assert gc.isenabled()
     train(memory_budget=0.5)
     assert (seen, gc.isenabled()) == ([("capture", False), ("summarize", False)], True)

@@ -20,6 +20,7 @@ import torch
 from rematpass.compiler import devices
 from rematpass.compiler._torch import functorch_config
 from rematpass.compiler.backend import remat
+from rematpass.compiler.default_partition import SOLVER as TORCH
 from rematpass.compiler.planned import Record, listening, plans
 from rematpass.core.frontier import least_budget
 from rematpass.errors import BudgetInfeasible, MeasureError, cause_of
@@ -122,7 +123,12 @@ def _stop_at(is_known: Callable[[str], bool]) -> Callable[[Record], None]:
 
 
 def _emitted_hash(plan: Summary) -> str:
-    """The plan's hash, and whether it has no limit: Inductor may then fuse more (``scheduler_pass.config_patches``)."""
+    """The plan's hash, and what Inductor's code depends on besides the plan.
+
+    It orders and fuses torch's own choice by itself, and may fuse more without a limit (``scheduler_pass``).
+    """
+    if plan.solver == TORCH:
+        return f"{plan.plan_hash}, torch's own"
     return plan.plan_hash if plan.budget_nbytes is not None else f"{plan.plan_hash}, no limit"
 
 
