@@ -6,17 +6,20 @@ runs first (``returned_first``), and mutations run last, after every op that rea
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 from rematpass.core.op import Kind, Op, Origin, Value
 
+# A product that is read only to be cast, scaled or summed into what is returned is as good as returned itself.
+_PASS_ON = frozenset({Kind.POINTWISE, Kind.COPY, Kind.REDUCTION})
 
-def backward_order(ops: Sequence[Op], values: Sequence[Value], returned: Container[int]) -> tuple[Op, ...]:
+
+def backward_order(ops: Sequence[Op], values: Sequence[Value], returned: frozenset[int]) -> tuple[Op, ...]:
     """``ops`` of backward in the order in which they run. ``returned``: the ids of backward's outputs."""
     return tuple(sorted(returned_first(ops, values, returned), key=lambda op: op.kind is Kind.MUTATION))
 
 
-def returned_first(ops: Sequence[Op], values: Sequence[Value], returned: Container[int]) -> list[Op]:
+def returned_first(ops: Sequence[Op], values: Sequence[Value], returned: frozenset[int]) -> list[Op]:
     """``ops``, but of two products of one gradient, the one whose result backward does not read again runs first.
 
     That result lives to the end of backward in either order, and an argument that only this product reads is freed one
@@ -27,7 +30,8 @@ def returned_first(ops: Sequence[Op], values: Sequence[Value], returned: Contain
 
     Autograd computes the gradient of the argument first for ``addmm``, and last for a ``linear`` without a bias.
     """
-    read_again = {v for op in ops if not op.writes or any(w not in returned for w in op.writes) for v in op.reads}
+    passes_on = {op.id for op in ops if op.writes and op.kind in _PASS_ON and returned.issuperset(op.writes)}
+    read_again = {v for op in ops if op.id not in passes_on for v in op.reads}
     order: list[Op] = []
     latest = -1  # position of the latest product whose result backward reads again
     for op in ops:

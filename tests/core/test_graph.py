@@ -286,6 +286,20 @@ def test_of_two_products_of_a_gradient_the_returned_one_runs_first(fields, order
     assert [op.name for op in graph.backward_ops] == order
 
 
+@pytest.mark.parametrize(("kind", "first"), [(Kind.SCATTER, "grad_w"), (Kind.POINTWISE, "grad_x")])
+def test_a_product_that_is_scattered_into_a_gradient_is_read_again_and_one_that_is_cast_is_not(kind, first):
+    """As the gradient of an embedding's result: it is freed when it is scattered, unlike what is returned."""
+    b = Builder()
+    below = b.op([b.input(5)], 11, name="below")
+    weight = b.input(7, Origin.STATIC)
+    out = b.op([below, weight], 7, name="out")
+    tangent = b.input(7, Origin.TANGENT)
+    grad_x = b.op([tangent, weight], 11, name="grad_x")
+    grad_w = b.op([tangent, below], 7, name="grad_w")
+    graph = b.build([out], [grad_w, b.op([grad_x], 5, kind=kind, name="end")])
+    assert graph.backward_ops[0].name == first
+
+
 @given(joint_graphs())
 def test_backward_ops_keep_dependencies_and_the_order_of_effects(graph):
     own = graph.backward_ops
