@@ -120,6 +120,7 @@ first four files, and the directories that its directory may use: ``report`` use
         realize_op.py             an op that makes Inductor write its argument to memory
         buffer_liveness.py        the bytes alive while Inductor's ops run in our order
         fusion_gate.py            Inductor merges kernels only where that does not raise the peak
+        kernel_batches.py         C++ functions compiled several at a time
         scheduler_pass.py         Inductor runs ops in our order
         extern_calls.py           the bytes inside of library calls, and the views that they return
         wrapper_memory.py         the bytes alive, line by line of Inductor's wrapper

@@ -57,6 +57,7 @@ from torch._inductor import lowering as inductor_lowering
 from torch._inductor import memory as inductor_memory
 from torch._inductor import metrics as inductor_metrics
 from torch._inductor import scheduler as inductor_scheduler
+from torch._inductor.codecache import CppPythonBindingsCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.dependencies import StarDep, WeakDep
@@ -104,6 +105,7 @@ __all__ = [
     "BackendCompilerFailed",
     "BackwardState",
     "CompileContext",
+    "CppPythonBindingsCodeCache",
     "CustomGraphPass",
     "CustomPartitionerFn",
     "FakeTensorMode",
@@ -125,6 +127,7 @@ __all__ = [
     "check_version",
     "cleanup_recompute_tags",
     "compile_fx",
+    "compile_threads",
     "default_partition",
     "device_of_random_state",
     "dynamo_counters",
@@ -193,6 +196,14 @@ SchedulerPass = getattr(_custom_graph_pass, "CustomSchedulerPass", CustomGraphPa
 def is_impure(node: fx.Node) -> bool:
     """Whether the call has an effect besides its results; drawing random numbers does not count."""
     return node.is_impure(impure_random=False)
+
+
+def compile_threads() -> int:
+    """How many kernels Inductor compiles at a time."""
+    # Only generated modules ask, which have loaded this module; loading it starts Inductor's worker processes.
+    from torch._inductor.async_compile import get_compile_threads
+
+    return max(1, get_compile_threads())
 
 
 def lays_channels_last(module: fx.GraphModule) -> bool:

@@ -47,6 +47,7 @@ from rematpass.compiler import _torch
 from rematpass.compiler._torch import V, inductor_ir, inductor_memory
 from rematpass.compiler.inductor.buffer_liveness import KernelTimeline, Node, predecessors
 from rematpass.compiler.inductor.fusion_gate import Gate, give_up, guard_fusion
+from rematpass.compiler.inductor.kernel_batches import batch_kernels
 from rematpass.compiler.source_hash import sources_hash
 
 _MARK = "rematpass_follow_plan"  # in the meta of the output node, which survives copies of a graph
@@ -104,6 +105,7 @@ class KeepOrder(_torch.SchedulerPass):  # type: ignore[misc]
         guard_fusion(scheduler, Gate(KernelTimeline(scheduler, nodes, self.split), self.strict), self.split)
         if self.split:
             _forbid_reuse(V.graph.wrapper_code)
+        batch_kernels(V.graph.wrapper_code)
         return nodes
 
     def uuid(self) -> bytes:
