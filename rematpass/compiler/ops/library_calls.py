@@ -47,7 +47,7 @@ def is_library_call(node: fx.Node, *, fuse: bool = True) -> bool:
     if not fuse:
         return kind in _MAY_TAKE_WORKSPACE
     if target not in inductor_lowering.lowerings:
-        return True
+        return target not in _torch.inductor_driver.select_decomp_table()  # a later pass decomposes it
     either = kind in _EITHER or (kind is Kind.REDUCTION and torch.Tag.reduction not in target.tags)
     if not either and target not in inductor_lowering.fallbacks:
         return False
