@@ -75,7 +75,7 @@ class TensorSpec:
         if has_floats and fill and not draw and len(self.sizes) > 1 and 0 not in self.strides:
             made.diagonal(dim1=-2, dim2=-1).fill_(1)
         made = torch.conj(made) if self.conjugated else made
-        return torch._neg_view(made) if self.negated else made
+        return torch.ops.aten._neg_view.default(made) if self.negated else made
 
 
 @dataclass(frozen=True)
