@@ -94,6 +94,43 @@ def test_options_and_mode_reach_inductor():
     assert (True, False) in seen
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_modes_with_cuda_graphs_train_the_same_plan_on_a_cpu(mode):
+    def planned(**keywords):
+        with torch._inductor.config.patch(force_disable_caches=True):
+            gradients = train("remat", **keywords)
+        (plan,) = plans(clear=True)
+        torch._dynamo.reset()
+        return gradients, plan
+
+    expected = train("eager")
+    torch._dynamo.reset()
+    gradients, plan = planned(mode=mode)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert plan.plan_hash == planned()[1].plan_hash
+    assert not torch._inductor.config.triton.cudagraphs  # the mode's settings end with the compilation
+
+
+def test_a_graph_with_a_bag_of_a_view_may_be_retained():
+    """As with Inductor alone: what backward reads is not given away to it if the caller keeps the graph."""
+
+    def forward(weight):
+        rows = torch.nn.functional.embedding_bag(torch.tensor([1, 2, 4, 3]), weight.view(10, 8), torch.tensor([0, 2]))
+        return rows.view(-1, 4).sin()
+
+    def gradients(step):
+        weight = torch.linspace(-1, 1, 80).requires_grad_()
+        loss = step(weight).sum()
+        return [*torch.autograd.grad(loss, weight, retain_graph=True), *torch.autograd.grad(loss, weight)]
+
+    expected = gradients(forward)
+    seen = gradients(torch.compile(forward, backend="remat", options={"memory_budget": 0, "strict": 1}))
+    assert plans()
+    for mine, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_torchs_own_budget_has_no_effect_and_a_warning_says_so(caplog):
     with torch._functorch.config.patch(activation_memory_budget=0.5):
         train("remat")

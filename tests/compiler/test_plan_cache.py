@@ -94,6 +94,40 @@ def test_a_second_process_hits_and_still_logs_the_plan(tmp_path):
     assert two["planned"] in (0, 1)
 
 
+ARTIFACTS = """
+import sys
+import torch
+from torch._dynamo.utils import counters
+
+path, rows, dynamic = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "dynamic"
+if sys.argv[4] == "load":
+    assert torch.compiler.load_cache_artifacts(open(path, "rb").read()) is not None
+step = torch.compile(lambda x, y: x.sin() @ y, backend="remat", dynamic=dynamic, options={"memory_budget": 0.5})
+x, y = torch.ones(rows, 16, requires_grad=True), torch.ones(16, 5, requires_grad=True)
+step(x, y).sum().backward()
+if sys.argv[4] == "save":
+    open(path, "wb").write(torch.compiler.save_cache_artifacts()[0])
+print(counters["aot_autograd"]["autograd_cache_hit"], counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "rows"), [("static", 8), ("dynamic", 8), ("dynamic", 11)])
+def test_artifacts_of_one_process_hit_in_another(tmp_path, sizes, rows):
+    """With symbolic sizes, at other sizes too."""
+
+    def hits(rows, what):
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("REMAT_")}
+        environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / what)
+        command = [sys.executable, "-c", ARTIFACTS, str(tmp_path / "artifacts"), str(rows), sizes, what]
+        done = subprocess.run(command, capture_output=True, text=True, env=environ)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.split()
+
+    assert hits(8, "save") == ["0", "0"]
+    assert hits(rows, "load") == ["1", "2"]
+
+
 class Compiled:
     """Dynamo's graph of ``x.sin() * scale``, and its inputs."""
 
