@@ -123,7 +123,7 @@ class Planner:
         if budget.kind is BudgetKind.BYTES and not budget.is_unlimited:
             planned.shared_budget_warning.check(budget)
         device = problem.graph.device
-        selection = frontier.select(ladder, budget, device, candidates.of)
+        selection = frontier.select(ladder, budget, device, candidates.fitting)
         if selection.fits:
             return selection
         lowest = selection.candidate

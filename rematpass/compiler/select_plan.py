@@ -6,6 +6,7 @@ the dry run fails, the simulated peak stands.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rematpass.compiler.default_partition import DefaultPartition, Modules
 from rematpass.compiler.emit import emit, step_facts
 from rematpass.compiler.graph_passes.pipeline import rewrite_step
 from rematpass.compiler.inductor.dry_run import StepDryRun, dry_run_step
-from rematpass.core.frontier import Default
+from rematpass.core.frontier import FITS_NO_BUDGET, Default
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.verify import verify
 
@@ -60,6 +61,19 @@ class Candidates:
         if key not in self._made:
             self._made[key] = self._make(rung)
         return self._made[key]
+
+    def fitting(self, rung: Rung) -> Candidate:
+        """The candidate of ``rung``; if it is torch's own choice and has no exact peak, with one that fits no budget.
+
+        The simulator does not know Inductor's own order, and where the dry run fails, its compilation may fail too.
+
+        Raises:
+            PlanError: the judge rejects its plan.
+        """
+        found = self.of(rung)
+        if self.default is not None and rung is self.default[0].rung and not found.exact:
+            return dataclasses.replace(found, peak=FITS_NO_BUDGET)
+        return found
 
     def _modules(self, rung: Rung) -> Modules:
         if self.default is not None and rung is self.default[0].rung:

@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -33,6 +34,7 @@ from rematpass.core.solve.ladder import SOLVERS, Rung
 from rematpass.core.solve.local_search.refine import pareto
 from rematpass.core.solve.problem import Problem
 
+FITS_NO_BUDGET = sys.maxsize  # the peak, in bytes, of a candidate that must not be taken under a limit
 _MOST_PROBES = 4  # rungs asked, before the floor and the default
 _MOST_IN_DOUBT = 8  # rungs asked if not even the floor is as low as simulated
 _WORTH_A_PROBE = 0.99  # a faster rung is asked for if it takes at most this part of the seconds of the one at hand
@@ -278,7 +280,9 @@ class _Search(Generic[C]):
     @property
     def ceiling(self) -> int:
         """The default's peak, if it was asked; else the ladder's ceiling, in bytes."""
-        return self.ladder.ceiling if self.default is None else self.default.peak
+        if self.default is None or self.default.peak == FITS_NO_BUDGET:
+            return self.ladder.ceiling
+        return self.default.peak
 
 
 @contextlib.contextmanager

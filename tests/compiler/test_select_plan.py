@@ -9,7 +9,7 @@ import pytest
 from rematpass.budget import Budget, BudgetKind
 from rematpass.compiler import select_plan
 from rematpass.compiler.select_plan import Candidates
-from rematpass.core.frontier import Ladder, least_budget, select
+from rematpass.core.frontier import Default, Ladder, least_budget, select
 from rematpass.core.schedule import Plan
 from rematpass.core.simulate import Timeline
 from rematpass.core.solve.ladder import Rung
@@ -127,3 +127,15 @@ def test_if_the_dry_run_fails_the_simulated_peak_stands(monkeypatch, caplog):
         candidate = under(85, ladder(100, 80), Candidates(captured(), fuse=True)).candidate
     assert (candidate.peak, candidate.exact) == (80, False)
     assert "the dry run failed (ValueError: no such lowering); the simulated peak stands" in caplog.text
+
+
+def test_torchs_own_choice_fits_no_budget_if_its_dry_run_fails(monkeypatch):
+    known = ladder(100, 80)
+    own = Rung(Plan("torch", (), (), ()), Timeline((), 0, (90,), (), 0.0, 0.0, (0,)))
+    with_default = dataclasses.replace(known, default=Default(own, 70))
+    monkeypatch.setattr(Candidates, "_dry_run", lambda self, modules: Found(int(modules[0][1:])) if modules else None)
+    found = Candidates(captured(), fuse=True, default=(with_default.default, SimpleNamespace(modules=())))
+    budget = Budget(BudgetKind.BYTES, nbytes=least_budget(95, "cpu"))
+    selection = select(with_default, budget, "cpu", found.fitting)
+    assert (selection.candidate.peak, selection.ceiling) == (80, 90)
+    assert found.of(own).peak == 90  # without a limit there is no need to know

@@ -70,7 +70,14 @@ class Looker:
     def choose(self, budget: float | int) -> Choice:
         """What the backend would compile under ``budget``."""
         asked = Budget(fraction=budget) if budget <= 1 else Budget(BudgetKind.BYTES, nbytes=int(budget))
-        options = {"memory_budget": asked, "strict": True, "hold_outputs": self.hold, "calls": 1}
+        # Torch's own choice is not taken where it repeats decisions, unless that is allowed.
+        options = {
+            "memory_budget": asked,
+            "strict": True,
+            "hold_outputs": self.hold,
+            "calls": 1,
+            "save_decisions": False,
+        }
         config = Config.read(options, environ={})
         partitioner = RematPartitioner(config, device=torch.device("cpu"))
         try:
