@@ -54,7 +54,7 @@ def test_a_hundred_programs_contain_every_kind_of_statement():
 
 
 def let_dropout_run_again(monkeypatch):
-    """Inject a bug: dropout may be recomputed."""
+    """Inject a bug: dropout may be recomputed, from whatever random state."""
     right = traits.traits_of
     monkeypatch.setattr(
         "rematpass.compiler.capture.graph_reader.traits_of",
@@ -64,6 +64,7 @@ def let_dropout_run_again(monkeypatch):
             else right(node, **more)
         ),
     )
+    monkeypatch.setattr("rematpass.compiler.emit.needs_random_state", lambda node: False)
 
 
 def test_a_bug_is_found_and_shrunk_to_the_statements_it_needs(monkeypatch):

@@ -3,9 +3,10 @@
 The modules are handed out untouched: no pass of this backend runs over them, and Inductor runs them in its own order
 (``scheduler_pass.follow_plan``). So a model whose default is taken compiles and runs as under plain ``torch.compile``.
 
-The default is taken only if its saved values make a plan that the judge accepts. This excludes what torch's partitioner
-gets wrong, such as reading an input in backward that forward has overwritten, and what users' marks and options of
-this backend forbid (``save_decisions``). Torch's partitioner is then asked again, with marks on what must be saved.
+The default is taken only if its saved values make a plan that the judge accepts, no effect is missing, and nothing runs
+again from another random state. This excludes what torch's partitioner gets wrong, such as reading an input in backward
+that forward has overwritten, and what users' marks and options forbid (``save_decisions``). Torch's partitioner is then
+asked again, with marks on what must be saved.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from rematpass.compiler import _torch
 from rematpass.compiler.capture.functional import not_functional
 from rematpass.compiler.capture.joint_graph import Captured
 from rematpass.compiler.ops.copy_module import copy_module
+from rematpass.compiler.ops.kinds import needs_random_state
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.core.frontier import Default
-from rematpass.core.op import Origin
+from rematpass.core.op import Kind, Origin
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
 from rematpass.core.verify import verify
+from rematpass.errors import PlanError
 
 log = logging.getLogger("rematpass")
 
+_EFFECTS = frozenset({Kind.MUTATION, Kind.EFFECT, Kind.COLLECTIVE})
 SOLVER = "torch"  # as the solver of the plan, in log lines and reports
 
 Modules = tuple[fx.GraphModule, fx.GraphModule]  # forward and backward
@@ -66,6 +70,7 @@ class DefaultPartition:
     modules: Modules
     saved: frozenset[int]
     saved_nbytes: int
+    stateful: frozenset[int]  # ops that start from a random state, which torch's modules do not restore
 
     def as_rung(self, problem: Problem) -> Default:
         """The default as a rung of the ladder.
@@ -76,6 +81,8 @@ class DefaultPartition:
         graph = problem.graph
         plan = schedule_late(graph, self.saved, SOLVER)
         verify(graph, plan)
+        if again := next((run.op for run in plan.recomputed() if run.op in self.stateful), None):
+            raise PlanError(f"op {again} ({graph.ops[again].name}) runs again from another random state")
         of_others = int(graph.nbytes_of_others[list(plan.saved)].sum())
         return Default(Rung(plan, problem.timeline(plan)), self.saved_nbytes + of_others)
 
@@ -111,7 +118,13 @@ def _read(captured: Captured, modules: Modules) -> DefaultPartition:
 
     Raises:
         KeyError: it hands over a node that ``captured`` does not have.
+        PlanError: an op with an effect is missing. Torch's partitioner drops what backward overwrites in ops without
+            its tag, such as those of an ``autograd.Function``.
     """
+    kept = {node.name for module in modules for node in module.graph.nodes}
+    for op, node in zip(captured.graph.ops, captured.op_node, strict=True):
+        if op.kind in _EFFECTS and node.name not in kept:
+            raise PlanError(f"op {op.id} ({op.name}) has an effect, and torch's partitioner drops it")
     nodes = {node.name: node for node in captured.module.graph.nodes}
     handed_over = modules[0].graph.find_nodes(op="output")[0].args[0][len(captured.fwd_outputs) :]
     values = {n: captured.node_values[nodes[n.name]] for n in handed_over if isinstance(n, fx.Node)}
@@ -122,7 +135,8 @@ def _read(captured: Captured, modules: Modules) -> DefaultPartition:
                 most = captured.graph.values[v].nbytes
                 nbytes[v] = max(nbytes.get(v, 0), min(most, _own_nbytes(node, most)))
     saved = frozenset(v for of_node in values.values() for v in of_node)
-    return DefaultPartition(modules, saved, sum(nbytes.values()))
+    stateful = frozenset(i for i, node in enumerate(captured.op_node) if needs_random_state(node))
+    return DefaultPartition(modules, saved, sum(nbytes.values()), stateful)
 
 
 def _own_nbytes(node: fx.Node, otherwise: int) -> int:

@@ -28,7 +28,7 @@ def test_free_bytes_are_rounded_down(monkeypatch):
 
 
 def test_auto_plans_for_the_free_bytes(monkeypatch):
-    monkeypatch.setattr("rematpass.compiler.partitioner.free_bytes", lambda device: GIB)
+    monkeypatch.setattr("rematpass.compiler.planner.free_bytes", lambda device: GIB)
     layer = torch.nn.Linear(3, 5)
     options = {"memory_budget": "auto", "auto_reserve": "512MiB", "strict": 1}
     torch._dynamo.reset()
