@@ -27,7 +27,9 @@ from rematpass.compiler.ops.copy_module import copy_module
 from rematpass.compiler.ops.kinds import needs_random_state
 from rematpass.compiler.ops.size_hints import hint
 from rematpass.core.frontier import Default
+from rematpass.core.graph import JointGraph
 from rematpass.core.op import Kind, Origin
+from rematpass.core.schedule import Plan
 from rematpass.core.solve.ladder import Rung
 from rematpass.core.solve.problem import Problem
 from rematpass.core.solve.schedule_late import schedule_late
@@ -72,18 +74,22 @@ class DefaultPartition:
     saved_nbytes: int
     stateful: frozenset[int]  # ops that start from a random state, which torch's modules do not restore
 
-    def as_rung(self, problem: Problem) -> Default:
-        """The default as a rung of the ladder.
+    def plan(self, graph: JointGraph) -> Plan:
+        """The plan of these saved values.
 
         Raises:
-            PlanError: the judge rejects it.
+            PlanError: the judge rejects it, or an op runs again from another random state.
         """
-        graph = problem.graph
         plan = schedule_late(graph, self.saved, SOLVER)
         verify(graph, plan)
-        if again := next((run.op for run in plan.recomputed() if run.op in self.stateful), None):
+        again = next((run.op for run in plan.recomputed() if run.op in self.stateful), None)
+        if again is not None:
             raise PlanError(f"op {again} ({graph.ops[again].name}) runs again from another random state")
-        of_others = int(graph.nbytes_of_others[list(plan.saved)].sum())
+        return plan
+
+    def rung(self, problem: Problem, plan: Plan) -> Default:
+        """The default as a rung of the ladder; ``plan``: its plan."""
+        of_others = int(problem.graph.nbytes_of_others[list(plan.saved)].sum())
         return Default(Rung(plan, problem.timeline(plan)), self.saved_nbytes + of_others)
 
 
@@ -105,7 +111,7 @@ def default_partitions(captured: Captured, joint: Joint) -> Iterator[DefaultPart
 def _constrained(captured: Captured) -> fx.GraphModule:
     """A copy of the captured module in which results of ops that must not run twice are marked as saved."""
     module, graph = copy_module(captured.module), captured.graph
-    marked = {v for op in graph.runs_once if op in graph.forward_ops for v in graph.ops[op].writes}
+    marked = graph.made_in_forward.intersection(v for op in graph.runs_once for v in graph.ops[op].writes)
     names = {node.name for v in marked if (node := captured.value_node[v]) is not None}
     for node in module.graph.nodes:
         if node.name in names:

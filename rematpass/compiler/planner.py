@@ -31,9 +31,10 @@ from rematpass.compiler.select_plan import Candidate, Candidates
 from rematpass.config import Config
 from rematpass.core import frontier, hardware
 from rematpass.core.cost import estimate
-from rematpass.core.frontier import Default, Ladder, Selection
+from rematpass.core.frontier import Ladder, Selection
 from rematpass.core.graph import JointGraph
 from rematpass.core.op import Origin
+from rematpass.core.schedule import Plan
 from rematpass.core.solve.bound import least_seconds
 from rematpass.core.solve.problem import Problem
 from rematpass.errors import BudgetInfeasible, PlanError
@@ -72,24 +73,35 @@ class Planner:
         start = time.perf_counter()
         graph = captured.graph
         budget, of_region = self.budget(graph), region_budget(captured)
-        problem = self.problem(graph)
         defaults = iter(defaults)
         first = next(defaults, None)
         by_torch = first.saved if first else None
-        default, rung = None, None
+        accepted = None
         if first is not None and self.fuse and solver == "ladder":
-            default, rung = _accepted(itertools.chain([first], defaults), problem)
-        if default is not None and rung is not None and budget.is_unlimited and of_region in (None, 1):
-            later = _Later(self, captured, rung, default)
-            return default.modules, Record(problem, rung.rung, self._hardware(graph).name, later.decide, by_torch)
-        candidates = Candidates(captured, fuse=self.fuse, default=(rung, default) if rung and default else None)
+            accepted = _accepted(itertools.chain([first], defaults), graph)
+        if accepted is not None and budget.is_unlimited and of_region in (None, 1):
+            default, plan = accepted
+            later, problem = _Later(self, captured, default, plan), self.problem(graph)
+            rung = default.rung(problem, plan).rung
+            return default.modules, Record(problem, rung, self._hardware(graph).name, later.decide, by_torch)
         problem = self.problem(graph, captured=None if fallback else captured, has_deadline=not fallback)
-        ladder = frontier.build(problem, solver, rung)
+        candidates, ladder = self.ladder(problem, captured, solver, accepted)
         budget = within_region(budget, of_region, ladder, graph.device)
         selection = self._select(problem, ladder, candidates, budget)
         decision = self.decision(problem, selection, ladder, candidates, budget, start, fallback)
         chosen = selection.candidate
         return chosen.modules, Record(problem, chosen.rung, self._hardware(graph).name, lambda: decision, by_torch)
+
+    def ladder(
+        self, problem: Problem, captured: Captured, solver: str, accepted: tuple[DefaultPartition, Plan] | None
+    ) -> tuple[Candidates, Ladder]:
+        """The ladder, with torch's own choice if it is ``accepted``, and the candidates of its rungs."""
+        default = None
+        if accepted is not None:
+            partition, plan = accepted
+            default = partition.rung(problem, plan), partition
+        candidates = Candidates(captured, fuse=self.fuse, default=default)
+        return candidates, frontier.build(problem, solver, default[0] if default else None)
 
     def budget(self, graph: JointGraph) -> Budget:
         """The budget, with "auto" resolved to bytes."""
@@ -168,16 +180,14 @@ class Planner:
         return Decision(ladder, summary)
 
 
-def _accepted(
-    defaults: Iterable[DefaultPartition], problem: Problem
-) -> tuple[DefaultPartition, Default] | tuple[None, None]:
-    """The first partition that is a valid plan, with its rung."""
+def _accepted(defaults: Iterable[DefaultPartition], graph: JointGraph) -> tuple[DefaultPartition, Plan] | None:
+    """The first partition that is a valid plan, with the plan."""
     for default in defaults:
         try:
-            return default, default.as_rung(problem)
+            return default, default.plan(graph)
         except PlanError as error:
             log.debug("torch's own choice is not taken: %s", error)
-    return None, None
+    return None
 
 
 class _Later:
@@ -187,19 +197,18 @@ class _Later:
     kept as they are now.
     """
 
-    def __init__(self, planner: Planner, captured: Captured, rung: Default, default: DefaultPartition) -> None:
-        self.planner, self.captured, self.rung = planner, captured, rung
+    def __init__(self, planner: Planner, captured: Captured, default: DefaultPartition, plan: Plan) -> None:
+        self.planner, self.captured, self.plan = planner, captured, plan
         fwd, bwd = map(copy_module, default.modules)
-        kept = dataclasses.replace(default, modules=(fwd, bwd))
-        self.candidates = Candidates(captured, fuse=planner.fuse, default=(rung, kept))
-        self._settings = _torch.inductor_config.get_config_copy() if planner.fuse else {}
+        self.default = dataclasses.replace(default, modules=(fwd, bwd))
+        self._settings = _torch.inductor_config.get_config_copy()
 
     def decide(self) -> Decision:
         start = time.perf_counter()
         planner = self.planner
         problem = planner.problem(self.captured.graph, self.captured, has_deadline=True)
-        ladder = frontier.build(problem, planner.config.solver, self.rung)
-        budget = planner.config.memory_budget
+        solver, budget = planner.config.solver, planner.config.memory_budget
+        candidates, ladder = planner.ladder(problem, self.captured, solver, (self.default, self.plan))
         with _torch.inductor_config.patch(self._settings):
-            selection = frontier.select(ladder, budget, problem.graph.device, self.candidates.of)
-        return planner.decision(problem, selection, ladder, self.candidates, budget, start)
+            selection = frontier.select(ladder, budget, problem.graph.device, candidates.of)
+        return planner.decision(problem, selection, ladder, candidates, budget, start)

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -11,9 +12,11 @@ from torch._inductor.utils import run_fw_bw_and_get_code
 from rematpass import plans
 from rematpass.compiler import planned
 from rematpass.compiler.backend import remat_aot_eager
+from rematpass.compiler.default_partition import DefaultPartition
 from rematpass.compiler.plan_only import plan_only
 from rematpass.compiler.planned import records
 from rematpass.config import Config
+from rematpass.errors import PlanError
 from rematpass.lab.measure.memory_and_time import measure_memory
 
 afresh = pytest.fixture(autouse=True)(afresh)
@@ -141,3 +144,13 @@ def test_what_torch_gets_wrong_is_marked_and_its_choice_is_asked_for_again(model
     expected(b).backward()
     torch.testing.assert_close(a.grad, b.grad)
     assert [plan.solver for plan in plans()] == ["torch"]
+
+
+def test_an_op_that_would_draw_anew_is_refused_whichever_op_it_is():
+    [record] = plan_only(*layer(), Config())
+    graph = record.graph
+    everything_again = DefaultPartition((None, None), frozenset(), 0, frozenset())
+    first = min(run.op for run in everything_again.plan(graph).recomputed())
+    assert first == 0
+    with pytest.raises(PlanError, match=r"op 0 \(.*\) runs again from another random state"):
+        dataclasses.replace(everything_again, stateful=frozenset({first})).plan(graph)
