@@ -88,7 +88,7 @@ class Summary:
         """Of the saved bytes, those that no plan recomputes, if they are more than a hundredth of the peak."""
         if self.budget_nbytes is None:
             return ""
-        parts = [f"{format_bytes(n)}: {why}" for why, n in self.kept if n > 0.01 * self.planned_peak]
+        parts = _much(self.kept, self.planned_peak)
         return f" (forbidden to recompute: {'; '.join(parts)})" if parts else ""
 
     def _above_bound(self) -> str:
@@ -177,6 +177,11 @@ def _kept(graph: JointGraph, rung: Rung) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def _much(kept: Iterable[tuple[str, int]], peak: int) -> list[str]:
+    """The bytes and reasons of ``kept`` that take more than a hundredth of ``peak``."""
+    return [f"{format_bytes(nbytes)}: {why}" for why, nbytes in kept if nbytes > 0.01 * peak]
+
+
 def _why_kept(graph: JointGraph, value: int, saved: frozenset[int]) -> str:
     """Why the value cannot be recomputed from the other saved values; "" if it can."""
     seen, todo = {value}, [value]
@@ -242,8 +247,7 @@ def _saved_by_others(graph: JointGraph, timeline: Timeline) -> str:
 
 def _forbidden(graph: JointGraph, lowest: Rung, floor: int) -> str:
     """What is saved because it must not run again, and which option allows it, if that takes much of the peak."""
-    much = [(why, nbytes) for why, nbytes in _kept(graph, lowest) if nbytes > 0.01 * floor]
-    return "".join(f"Saved, and forbidden to recompute: {format_bytes(nbytes)}: {why}.\n" for why, nbytes in much)
+    return "".join(f"Saved, and forbidden to recompute: {part}.\n" for part in _much(_kept(graph, lowest), floor))
 
 
 def _if_dropped(timeline: Timeline) -> str:

@@ -61,10 +61,7 @@ def _has_complex_numbers(node: fx.Node) -> bool:
 
 def _lowers_to_a_call(node: fx.Node, *, default: bool) -> bool:
     """Whether Inductor's lowering of this call hands it to torch; ``default`` if that cannot be found out."""
-    try:
-        call = sample_call_of(node)
-    except (RuntimeError, NotImplementedError):  # an argument has no strides: a sparse tensor
-        return default
+    call = sample_call_of(node)
     if call is None:
         return default
     key = (call.key, str(call.device))

@@ -135,7 +135,7 @@ class SampleCall:
 def sample_call_of(
     node: fx.Node, laid_out: Sequence[tuple[Sequence[int], Sequence[int]]] = (), *, channels_last: bool = False
 ) -> SampleCall | None:
-    """The call that a node makes; None if it does not call an op.
+    """The call that a node makes; None if it does not call an op, or if an argument has no strides (a sparse tensor).
 
     ``laid_out``: sizes and strides of the tensor arguments in order, where Inductor lays them out differently from the
     node; each applies to the next argument of the same sizes. ``channels_last``: whether a convolution's images and
@@ -160,5 +160,8 @@ def sample_call_of(
             del left[: found + 1]
         return TensorSpec(sizes, strides, value.dtype, value.device, value.is_conj(), value.is_neg())
 
-    args, kwargs = pytree.tree_map(spec_of, (arguments, node.kwargs))
+    try:
+        args, kwargs = pytree.tree_map(spec_of, (arguments, node.kwargs))
+    except RuntimeError:  # torch raises it, or its subclass NotImplementedError, for strides that do not exist
+        return None
     return SampleCall(target, args, kwargs)
